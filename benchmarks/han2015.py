@@ -1,0 +1,247 @@
+"""Learning weights and connections (Han et al. 2015, 1506.02626) on MNIST: how far can LeNets be pruned before they err more?
+
+    SECATEURS_DATA=... python benchmarks/han2015.py            # about an hour on two cores; goes on where it was stopped
+    SECATEURS_DATA=... python benchmarks/han2015.py --report   # only the table and the plot, from what is there
+
+Each network is trained, then pruned by magnitude in rounds with retraining. Beside it: the same rounds with random scores, the
+naive cut without retraining, and dense networks of the same number of parameters, trained for as many epochs. Learning rates and
+epochs were chosen on the 5,000 validation images with another seed (100); each point of the table is measured once on the test images.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import secateurs as sc
+from secateurs.models import lenet_5, lenet_300_100
+from secateurs.report import environment
+from secateurs.tasks import mnist
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2)
+FACTORS = (2, 4, 8, 12, 16, 24, 36, 50, 75, 100, 150, 200)
+RANDOM_FACTORS = (2, 4, 8, 12, 24, 50, 100)
+SMALL_FACTORS = (4, 12, 36, 100)
+
+Points = dict[str, float]
+"""Compression factor → test error in per cent."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: found on validation images, with a seed that is not reported."""
+
+    title: str
+    make: Callable[[], nn.Module]
+    small: Callable[[float], nn.Module]
+    dense_epochs: int
+    round_epochs: int
+    lr: float
+    amp: torch.dtype | None
+    paper: tuple[float, float]
+
+
+def small_lenet_300_100(scale: float) -> nn.Module:
+    """LeNet-300-100 with its hidden layers scaled."""
+    a, b = max(1, round(300 * scale)), max(1, round(100 * scale))
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 10))
+
+
+def small_lenet_5(scale: float) -> nn.Module:
+    """LeNet-5 with its hidden channels and neurons scaled."""
+    a, b, c = (max(1, round(width * scale)) for width in (20, 50, 500))
+    features = (nn.Conv2d(1, a, 5), nn.MaxPool2d(2), nn.Conv2d(a, b, 5), nn.MaxPool2d(2), nn.Flatten())
+    return nn.Sequential(*features, nn.Linear(16 * b, c), nn.ReLU(), nn.Linear(c, 10))
+
+
+RECIPES = {
+    "lenet_300_100": Recipe("LeNet-300-100", lenet_300_100, small_lenet_300_100, 30, 12, 0.1, None, (1.64, 1.59)),
+    "lenet_5": Recipe("LeNet-5", lenet_5, small_lenet_5, 20, 6, 0.05, torch.bfloat16, (0.80, 0.77)),
+}
+
+
+def train(model: nn.Module, task: sc.Task, recipe: Recipe, epochs: int, masks: sc.Masks | None = None) -> None:
+    """SGD with momentum and one cosine from the full learning rate: after each pruning the rate is rewound (2003.02389)."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    without_validation = sc.Task(task.example, train=task.train, loss=task.loss)
+    sc.train_(model, without_validation, optimizer, epochs, scheduler=scheduler, masks=masks, amp=recipe.amp)
+
+
+def error(model: nn.Module, task: sc.Task) -> float:
+    """Test error in per cent."""
+    return 100 * (1 - sc.evaluate(model, task, task.test))
+
+
+def cut(model: nn.Module, task: sc.Task, criterion: sc.Criterion, factor: float, masks: sc.Masks | None) -> sc.Masks:
+    """Prune to a number of nonzero parameters, biases included, that is the dense network's divided by the factor."""
+    budget = sc.Budget(sc.params, keep=1 / factor)
+    return sc.prune_(model, sc.Element(), sc.TopK(criterion), sc.within_budget(budget, sc.erdos_renyi), task, masks=masks)
+
+
+def rounds(dense: nn.Module, task: sc.Task, recipe: Recipe, criterion: sc.Criterion, factors: tuple[int, ...]) -> Points:
+    """Iterative pruning: cut a little, retrain, cut more."""
+    model, masks, points = copy.deepcopy(dense), None, {}
+    for factor in factors:
+        masks = cut(model, task, criterion, factor, masks)
+        train(model, task, recipe, recipe.round_epochs, masks)
+        sc.zero_dead_(model, masks, task.example)
+        points[str(factor)] = error(model, task)
+    return points
+
+
+def naive(dense: nn.Module, task: sc.Task) -> Points:
+    """The cut alone: no retraining."""
+    points = {}
+    for factor in FACTORS:
+        model = copy.deepcopy(dense)
+        cut(model, task, sc.magnitude(), factor, None)
+        points[str(factor)] = error(model, task)
+    return points
+
+
+def small(task: sc.Task, recipe: Recipe) -> Points:
+    """Dense networks of at most the same number of parameters, trained for as many epochs as the pruned one was altogether."""
+    points = {}
+    for factor in SMALL_FACTORS:
+        limit = sc.params(recipe.make()) / factor
+        scale = max(step / 1000 for step in range(1, 1000) if sc.params(recipe.small(step / 1000)) <= limit)
+        model = recipe.small(scale).to(memory_format=torch.channels_last)
+        train(model, task, recipe, recipe.dense_epochs + recipe.round_epochs * (FACTORS.index(factor) + 1))
+        points[str(factor)] = error(model, task)
+    return points
+
+
+def cell(name: str, seed: int) -> str:
+    """All measurements of one network and seed, written as they are done; what is there already is not done again."""
+    torch.set_num_threads(1)
+    path = RESULTS / "han2015" / f"{name}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    recipe, task, start = RECIPES[name], mnist(seed=seed), time.time()
+    torch.manual_seed(seed)
+    dense = recipe.make().to(memory_format=torch.channels_last)
+    weights = path.with_suffix(".safetensors")
+    if weights.exists() and "dense" in found:
+        sc.load(weights, dense)
+    else:
+        train(dense, task, recipe, recipe.dense_epochs)
+        sc.save(dense, weights, seed=seed)
+        found = {"dense": {"1": error(dense, task)}}
+    parts: dict[str, Callable[[], Points]] = {
+        "magnitude": lambda: rounds(dense, task, recipe, sc.magnitude(), FACTORS),
+        "naive": lambda: naive(dense, task),
+        "random": lambda: rounds(dense, task, recipe, sc.random(seed), RANDOM_FACTORS),
+        "small": lambda: small(task, recipe),
+    }
+    for part, measure in parts.items():
+        if part not in found:
+            torch.manual_seed(1000 + seed)
+            found[part] = measure()
+            path.write_text(json.dumps(found, indent=1))
+    return f"{name}, seed {seed}: {time.time() - start:.0f} s"
+
+
+def gather(name: str) -> dict[str, dict[int, list[float]]]:
+    """Method → factor → test errors of the seeds."""
+    cells = [json.loads((RESULTS / "han2015" / f"{name}-{seed}.json").read_text()) for seed in SEEDS]
+    return {
+        method: {int(factor): [each[method][factor] for each in cells] for factor in points} for method, points in cells[0].items()
+    }
+
+
+def spread(errors: list[float] | None) -> str:
+    """Mean and standard deviation over the seeds."""
+    return "" if errors is None else f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+
+
+def section(name: str) -> list[str]:
+    """The table of one network, with what it shows."""
+    recipe, found = RECIPES[name], gather(name)
+    dense = statistics.mean(found["dense"][1])
+    means = {factor: statistics.mean(errors) for factor, errors in found["magnitude"].items()}
+    no_worse = max((factor for factor, mean in means.items() if mean <= dense), default=1)
+    within = max((factor for factor, mean in means.items() if mean <= dense + 0.1), default=1)
+    lines = [
+        f"## {recipe.title}: dense test error {spread(found['dense'][1])} %",
+        "",
+        f"- **{no_worse}x fewer parameters** at a mean error no higher than dense; "
+        f"**{within}x** within 0.1 percentage points of dense.",
+        f"- At 12x: {spread(found['magnitude'][12])} % (paper: {recipe.paper[0]:.2f} → {recipe.paper[1]:.2f} %).",
+        f"- {recipe.dense_epochs} epochs dense, {recipe.round_epochs} after each cut, SGD 0.9 Nesterov, lr {recipe.lr}, cosine"
+        + (", bfloat16 mixed precision." if recipe.amp else "."),
+        "",
+        "| fewer parameters | sparsity | magnitude, retrained | random, retrained | cut only | dense, same size |",
+        "|---|---|---|---|---|---|",
+    ]
+    for factor in FACTORS:
+        columns = [spread(found[method].get(factor)) for method in ("magnitude", "random", "naive", "small")]
+        lines.append(f"| {factor}x | {100 * (1 - 1 / factor):.1f} % | " + " | ".join(columns) + " |")
+    return [*lines, ""]
+
+
+def plot() -> None:
+    """Test error against compression, one panel a network."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    labels = {"magnitude": "magnitude, retrained", "random": "random, retrained", "naive": "cut only", "small": "dense, same size"}
+    for axes, (name, recipe) in zip(figure.subplots(1, 2), RECIPES.items(), strict=True):
+        found = gather(name)
+        for method, label in labels.items():
+            factors = sorted(found[method])
+            means = [statistics.mean(found[method][factor]) for factor in factors]
+            spreads = [statistics.stdev(found[method][factor]) for factor in factors]
+            axes.errorbar(factors, means, spreads, marker="o", markersize=4, capsize=2, label=label)
+        axes.axhline(statistics.mean(found["dense"][1]), color="grey", linestyle="--", label="dense")
+        axes.set(xscale="log", yscale="log", xlabel="times fewer parameters", ylabel="test error, %", title=recipe.title)
+        axes.set_xticks(FACTORS[::2], [f"{factor}x" for factor in FACTORS[::2]])
+        axes.minorticks_off()
+        axes.set_yticks([1, 2, 5, 10, 50], ["1", "2", "5", "10", "50"])
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(RESULTS / "han2015.png", dpi=130)
+
+
+def report() -> None:
+    """Write the table and the plot from the measurements."""
+    versions, machine, date = environment()
+    lines = [
+        "# Pruning LeNets on MNIST (Han et al. 2015)",
+        "",
+        "`SECATEURS_DATA=… python benchmarks/han2015.py`: test error in %, mean ± standard deviation of seeds "
+        + ", ".join(map(str, SEEDS))
+        + ". Parameters count every nonzero weight and every bias.",
+        "",
+        "![test error against compression](han2015.png)",
+        "",
+        *(line for name in RECIPES for line in section(name)),
+        f"{date}; {machine}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "",
+    ]
+    (RESULTS / "han2015.md").write_text("\n".join(lines))
+    plot()
+
+
+def main() -> None:
+    """Measure what is missing, two cells at a time, then write the report."""
+    if "--report" not in sys.argv:
+        cells = [(name, seed) for seed in SEEDS for name in reversed(RECIPES)]
+        with ProcessPoolExecutor(max_workers=2) as pool:
+            for line in pool.map(cell, *zip(*cells, strict=True)):
+                print(line, flush=True)
+    report()
+
+
+if __name__ == "__main__":
+    main()

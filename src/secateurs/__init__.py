@@ -1,0 +1,117 @@
+"""Secateurs: finds what a trained network does not need, removes it, recovers the accuracy, and proves what that bought.
+
+>>> import secateurs as sc
+>>> sc.NofM(2, 4)
+NofM(2, 4)
+"""
+
+from secateurs.allocate import as_pattern, by_layer, erdos_renyi, global_threshold, uniform, within_budget
+from secateurs.apply import Dead, Masks, Saved, find_dead, load, load_masks, read_saved, save, zero_dead_
+from secateurs.costs import bytes_, file_bytes, macs, nonzero_macs, nonzero_params, params, trace_macs
+from secateurs.criteria import magnitude, random
+from secateurs.observe import input_norm, observe
+from secateurs.patterns import Block, Element, Filter, Kernel, NofM, Vector, find_sites
+from secateurs.prune import prune_
+from secateurs.recover import (
+    adjust_dropout_,
+    clip_gradients,
+    cubic,
+    dropout_rates,
+    evaluate,
+    geometric,
+    gradual,
+    linear,
+    one_shot,
+    penalty,
+    per_step,
+    rewind_,
+    train_,
+)
+from secateurs.solve import TopK
+from secateurs.types import (
+    Budget,
+    Cost,
+    Criterion,
+    Evidence,
+    FileError,
+    Hook,
+    NonFiniteError,
+    PatternError,
+    Plan,
+    PlanError,
+    Run,
+    SecateursError,
+    Statistic,
+    Task,
+    TaskError,
+    WriteError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "Budget",
+    "Cost",
+    "Criterion",
+    "Dead",
+    "Element",
+    "Evidence",
+    "FileError",
+    "Filter",
+    "Hook",
+    "Kernel",
+    "Masks",
+    "NofM",
+    "NonFiniteError",
+    "PatternError",
+    "Plan",
+    "PlanError",
+    "Run",
+    "Saved",
+    "SecateursError",
+    "Statistic",
+    "Task",
+    "TaskError",
+    "TopK",
+    "Vector",
+    "WriteError",
+    "adjust_dropout_",
+    "as_pattern",
+    "by_layer",
+    "bytes_",
+    "clip_gradients",
+    "cubic",
+    "dropout_rates",
+    "erdos_renyi",
+    "evaluate",
+    "file_bytes",
+    "find_dead",
+    "find_sites",
+    "geometric",
+    "global_threshold",
+    "gradual",
+    "input_norm",
+    "linear",
+    "load",
+    "load_masks",
+    "macs",
+    "magnitude",
+    "nonzero_macs",
+    "nonzero_params",
+    "observe",
+    "one_shot",
+    "params",
+    "penalty",
+    "per_step",
+    "prune_",
+    "random",
+    "read_saved",
+    "rewind_",
+    "save",
+    "trace_macs",
+    "train_",
+    "uniform",
+    "within_budget",
+    "zero_dead_",
+]

@@ -1,0 +1,212 @@
+"""How much where: from one number to whole numbers of units, layer by layer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+
+from secateurs.allocate.apportion import apportion, bounds, fraction_kept, plan_of
+from secateurs.select import Threshold, kth_largest
+from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
+
+ScoresOf = Callable[[], Iterator[Scores]]
+
+
+def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1) -> Allocator:
+    """Every site keeps the same fraction; the total is exact, and no site keeps fewer than `floor` units.
+
+    With a pattern whose units compete ``within="model"`` the whole model is one contest, so one threshold decides.
+
+    >>> from torch import nn
+    >>> from secateurs.patterns import Element, find_sites
+    >>> sites = find_sites(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)), Element())
+    >>> dict(uniform(sparsity=0.75)(sites, lambda: iter([])))
+    {'0': 8, '1': 2}
+    """
+    fraction = fraction_kept("uniform", sparsity, keep)
+
+    def allocate(sites: Sites, scores: ScoresOf) -> Plan:
+        if sites[0].pattern.within == "model":
+            return global_threshold(keep=fraction, floor=floor)(sites, scores)
+        total = _total(sites, fraction)
+        return plan_of(sites, apportion(sites, [site.units for site in sites], total, floor, f"uniform(keep={fraction:g})"))
+
+    return allocate
+
+
+def erdos_renyi(
+    *, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1
+) -> Allocator:
+    """Density in proportion to Σ dimensions / Π dimensions: large layers give most (1707.04780; with kernels, 1911.11134).
+
+    ``kernel=False`` leaves the kernel's dimensions out. Layers that would be denser than dense are, and the others make up for it.
+
+    >>> from torch import nn
+    >>> from secateurs.patterns import Element, find_sites
+    >>> sites = find_sites(nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 10)), Element())
+    >>> plan = erdos_renyi(sparsity=0.9)(sites, lambda: iter([]))
+    >>> dict(plan), sum(plan.values())
+    ({'0': 710, '1': 390}, 1100)
+    """
+    fraction = fraction_kept("erdos_renyi", sparsity, keep)
+
+    def allocate(sites: Sites, scores: ScoresOf) -> Plan:
+        _refuse_model_wide(sites, "erdos_renyi")
+        weights = [site.units * _erdos_renyi_density(site, kernel) for site in sites]
+        return plan_of(sites, apportion(sites, weights, _total(sites, fraction), floor, f"erdos_renyi(keep={fraction:g})"))
+
+    return allocate
+
+
+def _erdos_renyi_density(site: Site, kernel: bool) -> float:
+    member = site.members[0]
+    groups, outputs, inputs, *kernel_sizes = member.canonical(member.weight).shape
+    sizes = [groups * outputs, inputs, *(kernel_sizes if kernel else [])]
+    return sum(sizes) / torch.Size(sizes).numel()
+
+
+def global_threshold(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1) -> Allocator:
+    """One threshold for the scores of all sites together: each keeps what scores above it (1506.02626, 1803.03635).
+
+    The total is exact; units that score exactly the threshold are shared out evenly. Scores are computed anew in each of about
+    three passes, so that those of the whole model never lie in memory together.
+
+    >>> from torch import nn
+    >>> from secateurs.patterns import Element, find_sites
+    >>> sites = find_sites(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2)), Element())
+    >>> plan = global_threshold(keep=0.5)(sites, lambda: iter([torch.tensor([[4.0, 3.0]]), torch.tensor([[1.0, 0.0]])]))
+    >>> dict(plan)
+    {'0': 1, '1': 1}
+    """
+    fraction = fraction_kept("global_threshold", sparsity, keep)
+
+    def allocate(sites: Sites, scores: ScoresOf) -> Plan:
+        if any(site.contest_count > 1 for site in sites):
+            raise PlanError(
+                f'{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole '
+                'model: use within="layer", or uniform(...)'
+            )
+        return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, f"global_threshold(keep={fraction:g})"))
+
+    return allocate
+
+
+def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) -> dict[str, int]:
+    """Counts by one threshold. Sites that it would leave under their floor keep the floor, and the others compete for the rest."""
+    apportion(sites, [1.0] * len(sites), total, floor, who)  # raises where the bounds do not admit the total
+    at_floor: dict[str, int] = {}
+    while True:
+        pool = [site.name not in at_floor for site in sites]
+        counts = _counts_at_threshold(sites, scores, total - sum(at_floor.values()), pool)
+        starved = {site.name: bounds(site, floor).low for site in sites if counts.get(site.name, 0) < bounds(site, floor).low}
+        if starved.keys() <= at_floor.keys():
+            return counts | at_floor
+        at_floor |= starved
+
+
+def _counts_at_threshold(sites: Sites, scores: ScoresOf, k: int, pool: list[bool]) -> dict[str, int]:
+    """How many units of each site in the pool are among the k highest of the pool."""
+    if k == 0:
+        return {}
+
+    def pieces() -> Iterator[Scores]:
+        return (piece for piece, taking_part in zip(scores(), pool, strict=True) if taking_part)
+
+    names = [site.name for site, taking_part in zip(sites, pool, strict=True) if taking_part]
+    units = sum(site.units for site, taking_part in zip(sites, pool, strict=True) if taking_part)
+    threshold = kth_largest(pieces, k, units)
+    above, ties = _above_and_at(pieces, threshold)
+    shares = _share_evenly(ties, k - sum(above))
+    return {name: count + share for name, count, share in zip(names, above, shares, strict=True)}
+
+
+def _above_and_at(pieces: Callable[[], Iterator[Scores]], threshold: Threshold) -> tuple[list[int], list[int]]:
+    above, ties = [], []
+    for piece in pieces():
+        above.append(int(torch.count_nonzero(piece > threshold.value)))
+        ties.append(int(torch.count_nonzero(piece == threshold.value)))
+    return above, ties
+
+
+def _share_evenly(ties: list[int], wanted: int) -> list[int]:
+    """Of each layer's ties, its share of `wanted`: in proportion, exact in sum."""
+    total = sum(ties)
+    passed, given, shares = 0, 0, []
+    for count in ties:
+        passed += count
+        shares.append(passed * wanted // total - given if total else 0)
+        given += shares[-1]
+    return shares
+
+
+def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: int = 1) -> Allocator:
+    """Sparsities by hand: layer name or glob → sparsity in [0, 1); the first key that means a layer counts, else `default`.
+
+    Raises `SecateursError` for a key that means no site, or a sparsity out of range.
+
+    >>> from torch import nn
+    >>> from secateurs.patterns import Element, find_sites
+    >>> sites = find_sites(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)), Element())
+    >>> dict(by_layer({"0": 0.5})(sites, lambda: iter([])))
+    {'0': 16, '1': 8}
+    """
+    for name, sparsity in [*sparsities.items(), ("default", default)]:
+        fraction_kept(f"by_layer: {name}", sparsity, None)
+
+    def allocate(sites: Sites, scores: ScoresOf) -> Plan:
+        _refuse_model_wide(sites, "by_layer")
+        _require_known(sparsities, [site.name for site in sites])
+        kept = {}
+        for site in sites:
+            sparsity = next((value for key, value in sparsities.items() if fnmatchcase(site.name, key)), default)
+            limit = bounds(site, floor)
+            wanted = round((1 - sparsity) * site.units / limit.step) * limit.step
+            if wanted > limit.high:
+                raise PlanError(
+                    f"{site.name}: by_layer keeps {wanted} units, but only {limit.high} of {site.units} can be kept: "
+                    "what an earlier pruning removed stays gone, and a pattern such as 2:4 decides by itself"
+                )
+            kept[site.name] = max(wanted, limit.low)
+        return plan_of(sites, kept)
+
+    return allocate
+
+
+def _require_known(sparsities: Mapping[str, float], names: list[str]) -> None:
+    for key in sparsities:
+        if not any(fnmatchcase(name, key) for name in names):
+            close = difflib.get_close_matches(key, names, n=3) or names[:5]
+            raise SecateursError(f"by_layer: no site is called {key!r}; did you mean {', '.join(close)}?")
+
+
+def as_pattern() -> Allocator:
+    """For patterns that decide by themselves how many units stay: 2:4 keeps two of four, everywhere.
+
+    >>> from torch import nn
+    >>> from secateurs.patterns import NofM, find_sites
+    >>> dict(as_pattern()(find_sites(nn.Linear(8, 4), NofM(2, 4), skip=()), lambda: iter([])))
+    {'weight': 16}
+    """
+
+    def allocate(sites: Sites, scores: ScoresOf) -> Plan:
+        free = next((site.pattern for site in sites if site.pattern.kept_of_each is None), None)
+        if free is not None:
+            raise PlanError(f"{free} does not say how many units stay: give an allocator, for example uniform(sparsity=0.5)")
+        return plan_of(sites, {site.name: bounds(site, 0).low for site in sites})
+
+    return allocate
+
+
+def _total(sites: Sites, fraction: float) -> int:
+    return round(fraction * sum(site.units for site in sites))
+
+
+def _refuse_model_wide(sites: Sites, who: str) -> None:
+    if sites[0].pattern.within == "model":
+        raise PlanError(
+            f'{who} decides layer by layer, but {sites[0].pattern} lets units compete within the model: '
+            'use within="layer", or global_threshold(...)'
+        )

@@ -1,0 +1,52 @@
+"""From a budget to a plan: the densest plan of an allocator that stays within it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from secateurs.allocate.apportion import bounds
+from secateurs.types import Allocator, Budget, Plan, PlanError, Scores, Sites
+
+
+def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: int = 1) -> Allocator:
+    """The densest plan that ``allocator(keep=…, floor=…)`` makes within a budget, found by halving.
+
+    Raises `PlanError` where even the sparsest plan is over the budget.
+
+    >>> from torch import nn
+    >>> from secateurs.allocate import uniform
+    >>> from secateurs.costs import params
+    >>> from secateurs.patterns import Element, find_sites
+    >>> sites = find_sites(nn.Linear(8, 4), Element())
+    >>> within_budget(Budget(params, limit=14), uniform)(sites, lambda: iter([]))["weight"]
+    10
+    """
+
+    def allocate(sites: Sites, scores: Callable[[], Iterator[Scores]]) -> Plan:
+        cost = budget.cost.prepare(sites.model, sites.example)
+        limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
+        units = sum(site.units for site in sites)
+        limits = [bounds(site, floor) for site in sites]
+        low, high = sum(each.low for each in limits), sum(each.high for each in limits)
+
+        def plan_with(total: int) -> Plan:
+            return allocator(keep=total / units, floor=floor)(sites, scores)
+
+        best = plan_with(low) if low else None
+        if best is None or cost(best) > limit:
+            least = cost(best) if best else cost(None)
+            raise PlanError(
+                f"{budget.cost.name} can fall to {least:g} {budget.cost.unit} at the least, but the budget is {limit:g}: "
+                "raise the budget, let more layers take part, or choose another pattern"
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            plan = plan_with(middle)
+            if cost(plan) <= limit:
+                low, best = middle, plan
+            else:
+                high = middle - 1
+        return replace(best, promised={budget.cost.name: cost(best)})
+
+    return allocate

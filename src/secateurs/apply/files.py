@@ -1,0 +1,272 @@
+"""Saving and loading a pruned model: safetensors and JSON, never pickle (docs/format.md is the format's one page)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from secateurs.apply import container
+from secateurs.apply.mask import Masks
+from secateurs.types import FileError, Plan, PlanError, SecateursError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_BITS = "::mask"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file tells beside the weights. ``masks`` has the names of the masked parameters."""
+
+    model: str = ""
+    pattern: str = ""
+    plan: Plan | None = None
+    masks: tuple[str, ...] = ()
+    metric: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    masks: Masks | None = None,
+    *,
+    sparse: bool = False,
+    metric: Mapping[str, float] | None = None,
+    seed: int | None = None,
+) -> int:
+    """Write a model's weights and buffers, with masks, plan, metric and seed beside them; returns the file's size in bytes.
+
+    By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
+    weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone.
+
+    Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
+    not made of tensors, or where a mask is of another model.
+
+    >>> import tempfile
+    >>> model = nn.Linear(64, 64)
+    >>> masks = Masks({"weight": torch.arange(4096).view(64, 64) % 10 == 0}, model).apply_()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dense = save(model, f"{folder}/dense.safetensors", masks)
+    ...     dense // save(model, f"{folder}/sparse.safetensors", masks, sparse=True)
+    5
+    """
+    tensors, tied = _distinct(model)
+    named = _masks_of_state(masks, model, tied)
+    stored: dict[str, Tensor] = {}
+    layouts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        parts, layout = _stored(name, tensor, named.get(name), sparse)
+        stored.update(parts)
+        if layout:
+            layouts[name] = layout
+    document = {
+        "model": type(model).__name__,
+        "pattern": masks.pattern if masks else "",
+        "plan": masks.plan.to_json() if masks and masks.plan else None,
+        "masks": layouts,
+        "tied": tied,
+        "metric": {key: float(value) for key, value in (metric or {}).items()},
+        "seed": seed,
+    }
+    container.write(path, stored, document)
+    return Path(path).stat().st_size
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state, each tensor once, and which further names are tied to which."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be saved")
+        if is_lazy(tensor) or tensor.is_meta:
+            raise SecateursError(f"{name} is {'lazy' if is_lazy(tensor) else 'on the meta device'} and has no values to save")
+        storage = tensor.untyped_storage()._cdata
+        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            tied[name] = seen[key]
+        else:
+            seen[key] = name
+            value = tensor.detach().cpu().contiguous()
+            tensors[name] = value.clone() if storage in storages else value  # the container wants no shared memory
+            storages.add(storage)
+    return tensors, tied
+
+
+def _masks_of_state(masks: Masks | None, model: nn.Module, tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """The masks under the names that the file has for their tensors; raises `SecateursError` for one that belongs nowhere."""
+    named: dict[str, Tensor] = {}
+    for name, mask in (masks.named_as_in(model) if masks else {}).items():
+        owner = tied.get(name, name)
+        named[owner] = mask & named[owner].to(mask.device) if owner in named else mask
+    return named
+
+
+def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that hold one parameter, and how its mask is to be found."""
+    if mask is None:
+        return {name: tensor}, {}
+    mask = mask.cpu()
+    if sparse:
+        layout = {"in": "bits", "shape": list(tensor.shape)}
+        return {name: tensor[mask], name + _BITS: _to_bits(mask)}, layout
+    if torch.equal(tensor != 0, mask):
+        return {name: tensor}, {"in": "zeros"}
+    return {name: tensor, name + _BITS: _to_bits(mask)}, {"in": "bits"}
+
+
+def _to_bits(mask: Tensor) -> Tensor:
+    return torch.from_numpy(numpy.packbits(mask.numpy().reshape(-1)))
+
+
+def _from_bits(name: str, bits: Tensor | None, shape: list[int]) -> Tensor:
+    count = math.prod(shape)
+    if bits is None or bits.dtype != torch.uint8 or bits.ndim != 1 or bits.numel() != (count + 7) // 8:
+        raise FileError(f"{name}: the bits of its mask are missing or of the wrong length; the file is damaged")
+    unpacked = numpy.unpackbits(bits.numpy())
+    if unpacked[count:].any():
+        raise FileError(f"{name}: the bits of its mask go on after its end; the file is damaged")
+    try:
+        return torch.from_numpy(unpacked[:count].astype(bool)).view(shape)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise FileError(f"{name}: no tensor has the shape that its mask is said to have; the file is damaged") from error
+
+
+def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
+    """Load a file into a model, or into one that a class or function makes first; returns the model.
+
+    Everything is checked before the first weight is touched: a model that was passed in is loaded whole or left as it was. Plain
+    safetensors files of other programs load too.
+
+    Raises `FileError` where the file is damaged or belongs to another model; the first difference is named.
+    `SecateursError` where the model has no memory for values (lazy, or on the meta device).
+
+    >>> import tempfile
+    >>> model = nn.Linear(3, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(model, f"{folder}/model.safetensors")
+    ...     loaded = load(f"{folder}/model.safetensors", lambda: nn.Linear(3, 2))
+    >>> torch.equal(loaded.weight, model.weight)
+    True
+    """
+    tensors, document = container.read(path)
+    loaded = model if isinstance(model, nn.Module) else model()
+    state = loaded.state_dict()
+    for name, tensor in state.items():
+        if is_lazy(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):
+            raise SecateursError(
+                f"{name} has no memory to load values into: give a model that is neither lazy nor on the meta device "
+                '(model.to_empty(device="cpu") first)'
+            )
+    values, _ = _decoded(str(path), tensors, document)
+    _require_same(str(path), values, state)
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+    return loaded
+
+
+def load_masks(path: str | Path, model: nn.Module) -> Masks:
+    """The masks that a file holds, for the model that it was loaded into: attach them, and training goes on.
+
+    >>> import tempfile
+    >>> model = nn.Linear(2, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(model, f"{folder}/model.safetensors", Masks({"weight": torch.tensor([[True, False]])}, model).apply_())
+    ...     load_masks(f"{folder}/model.safetensors", model)["weight"]
+    tensor([[ True, False]])
+    """
+    tensors, document = container.read(path)
+    _, masks = _decoded(str(path), tensors, document)
+    told = _told(str(path), document)
+    try:
+        return Masks(masks, model, told.plan, told.pattern)
+    except SecateursError as error:
+        raise FileError(f"{path} belongs to another model: {error}") from error
+
+
+def read_saved(path: str | Path) -> Saved:
+    """What a file tells beside the weights: pattern, plan, metric, seed."""
+    return _told(str(path), container.read(path)[1])
+
+
+def _told(path: str, document: Mapping[str, Any]) -> Saved:
+    metric, seed = document.get("metric", {}), document.get("seed")
+    layouts = document.get("masks", {})
+    model, pattern = document.get("model", ""), document.get("pattern", "")
+    sound = isinstance(metric, dict) and all(isinstance(value, (int, float)) for value in metric.values())
+    sound &= isinstance(layouts, dict) and isinstance(model, str) and isinstance(pattern, str)
+    if not sound or not (seed is None or isinstance(seed, int)):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    return Saved(model, pattern, _plan(document), tuple(layouts), metric, seed)
+
+
+def _plan(document: Mapping[str, Any]) -> Plan | None:
+    text = document.get("plan")
+    try:
+        return Plan.from_json(text) if text is not None else None
+    except (PlanError, OverflowError) as error:
+        raise FileError(f"the file's plan is damaged: {error}") from error
+
+
+def _decoded(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values of every parameter and buffer, and the masks."""
+    layouts, tied = document.get("masks", {}), document.get("tied", {})
+    if not isinstance(layouts, dict) or not isinstance(tied, dict):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    values = {name: tensor for name, tensor in tensors.items() if not (name.endswith(_BITS) and name[: -len(_BITS)] in layouts)}
+    masks = {}
+    for name, layout in layouts.items():
+        if name not in values:
+            raise FileError(f"{path}: there is a mask for {name}, but no such tensor; the file is damaged")
+        values[name], masks[name] = _decode_one(name, values[name], tensors.get(name + _BITS), layout)
+    for name, owner in tied.items():
+        if not isinstance(owner, str) or owner not in values or name in values:
+            raise FileError(f"{path}: {name} is tied to a tensor that is not there, or is there itself; the file is damaged")
+        values[name] = values[owner]
+    return values, masks
+
+
+def _decode_one(name: str, value: Tensor, bits: Tensor | None, layout: Any) -> tuple[Tensor, Tensor]:
+    match layout:
+        case {"in": "zeros"}:
+            return value, value != 0
+        case {"in": "bits", "shape": list(shape)} if all(type(n) is int and n >= 0 for n in shape):
+            mask = _from_bits(name, bits, shape)
+            if value.ndim != 1 or value.numel() != int(mask.sum()):
+                raise FileError(f"{name}: {value.numel()} values for {int(mask.sum())} kept weights; the file is damaged")
+            return torch.zeros_like(mask, dtype=value.dtype).masked_scatter_(mask, value), mask
+        case {"in": "bits"} if "shape" not in layout:
+            return value, _from_bits(name, bits, list(value.shape))
+    raise FileError(f"{name}: its mask is stored in an unknown way; the file is damaged")
+
+
+def _require_same(path: str, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise `FileError` at the first difference between what a file holds and what a model expects."""
+    missing, unexpected = state.keys() - values.keys(), values.keys() - state.keys()
+    if missing or unexpected:
+        name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
+        raise FileError(
+            f"{path} belongs to another model: it {problem} {name} "
+            f"({len(missing)} tensors are missing, {len(unexpected)} are not expected)"
+        )
+    for name, value in values.items():
+        if value.shape != state[name].shape:
+            there, here = tuple(value.shape), tuple(state[name].shape)
+            raise FileError(f"{path} belongs to another model: {name} is {there} in the file and {here} in the model")
+        if value.dtype != state[name].dtype:
+            raise FileError(
+                f"{path}: {name} is {value.dtype} in the file and {state[name].dtype} in the model; "
+                f"convert the model first: model.to({value.dtype})"
+            )

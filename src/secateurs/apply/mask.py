@@ -1,0 +1,158 @@
+"""Masks are law: which weights are gone, and keeping them at zero through whatever a training loop does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateurs.types import Plan, SecateursError, Skipped
+
+_PARALLEL, _COMPILED = "module.", "_orig_mod."
+
+
+class Masks(Mapping[str, Tensor]):
+    """Parameter name → bool tensor of its shape, ``True`` = kept; one byte a weight, and a hold on the parameters themselves.
+
+    ``plan``, ``pattern`` and ``skipped`` tell how they came about. Weights are set to zero exactly (+0.0, NaN included), after each
+    step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an optimizer does cannot
+    bring them back.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer)
+    >>> masks.apply_().sparsity, layer.weight[0, 1].item()
+    (0.5, 0.0)
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        model: nn.Module,
+        plan: Plan | None = None,
+        pattern: str = "",
+        skipped: tuple[Skipped, ...] = (),
+    ) -> None:
+        self._masks: dict[str, Tensor] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+        self.plan, self.pattern, self.skipped = plan, pattern, skipped
+        exact = dict(model.named_parameters(remove_duplicate=False))
+        unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
+        for name, mask in masks.items():
+            parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
+            if parameter is None:
+                raise SecateursError(f"{name}: there is a mask for this parameter, but {type(model).__name__} has no such parameter")
+            if mask.dtype != torch.bool or mask.shape != parameter.shape:
+                raise SecateursError(
+                    f"{name}: a mask must be a bool tensor of shape {tuple(parameter.shape)}, "
+                    f"not {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            self._masks[name], self._parameters[name] = mask, parameter
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
+
+    @property
+    def kept(self) -> int:
+        """Weights that stay, of the masked weights."""
+        return sum(int(torch.count_nonzero(mask)) for mask in self._weights())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of the masked weights; biases, which only dead neurons lose, do not count."""
+        total = sum(mask.numel() for mask in self._weights())
+        return 1 - self.kept / total if total else 0.0
+
+    def _weights(self) -> list[Tensor]:
+        return [mask for mask in self._masks.values() if mask.ndim > 1]
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module | None = None) -> Masks:
+        """Set the pruned weights to zero, in the model that was pruned or in a copy of it (an average of its weights, say)."""
+        if model is not None:
+            self.bind(model).apply_()
+            return self
+        for name, parameter in self._parameters.items():
+            mask = self._masks[name]
+            if mask.device != parameter.device:
+                mask = self._masks[name] = mask.to(parameter.device)
+            weight = parameter.detach()
+            torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device), out=weight)
+        return self
+
+    def bind(self, model: nn.Module) -> Masks:
+        """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
+        return Masks(self._masks, model, self.plan, self.pattern, self.skipped)
+
+    def named_as_in(self, model: nn.Module) -> dict[str, Tensor]:
+        """The masks under the names that a model has for their parameters: wrappers' prefixes included, tied ones once.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> list(Masks({"module.weight": torch.tensor([[True, False]])}, layer).named_as_in(layer))
+        ['weight']
+        """
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        named: dict[str, Tensor] = {}
+        for name, parameter in self.bind(model)._parameters.items():
+            known = named.get(names[id(parameter)])
+            named[names[id(parameter)]] = self[name] if known is None else self[name] & known.to(self[name].device)
+        return named
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Apply the masks now and after each step of the optimizer; ``handle.remove()`` ends it.
+
+        Raises `SecateursError` where the optimizer trains none of the masked parameters, `TypeError` where it is no torch optimizer.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> handle = Masks({"weight": torch.tensor([[True, False]])}, layer).attach(optimizer)
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; call masks.apply_() after each of its steps")
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if self and not any(id(parameter) in trained for parameter in self._parameters.values()):
+            raise SecateursError(
+                "the optimizer trains none of the masked parameters: was it made for another copy of the model? "
+                "make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
+            )
+        self.apply_()
+        return optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.apply_()
+
+    def replace_(self, other: Masks) -> None:
+        """Become the other masks, in place, so that what is attached goes on with them; applies them."""
+        self._masks, self._parameters = dict(other._masks), dict(other._parameters)
+        self.plan, self.pattern, self.skipped = other.plan, other.pattern, other.skipped
+        self.apply_()
+
+    @staticmethod
+    def of_zeros(model: nn.Module, names: list[str]) -> Masks:
+        """The masks that a model's zeros mean, for the parameters named.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.weight.data = torch.tensor([[0.0, 5.0]])
+        >>> Masks.of_zeros(layer, ["weight"])["weight"]
+        tensor([[False,  True]])
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        return Masks({name: parameters[name].detach() != 0 for name in names}, model)
+
+
+def _unwrapped(name: str) -> str:
+    name = name.replace(_COMPILED, "")
+    while name.startswith(_PARALLEL):
+        name = name.removeprefix(_PARALLEL)
+    return name

@@ -1,0 +1,118 @@
+"""Costs that are counted: parameters, multiply-accumulates, and the bytes of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.costs.trace import trace_macs
+from secateurs.types import Cost, Plan, PlanError
+
+
+def nonzero_params(model: nn.Module) -> int:
+    """Parameters that are not zero, tied ones once.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> _ = torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    >>> nonzero_params(layer)
+    6
+    """
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+
+
+def nonzero_macs(model: nn.Module, example: Any) -> float:
+    """MACs of one forward pass whose weight is not zero, and those between activations.
+
+    This is work that a sparse kernel need not do; it is not a measured time.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> _ = torch.nn.init.zeros_(layer.weight[0].data), torch.nn.init.ones_(layer.weight[1].data)
+    >>> nonzero_macs(layer, torch.zeros(1, 3))
+    3.0
+    """
+    trace = trace_macs(model, example)
+    parameters = dict(model.named_parameters())
+    read = {name: parameters[name] for name in trace.by_parameter}
+    fractions = {name: int(torch.count_nonzero(weight)) / max(1, weight.numel()) for name, weight in read.items()}
+    return trace.between_activations + sum(macs * fractions[name] for name, macs in trace.by_parameter.items())
+
+
+def file_bytes(path: str | Path) -> int:
+    """Size of a file on disk, in bytes."""
+    return Path(path).stat().st_size
+
+
+def _checked(plan: Plan, sizes: dict[str, int]) -> Plan:
+    for name, share in plan.shares.items():
+        for parameter, per_unit in share.elements.items():
+            if parameter not in sizes:
+                raise PlanError(f"{name}: the plan names the parameter {parameter!r}, which the model does not have")
+            if share.units * per_unit > sizes[parameter]:
+                raise PlanError(
+                    f"{name}: the plan cuts {parameter} into {share.units} units of {per_unit}, but it has {sizes[parameter]} "
+                    "elements: the plan belongs to another model"
+                )
+    return plan
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def _prepare_params(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+    sizes = _sizes(model)
+
+    def count(plan: Plan | None) -> float:
+        removed = sum(_checked(plan, sizes).removed(name) for name in sizes) if plan else 0
+        return float(sum(sizes.values()) - removed)
+
+    return count
+
+
+def _prepare_macs(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+    sizes, trace = _sizes(model), trace_macs(model, example)
+
+    def count(plan: Plan | None) -> float:
+        if plan is None:
+            return trace.total
+        _checked(plan, sizes)
+        kept = {name: 1 - plan.removed(name) / max(1, sizes[name]) for name in trace.by_parameter}
+        return trace.between_activations + sum(macs * kept[name] for name, macs in trace.by_parameter.items())
+
+    return count
+
+
+def _prepare_bytes(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+    sizes = _sizes(model)
+    widths = {name: parameter.element_size() for name, parameter in model.named_parameters()}
+    saved = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    parameters = {id(parameter) for parameter in model.parameters()}
+    buffers = sum(tensor.numel() * tensor.element_size() for key, tensor in saved.items() if key not in parameters)
+
+    def count(plan: Plan | None) -> float:
+        if plan is not None:
+            _checked(plan, sizes)
+        masked = {name for share in plan.shares.values() for name in share.elements} if plan else set()
+        total = buffers
+        for name, size in sizes.items():
+            removed = plan.removed(name) if plan else 0
+            index = (size + 7) // 8 if name in masked else 0
+            total += (size - removed) * widths[name] + index
+        return float(total)
+
+    return count
+
+
+params = Cost("params", "parameters", _prepare_params)
+"""Parameters, tied ones once; of a plan, those that it leaves."""
+
+macs = Cost("macs", "MACs", _prepare_macs)
+"""MACs of one forward pass of the example; of a plan, those whose weight it leaves."""
+
+bytes_ = Cost("bytes", "bytes", _prepare_bytes)
+"""Tensor bytes of the file that ``save`` writes (its header, a few bytes a tensor, comes on top); of a plan, those of the sparse
+layout, one index bit a weight included."""

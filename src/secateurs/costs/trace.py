@@ -1,0 +1,143 @@
+"""Multiply-accumulates of one forward pass, operation by operation, and the parameters that they read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.forward import run_example
+
+
+@dataclass(frozen=True)
+class MacsTrace:
+    """MACs of one forward pass of the example: by the parameter that they read, and between activations (attention, say)."""
+
+    by_parameter: dict[str, float]
+    between_activations: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.by_parameter.values()) + self.between_activations
+
+
+Operation = tuple[tuple[Tensor, ...], float]
+"""The operands that may be parameters, and the MACs that each of them takes part in."""
+
+
+def _matmul(first: int) -> Callable[[Any, Any], list[Operation]]:
+    """Rule of ``(…, m, k) @ (…, k, n)``, whose left operand is argument number `first`."""
+
+    def rule(args: Any, out: Any) -> list[Operation]:
+        left, right = args[first], args[first + 1]
+        return [((left, right), float(left.numel() * (right.shape[-1] if right.ndim > 1 else 1)))]
+
+    return rule
+
+
+def _convolution(args: Any, out: Any) -> list[Operation]:
+    inputs, weight, transposed = args[0], args[1], args[6]
+    positions = prod((inputs if transposed else out).shape[2:]) * inputs.shape[0]
+    return [((weight,), float(weight.numel() * positions))]
+
+
+def _attention(args: Any, out: Any) -> list[Operation]:
+    query, key, value = args[:3]
+    rows = prod(query.shape[:-1])
+    return [((), float(rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])))]
+
+
+def _recurrent(args: Any, out: Any) -> list[Operation]:
+    steps = prod(args[0].shape[:-1])
+    return [((weight,), float(weight.numel() * steps)) for weight in args[1:3]]
+
+
+def _trilinear(args: Any, out: Any) -> list[Operation]:
+    weight = args[1]
+    return [((weight,), float(weight.numel() * out.numel() // weight.shape[0]))]
+
+
+_ATEN = torch.ops.aten
+_RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
+    _ATEN.mm: _matmul(0),
+    _ATEN.bmm: _matmul(0),
+    _ATEN.mv: _matmul(0),
+    _ATEN.dot: _matmul(0),
+    _ATEN.addmm: _matmul(1),
+    _ATEN.addmv: _matmul(1),
+    _ATEN.addbmm: _matmul(1),
+    _ATEN.baddbmm: _matmul(1),
+    _ATEN.convolution: _convolution,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention: _attention,
+    _ATEN._scaled_dot_product_efficient_attention: _attention,
+    _ATEN._scaled_dot_product_cudnn_attention: _attention,
+    _ATEN._scaled_dot_product_fused_attention_overrideable: _attention,
+    _ATEN.mkldnn_rnn_layer: _recurrent,
+    _ATEN._trilinear: _trilinear,
+}
+"""ATen operation → the MACs of one call; what is not here multiplies nothing with a weight."""
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.owner = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
+        self.macs: dict[str, float] = defaultdict(float)
+        self.alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        rule = _RULES.get(func.overloadpacket)
+        for operands, macs in rule(args, out) if rule else ():
+            names = [name for operand in operands if (name := self.owner.get(operand.untyped_storage()._cdata))]
+            self.macs[names[0] if names else ""] += macs
+        if rule is None:
+            self._follow(args, out)
+        return out
+
+    def _follow(self, args: Any, out: Any) -> None:
+        """A weight that was only converted or copied (half precision under autocast, say) still counts as that weight."""
+        sources = [tensor for tensor in args if isinstance(tensor, Tensor)]
+        if len(sources) == 1 and isinstance(out, Tensor) and out.numel() == sources[0].numel():
+            name = self.owner.get(sources[0].untyped_storage()._cdata)
+            if name and out.untyped_storage()._cdata not in self.owner:
+                self.owner[out.untyped_storage()._cdata] = name
+                self.alive.append(out)
+
+
+def trace_macs(model: nn.Module, example: Any) -> MacsTrace:
+    """MACs of one forward pass of the example as it is: give a batch of one to count one sample.
+
+    A convolution's padding counts as if it were data, as is usual; biases, normalisations and look-ups do not count. Every layer
+    type counts, functional calls too, because the pass is watched at the level of ATen operations.
+
+    Raises `TaskError` where the model rejects the example.
+
+    >>> trace_macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10)).total
+    21600.0
+    """
+    counter = _Counter(model)
+    with _plain_attention(), counter:
+        run_example(model, example)
+    activations = counter.macs.pop("", 0.0)
+    return MacsTrace(dict(counter.macs), activations)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention layers take their ordinary path, which shows its operations, instead of one opaque fused call."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+

@@ -1,0 +1,34 @@
+"""Random: the baseline that every criterion must beat."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from secateurs.types import Criterion, Evidence
+
+
+def random(seed: int = 0) -> Criterion:
+    """A random score for every unit; the same seed and the same layer name give the same scores on every machine.
+
+    >>> import torch
+    >>> from secateurs.types import Evidence
+    >>> a, b = (random(seed=3).element(Evidence("fc1", torch.zeros(4))) for _ in range(2))
+    >>> bool((a == b).all())
+    True
+    """
+
+    def draw(evidence: Evidence) -> Tensor:
+        # A generator of its own for each layer: scores do not depend on which layers are asked, or in which order.
+        generator = torch.Generator().manual_seed((seed << 32 ^ crc32(evidence.name.encode())) % 2**63)
+        return torch.rand(evidence.weight.shape, generator=generator).to(evidence.weight.device)
+
+    return Criterion(f"random(seed={seed})", draw, _first)
+
+
+def _first(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    for dim in sorted((dim % values.ndim for dim in dims), reverse=True):
+        values = values.select(dim, 0)
+    return values

@@ -1,0 +1,126 @@
+"""Running a user's model on a user's example, with errors that say what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.types import TaskError
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call a model with a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+
+    >>> call(nn.Flatten(), (torch.zeros(2, 3, 4),)).shape
+    torch.Size([2, 12])
+    """
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and mappings.
+
+    >>> [t.numel() for t in tensors_in({"a": torch.zeros(2), "b": [torch.zeros(3)]})]
+    [2, 3]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The same nesting of tuples, lists and mappings with every tensor on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_fit(model: nn.Module, inputs: Any, what: str = "the example") -> None:
+    """Raise `TaskError` where the inputs' device or floating dtype is not the model's."""
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if not parameters:
+        return
+    devices, dtypes = {p.device for p in parameters}, {p.dtype for p in parameters}
+    for tensor in tensors_in(inputs):
+        if tensor.device not in devices:
+            here = " and ".join(sorted(map(str, devices)))
+            raise TaskError(
+                f"{what} is on {tensor.device} but the model is on {here}: "
+                f'move one of them, for example model.to("{tensor.device}")'
+            )
+        if tensor.is_floating_point() and not torch.is_autocast_enabled(tensor.device.type) and tensor.dtype not in dtypes:
+            theirs = " and ".join(sorted(map(str, dtypes)))
+            raise TaskError(
+                f"{what} is {tensor.dtype} but the model's weights are {theirs}: convert one of them, "
+                f"for example model.to({tensor.dtype}), or example.to({next(iter(dtypes))})"
+            )
+
+
+def run_example(model: nn.Module, example: Any) -> Any:
+    """One forward pass in evaluation mode, without gradients, that leaves the model and its random state as they were.
+
+    Raises `TaskError` that carries the model's own complaint where the model rejects the example.
+
+    >>> run_example(nn.Linear(3, 2), torch.zeros(1, 4))
+    Traceback (most recent call last):
+    secateurs.types.TaskError: the model rejects the example (tensor (1, 4) torch.float32): RuntimeError: ...
+    """
+    if example is None:
+        raise TaskError("there is no example input: give Task(example=...) what the model is called with, for one sample")
+    check_fit(model, example)
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        try:
+            return call(model, example)
+        except Exception as error:
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            raise TaskError(
+                f"the model rejects the example ({describe(example)}): {type(error).__name__}: {first_line}; "
+                "an example is a tensor, a tuple of positional or a mapping of keyword arguments"
+            ) from error
+
+
+def describe(value: Any) -> str:
+    """Shapes and dtypes of an input, for messages.
+
+    >>> describe({"ids": torch.zeros(1, 5)})
+    'ids: tensor (1, 5) torch.float32'
+    """
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {value.dtype}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {describe(item)}" for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(describe, value))
+    return type(value).__name__

@@ -1,0 +1,38 @@
+"""Sun et al. 2023: a simple and effective pruning approach, |w|·‖x‖ within each row, without retraining (2306.11695)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from secateurs.allocate import uniform
+from secateurs.apply import Masks
+from secateurs.criteria import magnitude
+from secateurs.observe import input_norm
+from secateurs.patterns import Element, Selection
+from secateurs.prune import prune_
+from secateurs.solve import TopK
+from secateurs.types import Pattern, Task
+
+
+def wanda_(
+    model: nn.Module,
+    task: Task,
+    *,
+    sparsity: float | None = 0.5,
+    pattern: Pattern = Element(within="row"),  # noqa: B008 (frozen)
+    only: Selection | None = None,
+    skip: Selection | None = None,
+) -> Masks:
+    """Remove from each output row the weights with the smallest |w|·‖x‖₂, the norm of their input over calibration batches.
+
+    ``pattern=NofM(2, 4), sparsity=None`` gives the paper's structured variant. All layers are observed with the dense network before
+    any of them.
+
+    >>> from secateurs.models import digits_cnn
+    >>> from secateurs.tasks import digits
+    >>> masks = wanda_(digits_cnn(), digits(), sparsity=0.5)
+    >>> masks["fc1.weight"].sum(1).unique()
+    tensor([256])
+    """
+    allocate = uniform(sparsity=sparsity) if sparsity is not None else None
+    return prune_(model, pattern, TopK(magnitude(p=1) * input_norm()), allocate, task, only=only, skip=skip)

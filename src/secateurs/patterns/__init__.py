@@ -1,0 +1,29 @@
+"""Granularity: how a weight is cut into units, and which of a model's weights take part."""
+
+from secateurs.patterns.canonical import LAYOUTS, Layout, Weight, find_weights, layout_of
+from secateurs.patterns.cut import Cut, cut, misfit
+from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
+from secateurs.patterns.sites import Selection, find_sites
+from secateurs.patterns.units import as_units, spread, unit_scores
+
+__all__ = [
+    "LAYOUTS",
+    "Block",
+    "Cut",
+    "Element",
+    "Filter",
+    "Kernel",
+    "Layout",
+    "NofM",
+    "Selection",
+    "Vector",
+    "Weight",
+    "as_units",
+    "cut",
+    "find_sites",
+    "find_weights",
+    "layout_of",
+    "misfit",
+    "spread",
+    "unit_scores",
+]

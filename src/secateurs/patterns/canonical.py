@@ -1,0 +1,164 @@
+"""Where a model's prunable weights are, and the canonical view ``(groups, outputs, inputs, *kernel)`` of each.
+
+Groups are the parts that never mix: the groups of a convolution, the gates of an LSTM, the query, key and value projections of an
+attention. No unit straddles two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
+
+from secateurs.types import PatternError, Skipped
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a parameter lies in memory: groups stacked along its first dimension; ``transposed`` = inputs before outputs."""
+
+    groups: int = 1
+    transposed: bool = False
+
+    def canonical(self, tensor: Tensor) -> Tensor:
+        """The view ``(groups, outputs, inputs, *kernel)``.
+
+        >>> import torch
+        >>> Layout(groups=2, transposed=True).canonical(torch.zeros(6, 5, 3, 3)).shape
+        torch.Size([2, 5, 3, 3, 3])
+        """
+        grouped = tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
+        return grouped.transpose(1, 2) if self.transposed else grouped
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A prunable weight: the site's name, where it lives, and how it lies."""
+
+    name: str
+    parameter: str
+    module: nn.Module
+    attribute: str
+    layout: Layout
+
+    @property
+    def value(self) -> nn.Parameter:
+        return getattr(self.module, self.attribute)  # type: ignore[no-any-return]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the canonical view."""
+        return tuple(self.layout.canonical(self.value).shape)
+
+
+LayoutOf = Callable[[nn.Module, str], Layout | None]
+
+
+def _plain(module: nn.Module, attribute: str) -> Layout | None:
+    return Layout() if attribute == "weight" else None
+
+
+def _convolution(module: nn.Module, attribute: str) -> Layout | None:
+    return Layout(int(module.groups)) if attribute == "weight" else None  # type: ignore[arg-type]
+
+
+def _transposed_convolution(module: nn.Module, attribute: str) -> Layout | None:
+    return Layout(int(module.groups), transposed=True) if attribute == "weight" else None  # type: ignore[arg-type]
+
+
+def _recurrent(module: nn.Module, attribute: str) -> Layout | None:
+    gates = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
+    kinds = [gates[base.__name__] for base in type(module).__mro__ if base.__name__ in gates]
+    if attribute.startswith("weight_hr"):
+        return Layout()
+    return Layout(kinds[0] if kinds else 1) if attribute.startswith("weight_") else None
+
+
+def _attention(module: nn.Module, attribute: str) -> Layout | None:
+    if attribute == "in_proj_weight":
+        return Layout(groups=3)
+    return Layout() if attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight") else None
+
+
+LAYOUTS: dict[type[nn.Module], LayoutOf] = {
+    nn.Linear: _plain,
+    nn.Embedding: _plain,
+    nn.EmbeddingBag: _plain,
+    _ConvNd: _convolution,
+    _ConvTransposeNd: _transposed_convolution,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent,
+    nn.MultiheadAttention: _attention,
+}
+"""Layer class → layout of each of its parameters; a subclass is its nearest base. Add a line for a layer of your own."""
+
+NORMALISATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+
+def layout_of(module: nn.Module, attribute: str) -> Layout | None:
+    """The layout of one parameter of a layer, or ``None`` where it is not a prunable weight.
+
+    >>> layout_of(nn.ConvTranspose2d(6, 4, 3, groups=2), "weight")
+    Layout(groups=2, transposed=True)
+    """
+    for base in type(module).__mro__:
+        if base in LAYOUTS:
+            return LAYOUTS[base](module, attribute)
+    # Hugging Face's Conv1D is a Linear with its weight transposed; transformers need not be installed.
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and attribute == "weight":
+        return Layout(transposed=True)
+    return None
+
+
+def find_weights(model: nn.Module) -> tuple[list[Weight], list[Skipped]]:
+    """Every prunable weight of a model, tied ones once, and what is left alone.
+
+    Raises `PatternError` for lazy modules that have not seen an input yet.
+
+    >>> weights, skipped = find_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    >>> [w.name for w in weights], skipped
+    (['0'], [Skipped(name='1', reason='a normalisation, never pruned')])
+    """
+    weights: list[Weight] = []
+    skipped: list[Skipped] = []
+    owner: dict[int, str] = {}
+    for name, module, attribute, parameter in _parameters(model):
+        full_name = f"{name}.{attribute}" if name else attribute
+        layout = None if isinstance(parameter, UninitializedParameter) else layout_of(module, attribute)
+        reason = _reason_to_skip(full_name, module, attribute, parameter, layout)
+        if id(parameter) in owner:
+            skipped.append(Skipped(full_name, f"tied to {owner[id(parameter)]}, pruned there"))
+        elif layout is not None and reason is None:
+            owner[id(parameter)] = full_name
+            site = name if attribute == "weight" and name else full_name
+            weights.append(Weight(site, full_name, module, attribute, layout))
+        elif reason is not None:
+            skipped.append(Skipped(name if isinstance(module, NORMALISATIONS) else full_name, reason))
+    return weights, list(dict.fromkeys(skipped))
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    for name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            yield name, module, attribute, parameter
+
+
+def _reason_to_skip(
+    full_name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, layout: Layout | None
+) -> str | None:
+    """Why a parameter is not a prunable weight; ``None`` where it is one, and for the biases, which nobody expects to see."""
+    if isinstance(parameter, UninitializedParameter):
+        raise PatternError(f"{full_name} has no shape yet: run the lazy model on one input before pruning it")
+    if isinstance(module, NORMALISATIONS):
+        return "a normalisation, never pruned"
+    if layout is not None:
+        return None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
+    if attribute.startswith("parametrizations") or "original" in attribute:
+        return "behind a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
+    if parameter.ndim < 2:
+        return None
+    return f"no canonical view is known for {type(module).__name__}.{attribute}; add one to secateurs.patterns.LAYOUTS"

@@ -1,0 +1,162 @@
+"""From a model and a pattern to sites: which layers take part, which are left alone, and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateurs.forward import run_example
+from secateurs.patterns.canonical import Weight, find_weights
+from secateurs.patterns.cut import cut, misfit
+from secateurs.patterns.units import as_units
+from secateurs.types import Member, Pattern, PatternError, Site, Sites, Skipped
+
+Selection = str | Iterable[str] | Callable[[str, nn.Module], bool]
+"""Layers by name (a container's name means all inside it), by glob (``"layer?.*"``), or by predicate ``(name, module) → bool``."""
+
+
+def find_sites(
+    model: nn.Module,
+    pattern: Pattern,
+    example: Any = None,
+    *,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> Sites:
+    """The sites of a pattern on a model's weights, in the order in which the example passes them.
+
+    Without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the first layer and the classifier
+    where the pattern does not fit them; and the classifier where a unit is a whole output, since its outputs are the answer.
+    ``only`` names what takes part, ``skip`` what does not (``skip=()`` skips nothing). ``masks`` are those of an earlier pruning:
+    what they removed stays removed.
+
+    Raises `PatternError` where no site is left, a name is unknown, or the pattern does not fit a chosen layer; `TaskError` where
+    the model rejects the example.
+
+    >>> from secateurs.patterns import Element
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> [(site.name, site.units) for site in find_sites(model, Element(), only="0")]
+    [('0', 32)]
+    """
+    weights, skipped = find_weights(model)
+    if not weights:
+        raise PatternError(f"{type(model).__name__} has no prunable weight; {_listed(skipped)}")
+    weights = _in_order(model, weights, example)
+    chosen = _chosen(weights, only)
+    left_alone = _skipped_by_name(weights, skip) if skip is not None else _skipped_by_default(weights, pattern, only is not None)
+    skipped += [Skipped(weight.name, "not named in only=") for weight in weights if weight.name not in chosen]
+    skipped += [Skipped(name, reason) for name, reason in left_alone.items() if name in chosen]
+    taking_part = [weight for weight in weights if weight.name in chosen and weight.name not in left_alone]
+    _require_fit(pattern, taking_part)
+    if not taking_part:
+        raise PatternError(
+            f"{pattern} finds no site in {type(model).__name__}; {_listed(skipped)}; "
+            "pass only=[...] to choose layers yourself, or skip=() to skip none"
+        )
+    found = tuple(_with_alive(_site(weight, pattern), masks) for weight in taking_part)
+    return Sites(found, tuple(skipped), model, example)
+
+
+def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Weight]:
+    """Weights in the order in which their layers are called; those whose layer is never called keep their place at the end."""
+    if example is None:
+        return weights
+    called: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, _: Any) -> None:
+        called.setdefault(module, len(called))
+
+    hooks = [module.register_forward_pre_hook(note) for module in {weight.module for weight in weights}]
+    try:
+        run_example(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(weights, key=lambda weight: called.get(weight.module, len(called)))
+
+
+def _chosen(weights: list[Weight], only: Selection | None) -> set[str]:
+    return {weight.name for weight in weights} if only is None else set(select(weights, only))
+
+
+def _skipped_by_name(weights: list[Weight], skip: Selection) -> dict[str, str]:
+    return dict.fromkeys(select(weights, skip), "named in skip=")
+
+
+def select(weights: list[Weight], selection: Selection) -> list[str]:
+    """Names of the weights that a selection means; raises `PatternError` for a name that means none."""
+    if callable(selection):
+        return [weight.name for weight in weights if selection(weight.name, weight.module)]
+    names: list[str] = []
+    for wanted in [selection] if isinstance(selection, str) else list(selection):
+        matches = [weight.name for weight in weights if _means(wanted, weight)]
+        if not matches:
+            known = [weight.name for weight in weights]
+            close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
+            raise PatternError(f"no prunable layer is called {wanted!r}; did you mean {', '.join(close)}?")
+        names += matches
+    return names
+
+
+def _means(wanted: str, weight: Weight) -> bool:
+    return any(
+        name == wanted or name.startswith(wanted + ".") or fnmatchcase(name, wanted) for name in (weight.name, weight.parameter)
+    )
+
+
+def _skipped_by_default(weights: list[Weight], pattern: Pattern, named: bool) -> dict[str, str]:
+    """The layers that are left alone unless the caller chooses for himself."""
+    if named:
+        return {}
+    reasons: dict[str, str] = {}
+    for weight in weights:
+        if isinstance(weight.module, (nn.Embedding, nn.EmbeddingBag)):
+            reasons[weight.name] = "an embedding: a table to look up, without MACs; name it in only= to prune it"
+    layers = [weight for weight in weights if weight.name not in reasons]
+    for weight, role in [(layers[0], "first layer"), (layers[-1], "classifier")] if layers else []:
+        reason = misfit(pattern, weight.shape)
+        if reason is not None:
+            reasons[weight.name] = f"the {role}, which the pattern does not fit: {reason}"
+        elif role == "classifier" and _is_whole_output(pattern, weight.shape):
+            reasons[weight.name] = "the classifier: its outputs are the model's answer; name it in only= to prune it"
+    return reasons
+
+
+def _is_whole_output(pattern: Pattern, shape: tuple[int, ...]) -> bool:
+    return pattern.tile(shape)[1:] == shape[2:] and prod(shape[2:]) > 1
+
+
+def _require_fit(pattern: Pattern, weights: list[Weight]) -> None:
+    misfits = {weight.name: reason for weight in weights if (reason := misfit(pattern, weight.shape)) is not None}
+    if misfits:
+        name, reason = next(iter(misfits.items()))
+        others = f" ({len(misfits) - 1} more layers do not fit)" if len(misfits) > 1 else ""
+        raise PatternError(f"{name}: {reason}; or skip with skip={list(misfits)}{others}")
+
+
+def _site(weight: Weight, pattern: Pattern) -> Site:
+    falls = cut(pattern, weight.shape)
+    member = Member(weight.parameter, weight.module, weight.attribute, weight.layout.canonical, falls.view)
+    return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern)
+
+
+def _with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
+    mask = None if masks is None else masks.get(site.members[0].parameter)
+    if mask is None:
+        return site
+    units = as_units(site, mask)
+    return replace(site, alive=units.flatten(2).any(dim=2) if units.ndim > 2 else units)
+
+
+def _listed(skipped: list[Skipped]) -> str:
+    if not skipped:
+        return "it has no parameters"
+    shown = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5])
+    return f"left alone: {shown}" + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")

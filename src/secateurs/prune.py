@@ -1,0 +1,86 @@
+"""The heart: what dies together, the evidence, how much where, and which ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.allocate import as_pattern
+from secateurs.apply import Masks
+from secateurs.observe import observe
+from secateurs.patterns import Selection, find_sites, spread
+from secateurs.progress import track
+from secateurs.types import Allocator, Pattern, Plan, Site, Sites, Solution, Solver, Task
+
+
+def prune_(
+    model: nn.Module,
+    pattern: Pattern,
+    solver: Solver,
+    allocate: Allocator | None,
+    task: Task,
+    *,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    masks: Masks | None = None,
+) -> Masks:
+    """Prune a model in place and return the masks of what stays.
+
+    ``allocate=None`` leaves the amount to the pattern (2:4). ``only`` and ``skip`` choose layers as in `find_sites`. ``masks`` are
+    those of an earlier pruning, whose removals stand. Where anything is wrong the model is left as it was.
+
+    Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out.
+
+    >>> from secateurs import Element, TopK, magnitude, uniform
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> masks = prune_(model, Element(), TopK(magnitude()), uniform(sparsity=0.75), Task(example=torch.zeros(1, 8)))
+    >>> masks.kept, masks.sparsity, int(model[0].weight.count_nonzero())
+    (10, 0.75, 8)
+    """
+    sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks)
+    stats = observe(model, sites, solver.needs, task)
+    plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
+    found, weights, kept = {}, {}, {}
+    for site in track(sites, "pruning"):
+        solution = solver(site, plan[site.name], stats)
+        found.update(masks_of(site, solution))
+        weights.update(solution.weights)
+        kept[site.name] = int(torch.count_nonzero(solution.kept))
+    return _impose_(model, sites, _as_done(plan, kept), found, weights, masks)
+
+
+def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
+    """The masks of a site's parameters that a choice of units means."""
+    found = {}
+    for index, member in enumerate(site.members):
+        mask = torch.ones(member.weight.shape, dtype=torch.bool, device=member.weight.device)
+        spread(site, solution.kept, mask, index)
+        found[member.parameter] = mask
+    return found
+
+
+def _as_done(plan: Plan, kept: Mapping[str, int]) -> Plan:
+    """The plan with the counts that the solver reached: an earlier pruning may have left a contest with fewer units than planned."""
+    return replace(plan, shares={name: replace(share, kept=kept[name]) for name, share in plan.shares.items()})
+
+
+def _impose_(
+    model: nn.Module,
+    sites: Sites,
+    plan: Plan,
+    found: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
+    earlier: Masks | None,
+) -> Masks:
+    """Write what was decided to the model, everything together, once nothing can fail any more."""
+    for name, mask in (earlier or {}).items():
+        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
+    masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+    return masks.apply_()

@@ -1,0 +1,24 @@
+"""Getting the accuracy back: one training loop, hooks, schedules."""
+
+from secateurs.recover.dropout import adjust_dropout_, dropout_rates
+from secateurs.recover.evaluate import evaluate
+from secateurs.recover.gradual import gradual, rewind_
+from secateurs.recover.loop import clip_gradients, penalty, per_step, train_
+from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
+
+__all__ = [
+    "Schedule",
+    "adjust_dropout_",
+    "clip_gradients",
+    "cubic",
+    "dropout_rates",
+    "evaluate",
+    "geometric",
+    "gradual",
+    "linear",
+    "one_shot",
+    "penalty",
+    "per_step",
+    "rewind_",
+    "train_",
+]

@@ -1,0 +1,58 @@
+"""Measuring a model on held-back data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.forward import call, check_fit, evaluating, tensors_in, to_device
+from secateurs.progress import track
+from secateurs.types import Task, TaskError
+
+
+def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, show: bool = True) -> float:
+    """The task's metric over all batches, each weighted by its size; evaluation mode, no gradients, model's device.
+
+    Raises `TaskError` where there is no metric or no batch.
+
+    >>> task = Task(example=torch.zeros(1, 2), metric=lambda output, target: (output.argmax(1) == target).float().mean())
+    >>> model = nn.Identity()
+    >>> evaluate(model, task, [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))])
+    0.6666666666666666
+    """
+    if task.metric is None:
+        raise TaskError("there is no metric to evaluate: give Task(metric=...), a mean over a batch of (output, target)")
+    if batches is None:
+        raise TaskError("there are no batches to evaluate: give Task(validation=...) or Task(test=...)")
+    total, count, device = 0.0, 0, device_of(model)
+    with evaluating(model):
+        for batch in track(batches, "evaluating", show=show):
+            inputs, target = (to_device(part, device) for part in task.unpack(batch))
+            if not count:
+                check_fit(model, inputs, "an evaluation batch")
+            size = size_of(inputs, target)
+            total += float(task.metric(call(model, inputs), target)) * size
+            count += size
+    if not count:
+        raise TaskError("the loader to evaluate is empty: it gave no batch")
+    return total / count
+
+
+def size_of(inputs: Any, target: Any) -> int:
+    """Number of samples of a batch: the first dimension of its target, else of its inputs."""
+    for part in (target, inputs):
+        for tensor in tensors_in(part):
+            if tensor.ndim:
+                return tensor.shape[0]
+    if isinstance(target, Sequence) and not isinstance(target, (str, Mapping)):
+        return len(target)
+    return 1
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is."""
+    first: Tensor | None = next(iter(model.parameters()), None)
+    return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,214 @@
+"""One training loop, in plain PyTorch, with hooks. Users who have their own keep it: masks.attach(optimizer) is all it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.apply import Masks
+from secateurs.forward import call, check_fit, to_device
+from secateurs.progress import track
+from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
+from secateurs.recover.evaluate import device_of, evaluate
+from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
+
+
+def train_(
+    model: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    *,
+    scheduler: Any = None,
+    masks: Masks | None = None,
+    hooks: Sequence[Hook] = (),
+    amp: torch.dtype | None = None,
+    accumulate: int = 1,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    show: bool = True,
+) -> Run:
+    """Train a model in place, pruned weights staying at zero; returns the run, with ``run.history`` (one dict an epoch) and masks.
+
+    ``scheduler`` steps once an epoch (`per_step` makes a hook of one that steps more often; one that needs a metric gets the
+    validation's). ``amp`` is the dtype of automatic mixed precision: ``torch.bfloat16``, or ``torch.float16`` with gradient scaling.
+    ``accumulate`` batches make one optimizer step. ``checkpoint`` is a file that is written after each epoch; where it exists,
+    training goes on from it, to the bit as if it had never stopped. ``seed`` seeds torch at the start. Batches are moved to the
+    model's device. Where the task has validation batches and a metric, they are measured after each epoch.
+
+    Raises `TaskError` for a missing or empty training loader, a missing loss, or one that returns no scalar; `NonFiniteError` where
+    the loss is NaN or infinite; `FileError` for a checkpoint of another run.
+
+    >>> task = Task(torch.zeros(1, 2), train=[(torch.ones(4, 2), torch.zeros(4, 1))], loss=nn.functional.mse_loss)
+    >>> model = nn.Linear(2, 1)
+    >>> run = train_(model, task, torch.optim.SGD(model.parameters(), lr=0.1), epochs=20)
+    >>> run.history[-1]["loss"] < run.history[0]["loss"]
+    True
+    """
+    _check(task, epochs, accumulate, hooks)
+    run = Run(model, task, optimizer, epochs, scheduler, masks if masks is not None else Masks({}, model))
+    device = device_of(model)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    autocast = torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
+    start = 0
+    if seed is not None:
+        torch.manual_seed(seed)
+    if checkpoint is not None and Path(checkpoint).exists():
+        start = read_checkpoint(checkpoint, run, hooks, scaler)
+    handle = run.masks.attach(optimizer)
+    try:
+        for hook in hooks:
+            hook.start(run)
+        for run.epoch in track(range(start, epochs), "training", show=show):
+            for hook in hooks:
+                hook.epoch(run)
+            loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
+            _finish_epoch(run, hooks, loss, show)
+            if checkpoint is not None:
+                write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
+    finally:
+        handle.remove()
+        run.inputs = run.output = run.target = None
+    return run
+
+
+def _check(task: Task, epochs: int, accumulate: int, hooks: Sequence[Hook]) -> None:
+    if task.train is None:
+        raise TaskError("there is nothing to train on: give Task(train=...), batches that can be walked once an epoch")
+    if task.loss is None:
+        raise TaskError("there is no loss to train with: give Task(loss=...), a function of (output, target)")
+    if epochs < 0 or accumulate < 1:
+        raise SecateursError(f"train_: epochs={epochs} must be at least 0, and accumulate={accumulate} at least 1")
+    names = [hook.name for hook in hooks]
+    if len(set(names)) < len(names):
+        raise SecateursError(f"train_: the hooks' names must differ, so that a checkpoint can tell them apart: {names}")
+
+
+def _epoch(
+    run: Run,
+    hooks: Sequence[Hook],
+    scaler: torch.amp.GradScaler,
+    autocast: AbstractContextManager[Any],
+    accumulate: int,
+    device: torch.device,
+    show: bool,
+) -> float:
+    """One pass over the training batches; the mean loss."""
+    run.model.train()
+    sampler = getattr(run.task.train, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(run.epoch)
+    total, count = torch.zeros((), device=device), 0
+    batches = iter(track(run.task.train or (), f"epoch {run.epoch + 1}/{run.epochs}", show=show))
+    while group := list(islice(batches, accumulate)):
+        run.optimizer.zero_grad()
+        for batch in group:
+            run.inputs, run.target = (to_device(part, device) for part in run.task.unpack(batch))
+            if not count:
+                check_fit(run.model, run.inputs, "a training batch")
+            with autocast:
+                loss = _loss(run, hooks)
+            scaler.scale(loss / len(group)).backward()
+            total += loss.detach()
+            count += 1
+        scaler.unscale_(run.optimizer)
+        for hook in hooks:
+            hook.gradients(run)
+        scaler.step(run.optimizer)
+        scaler.update()
+        run.step += 1
+        for hook in hooks:
+            hook.stepped(run)
+    if not count:
+        raise TaskError("the training loader is empty: it gave no batch")
+    return _finite(float(total / count), run)
+
+
+def _loss(run: Run, hooks: Sequence[Hook]) -> Tensor:
+    run.output = call(run.model, run.inputs)
+    loss = run.task.loss(run.output, run.target)  # type: ignore[misc]
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
+        raise TaskError(
+            f"the loss must be one number that depends on the model, but Task.loss returned {what}; "
+            "take its mean, and do not detach it"
+        )
+    for extra in (hook.loss(run) for hook in hooks):
+        if extra is not None:
+            loss = loss + extra
+    return loss.reshape(())
+
+
+def _finite(loss: float, run: Run) -> float:
+    if not isfinite(loss):
+        raise NonFiniteError(
+            f"the loss became {loss} in epoch {run.epoch + 1}: lower the learning rate, clip the gradients "
+            "(hooks=[clip_gradients(1.0)]), or go back to a checkpoint"
+        )
+    return loss
+
+
+def _finish_epoch(run: Run, hooks: Sequence[Hook], loss: float, show: bool) -> None:
+    entry = {"epoch": float(run.epoch), "loss": loss, "lr": float(run.optimizer.param_groups[0]["lr"])}
+    entry["sparsity"] = run.masks.sparsity
+    if run.task.validation is not None and run.task.metric is not None:
+        entry["validation"] = evaluate(run.model, run.task, run.task.validation, show=show)
+    if isinstance(run.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if "validation" not in entry:
+            raise TaskError("ReduceLROnPlateau needs a metric: give Task(validation=..., metric=...)")
+        run.scheduler.step(entry["validation"])
+    elif run.scheduler is not None:
+        run.scheduler.step()
+    run.history.append(entry)
+    for hook in hooks:
+        hook.epoch_end(run)
+
+
+def per_step(scheduler: Any) -> Hook:
+    """A learning-rate scheduler that steps after each optimizer step (one-cycle, warm-up), as a hook.
+
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> per_step(torch.optim.lr_scheduler.StepLR(optimizer, 10)).name
+    'per_step'
+    """
+    return Hook(
+        "per_step", stepped=lambda run: scheduler.step(), state=scheduler.state_dict, restore=lambda state: scheduler.load_state_dict(dict(state))
+    )
+
+
+def clip_gradients(norm: float) -> Hook:
+    """Keeps the norm of all gradients together at most `norm`.
+
+    >>> clip_gradients(1.0).name
+    'clip_gradients'
+    """
+
+    def clip(run: Run) -> None:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), norm)
+
+    return Hook("clip_gradients", gradients=clip)
+
+
+def penalty(strength: float, p: float = 2) -> Hook:
+    """Adds ``strength · Σ|w|ᵖ`` over all weights that may be pruned to the loss: L2 for p = 2, L1 for p = 1 (1506.02626, §3.1).
+
+    Raises `SecateursError` for a negative strength or p outside [1, ∞).
+
+    >>> penalty(1e-4, p=1).name
+    'penalty(p=1)'
+    """
+    if strength < 0 or not 1 <= p < float("inf"):
+        raise SecateursError(f"penalty(strength={strength}, p={p}): strength must be at least 0, and p in [1, inf)")
+
+    def loss(run: Run) -> Tensor:
+        weights: Iterator[Tensor] = (parameter for parameter in run.model.parameters() if parameter.ndim > 1)
+        return strength * sum((weight.abs().pow(p).sum() for weight in weights), torch.zeros(()))
+
+    return Hook(f"penalty(p={p})", loss=loss)

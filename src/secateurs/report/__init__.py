@@ -1,0 +1,40 @@
+"""What a pruning run bought, shown: a table on the terminal, a JSON file, and one HTML page that stands alone.
+
+>>> dense = Entry("dense", 0.987, 24_000, 24_000, 1.1e6, 1.1e6, 98_000, None)
+>>> pruned = Entry("pruned", 0.983, 24_000, 1_176, 1.1e6, 6.0e4, 10_000, None)
+>>> verdict(Record("Digits", entries=(dense, pruned)))
+'95.1 % of the weights removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
+"""
+
+from __future__ import annotations
+
+from secateurs.report.measure import curve, layers, measure, reasons
+from secateurs.report.page import html, write_html
+from secateurs.report.plots import layer_bars, metric_curve, training_curve
+from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
+from secateurs.report.summary import remarks, verdict
+from secateurs.report.terminal import table
+
+__all__ = [
+    "Curve",
+    "Entry",
+    "History",
+    "Layer",
+    "Point",
+    "Record",
+    "curve",
+    "environment",
+    "html",
+    "layer_bars",
+    "layers",
+    "measure",
+    "metric_curve",
+    "read_record",
+    "reasons",
+    "remarks",
+    "table",
+    "training_curve",
+    "verdict",
+    "write_html",
+    "write_record",
+]

@@ -1,0 +1,71 @@
+"""From models and runs to the numbers of a record: everything here is counted or measured anew, nothing is taken from a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.costs import file_bytes, nonzero_macs, nonzero_params, params, trace_macs
+from secateurs.patterns import find_weights
+from secateurs.recover import evaluate
+from secateurs.report.record import Curve, Entry, Layer, Point
+from secateurs.types import Skipped, Task
+
+
+def measure(name: str, model: nn.Module, task: Task, path: str | Path | None = None, seconds: float | None = None) -> Entry:
+    """A model's row in the result table: its metric on **test** data, its counts, and the size of its file.
+
+    ``path`` is the file that it was written to, ``seconds`` the time that making it took.
+
+    >>> measure("dense", nn.Linear(3, 2), Task(example=torch.zeros(1, 3))).parameters
+    8
+    """
+    metric = evaluate(model, task, task.test) if task.test is not None and task.metric is not None else None
+    return Entry(
+        name,
+        metric,
+        parameters=int(params(model)),
+        nonzero=nonzero_params(model),
+        macs=trace_macs(model, task.example).total,
+        nonzero_macs=nonzero_macs(model, task.example),
+        bytes=file_bytes(path) if path is not None else None,
+        seconds=seconds,
+    )
+
+
+def layers(model: nn.Module, example: Any = None) -> tuple[Layer, ...]:
+    """A row for each prunable weight; MACs are those of nonzero weights, 0 without an example.
+
+    >>> layers(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3))[0].macs
+    6.0
+    """
+    macs = trace_macs(model, example).by_parameter if example is not None else {}
+    rows = []
+    for weight in find_weights(model)[0]:
+        size, nonzero = weight.value.numel(), int(torch.count_nonzero(weight.value))
+        kind, shape = type(weight.module).__name__, tuple(weight.value.shape)
+        rows.append(Layer(weight.name, kind, shape, size, nonzero, macs.get(weight.parameter, 0.0) * nonzero / size))
+    return tuple(rows)
+
+
+def curve(name: str, history: Sequence[Mapping[str, float]]) -> Curve:
+    """The validation metric at the end of each stretch of epochs of one sparsity.
+
+    >>> history = [{"sparsity": 0.5, "validation": 0.7}, {"sparsity": 0.5, "validation": 0.9}]
+    >>> curve("pruned", history).points
+    (Point(sparsity=0.5, metric=0.9, epoch=1),)
+    """
+    last: dict[float, Point] = {}
+    for epoch, entry in enumerate(history):
+        if "validation" in entry:
+            last[entry["sparsity"]] = Point(entry["sparsity"], entry["validation"], epoch)
+    return Curve(name, tuple(last.values()))
+
+
+def reasons(skipped: Iterable[Skipped]) -> tuple[tuple[str, str], ...]:
+    """What was left alone, and why, as a record holds it."""
+    return tuple((item.name, item.reason) for item in skipped)

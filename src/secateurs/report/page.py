@@ -1,0 +1,71 @@
+"""One HTML page that stands alone: no script, no network, no other file; light and dark, screen, phone and paper."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+from secateurs.report.files import replace_text
+from secateurs.report.plots import NARROW, WIDE, is_drawable, layer_bars, metric_curve, training_curve
+from secateurs.report.record import Layer, Record
+from secateurs.report.summary import COUNTED, remarks, result_table, verdict
+from secateurs.report.words import percent, printable, scaled
+
+
+def html(record: Record) -> str:
+    """The page as text; the same record gives the same text, and everything in it that came from outside is escaped.
+
+    Sections without content are left out.
+
+    >>> page = html(Record("Digits <1>"))
+    >>> "<title>Digits &lt;1&gt;</title>" in page
+    True
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    source = resources.files("secateurs.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, scaled=scaled, together=_together)
+    headings, rows = result_table(record)
+    drawings = {
+        name: [Markup(draw(record, width)) for width in (WIDE, NARROW)]  # ours, and escaped by the XML writer
+        for name, draw in (("curve", metric_curve), ("bars", layer_bars), ("training", training_curve))
+    }
+    page = environment.from_string(source).render(
+        record=record,
+        verdict=verdict(record),
+        remarks=remarks(record),
+        headings=headings,
+        rows=list(zip(record.entries, rows, strict=True)),
+        counted=COUNTED,
+        total=_total(record.layers),
+        undrawn=sum(not is_drawable(point.metric) for curve in record.curves for point in curve.points),
+        **drawings,
+    )
+    return printable(page)
+
+
+def write_html(record: Record, path: str | os.PathLike[str]) -> Path:
+    """Write the page in one step and return the path; on failure the old file, if any, survives.
+
+    Raises `OSError` where the file cannot be written.
+
+    >>> import tempfile
+    >>> write_html(Record("Digits"), Path(tempfile.mkdtemp()) / "report.html").name
+    'report.html'
+    """
+    return replace_text(path, html(record))
+
+
+def _total(layers: tuple[Layer, ...]) -> Layer:
+    """All layers as one, for the last row of their table."""
+    parameters, nonzero = sum(layer.parameters for layer in layers), sum(layer.nonzero for layer in layers)
+    return Layer("all layers", "", (), parameters, nonzero, sum(layer.macs for layer in layers))
+
+
+def _together(text: str) -> str:
+    """The text with each number held together with its unit, so that no line ends between them."""
+    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B|[kMGT]|s|min|h|points)\b|%)", "\N{NO-BREAK SPACE}", text)

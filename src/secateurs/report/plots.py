@@ -1,0 +1,337 @@
+"""The drawings of a report: inline SVG whose text stays text and whose colours are CSS variables of the page.
+
+Every colour is a variable with the light one as its fallback, ``var(--plot-kept, #0072b2)``: the page repaints the drawings for
+dark mode, and a drawing saved on its own still has its colours. Blue, orange and green are those of Okabe and Ito, which people
+who confuse red and green can tell apart; curves differ by marker and dash as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from secateurs.report.record import Curve, Layer, Record
+from secateurs.report.words import percent, printable, rounded, scaled, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, GRID, FULL, KEPT = "#3c434c", "#6b7480", "#dfe3e8", "#d3dae2", "#0072b2"
+ORANGE, GREEN, PINK, SHADE = "#d55e00", "#00805c", "#b0568c", "#8a95a1"
+PAINTS = {
+    INK: "--plot-ink",
+    FAINT: "--plot-faint",
+    GRID: "--plot-grid",
+    FULL: "--plot-full",
+    KEPT: "--plot-kept",
+    ORANGE: "--plot-orange",
+    GREEN: "--plot-green",
+    PINK: "--plot-pink",
+    SHADE: "--plot-shade",
+}
+"""Light colour → the CSS variable that repaints it."""
+
+WIDE, NARROW = 8.0, 3.6
+"""Widths in inches that suit a desk and a phone: text keeps its size, and the drawing gets fewer or shorter labels."""
+
+_ROOMY = 6.0  # inches from which there is room for a second panel, three legends in a row, all ticks
+_LINES = ((KEPT, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PINK, "D", ":"), (INK, "v", "-"))
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, copied, and takes the page's font
+    "text.parse_math": False,  # a layer may be called "$x$"
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.titlesize": "medium",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+def metric_curve(record: Record, width: float = WIDE) -> str:
+    """The metric on validation data against sparsity, a line for each curve, as an inline SVG ``width`` inches wide.
+
+    The axis is logarithmic in the fraction kept, so that 90, 99 and 99.9 % stand well apart. The dense level is dashed: that of
+    the curves' own validation data at sparsity 0 where a curve starts there, else the dense entry's on test data, and labelled
+    so. Points that are not finite are left out of the line. Empty text where there is no point to draw.
+
+    >>> from secateurs.report import Curve, Point
+    >>> metric_curve(Record("Digits", curves=(Curve("pruned", (Point(0.0, 0.98), Point(0.9, 0.97))),)))[:4]
+    '<svg'
+    """
+    curves = [curve for curve in record.curves if any(is_drawable(point.metric) for point in curve.points)]
+    if not curves:
+        return ""
+    with _figure(width, 3.7 if width >= _ROOMY else 3.0 + 0.17 * len(curves)) as figure:
+        axes = figure.add_subplot()
+        floor, everything = _least_kept(curves), any(point.sparsity == 1 for curve in curves for point in curve.points)
+        for index, curve in enumerate(curves):
+            colour, marker, dash = _LINES[index % len(_LINES)]
+            kept = [max(1 - point.sparsity, floor) for point in curve.points]
+            metric = [point.metric if is_drawable(point.metric) else math.nan for point in curve.points]
+            axes.plot(kept, metric, dash, color=colour, marker=marker, label=_legend(curve.name), clip_on=False, zorder=3)
+        level, origin = _dense_level(record, curves)
+        if level is not None:
+            axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label=f"dense ({origin} data)", zorder=2)
+        _sparsity_axis(axes, floor, everything, most=11 if width >= _ROOMY else 7)
+        _metric_axis(axes, record)
+        axes.set_title(_name(f"validation {record.metric_name}", 40), loc="left")
+        axes.grid(True, axis="both", linewidth=0.7)
+        figure.legend(loc="outside upper left", ncols=3 if width >= _ROOMY else 1, borderaxespad=0.2)
+        return _svg(figure, f"curve-{width:g}", f"{record.metric_name} on validation data against sparsity")
+
+
+def layer_bars(record: Record, width: float = WIDE) -> str:
+    """A bar for each layer, its full size in pale and what is kept in blue, as an inline SVG ``width`` inches wide.
+
+    Wide drawings have a second panel with the fraction kept, because a small layer is a sliver beside a large one. The height
+    grows with the number of layers. Empty text where the record has no layers.
+
+    >>> from secateurs.report import Layer
+    >>> "30 of 72" in layer_bars(Record("Digits", layers=(Layer("conv1", "Conv2d", (8, 1, 3, 3), 72, 30, 1920.0),)))
+    True
+    """
+    layers = record.layers
+    if not layers:
+        return ""
+    wide = width >= _ROOMY
+    with _figure(width, 0.75 + len(layers) * (0.30 if len(layers) <= 12 else 0.225)) as figure:
+        if wide:
+            panels = figure.subplot_mosaic("SSSFF", sharey=True)
+            sizes = panels["S"]
+            _fraction_bars(panels["F"], layers)
+        else:
+            sizes = figure.add_subplot()
+        _size_bars(sizes, layers, wide)
+        sizes.set_ylim(len(layers) - 0.4, -0.6)  # the first layer on top
+        return _svg(figure, f"layers-{width:g}", "nonzero weights of each layer")
+
+
+def training_curve(record: Record, width: float = WIDE) -> str:
+    """Validation metric and training loss over the epochs, the sparsity shaded behind, as an inline SVG ``width`` inches wide.
+
+    A panel without numbers is left out; where epochs lack a number, or it is not finite, the line has a gap. Empty text where
+    there is neither a loss nor a metric.
+
+    >>> from secateurs.report import History
+    >>> training_curve(Record("Digits", history=History(({"loss": 0.3}, {"loss": 0.2}))))[:4]
+    '<svg'
+    """
+    history = record.history
+    validation = [value if is_drawable(value) else math.nan for value in history.column("validation")]
+    loss = [value if is_drawable(value) else math.nan for value in history.column("loss")]
+    panels = [
+        (label, values, colour)
+        for label, values, colour in ((f"validation {record.metric_name}", validation, KEPT), ("training loss", loss, ORANGE))
+        if not all(map(math.isnan, values))
+    ]
+    if not panels:
+        return ""
+    from matplotlib.ticker import MaxNLocator
+
+    sparsity = history.column("sparsity")
+    epochs = list(range(1, len(history.epochs) + 1))
+    with _figure(width, 0.6 + 1.85 * len(panels)) as figure:
+        stack: list[Axes] = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+        for axes, (label, values, colour) in zip(stack, panels, strict=True):
+            if sparsity:
+                _shade_sparsity(axes, epochs, sparsity)
+                axes.set_title("weights removed, %" if width >= _ROOMY else "removed, %", loc="right", color=FAINT)
+            axes.plot(epochs, values, color=colour, marker="o" if len(epochs) <= 30 else "", markersize=3.5, zorder=3)
+            axes.set_title(_name(label, 26), loc="left")
+            axes.grid(True, axis="y", linewidth=0.7)
+            if colour == KEPT:
+                _metric_axis(axes, record)
+        stack[-1].set_xlabel("epoch")
+        stack[-1].set_xlim(0.5, len(epochs) + 0.5)
+        stack[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, f"training-{width:g}", "validation metric, training loss and sparsity over the epochs")
+
+
+# ---------------------------------------------------------------- parts of drawings
+
+
+def is_drawable(value: float) -> bool:
+    """Whether a number can stand on an axis: it is finite, and adding a margin leaves it so.
+
+    >>> is_drawable(-3.5), is_drawable(float("nan")), is_drawable(1.7e308)
+    (True, False, False)
+    """
+    return abs(value) <= 1e300  # false for NaN
+
+
+def _name(text: str, width: int) -> str:
+    return shortened(printable(text), width)
+
+
+def _legend(text: str) -> str:
+    # To matplotlib, a leading underscore means "keep out of the legend"; the word joiner before it has no width.
+    name = _name(text, 40) or "unnamed"
+    return f"\N{WORD JOINER}{name}" if name.startswith("_") else name
+
+
+def _least_kept(curves: Sequence[Curve]) -> float:
+    """Where the axis ends: the least fraction kept, or, as 0 has no logarithm, half of the least one above 0."""
+    kept = [1 - point.sparsity for curve in curves for point in curve.points]
+    least = min((fraction for fraction in kept if fraction > 0), default=1.0)
+    return least / 2 if 0 in kept else least
+
+
+def _dense_level(record: Record, curves: Sequence[Curve]) -> tuple[float | None, str]:
+    starts = [point.metric for curve in curves for point in curve.points if point.sparsity == 0 and is_drawable(point.metric)]
+    if starts:
+        return starts[0], "validation"
+    level = record.dense.metric if record.dense else None
+    return (level if level is not None and is_drawable(level) else None), "test"
+
+
+def _sparsity_axis(axes: Axes, floor: float, everything: bool, most: int) -> None:
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    if floor > 0.3:
+        ticks = [tenths / 10 for tenths in range(10, 2, -1)]
+    else:
+        ticks = [1.0] + [digit * 10.0**-power for power in range(1, 13) for digit in (5, 2, 1)]
+    ticks = [tick for tick in ticks if tick >= 0.98 * floor]
+    step = 1 if len(ticks) <= most else 3  # 90, 99, 99.9 …
+    ticks = [tick for tick in ticks[::step] if not everything or tick > (1.9 if step == 1 else 4) * floor]
+    labels = [f"{100 * (1 - tick):.12g}" for tick in ticks]
+    if everything:  # stands where half of the least one would
+        ticks, labels = [*ticks, floor], [*labels, "100"]
+    axes.set_xticks(ticks, labels)
+    axes.set_xlim(1.12, min(floor, 0.9) * 0.9)
+    axes.set_xlabel("weights removed, %")
+
+
+def _metric_axis(axes: Axes, record: Record) -> None:
+    if record.in_percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _size_bars(axes: Axes, layers: Sequence[Layer], wide: bool) -> None:
+    rows = range(len(layers))
+    largest = max(layer.parameters for layer in layers) or 1
+    axes.barh(rows, [layer.parameters for layer in layers], color=FULL, height=0.72)
+    axes.barh(rows, [layer.nonzero for layer in layers], color=KEPT, height=0.72)
+    for row, layer in enumerate(layers):
+        kept = scaled(layer.nonzero) if wide else percent(1 - layer.sparsity)  # wide drawings have a panel for the fraction
+        label = f"{kept} of {scaled(layer.parameters)}"
+        axes.annotate(label, (layer.parameters, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+    # Where room is scarce, leave out what all names begin with: "model.layers.".
+    shared = 0 if wide or len(layers) < 2 else _parts_in_common([layer.name for layer in layers])
+    axes.set_yticks(list(rows), [_name(".".join(layer.name.split(".")[shared:]), 34 if wide else 17) for layer in layers])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0, 1.7 * largest)  # room for the label of the largest layer
+    _count_axis(axes, largest, 3 if wide else 2)
+    axes.set_xlabel("weights: kept of all", loc="left")
+
+
+def _parts_in_common(names: Sequence[str]) -> int:
+    """How many dotted parts all names begin with, at most all but the last."""
+    columns = list(zip(*(name.split(".")[:-1] for name in names), strict=False))  # as long as the shortest
+    return next((index for index, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+
+
+def _count_axis(axes: Axes, largest: int, most: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = [tick for tick in MaxNLocator(most, integer=True).tick_values(0, largest) if tick <= 1.02 * largest]
+    axes.set_xticks(ticks, [rounded(tick) for tick in ticks])
+    axes.spines["bottom"].set_bounds(0, largest)
+
+
+def _fraction_bars(axes: Axes, layers: Sequence[Layer]) -> None:
+    kept = [100 * (1 - layer.sparsity) for layer in layers]
+    axes.barh(range(len(layers)), [100] * len(layers), color=FULL, height=0.72)
+    axes.barh(range(len(layers)), kept, color=KEPT, height=0.72)
+    for row, layer in enumerate(layers):
+        text = percent(1 - layer.sparsity)
+        axes.annotate(text, (100, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+    axes.set_xlim(0, 130)
+    axes.set_xticks([0, 50, 100])
+    axes.spines["bottom"].set_bounds(0, 100)
+    axes.set_xlabel("kept, % of the layer", loc="left")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _shade_sparsity(axes: Axes, epochs: Sequence[int], sparsity: Sequence[float]) -> None:
+    behind = axes.twinx()
+    behind.set_zorder(axes.get_zorder() - 1)
+    axes.patch.set_visible(False)  # else it would hide what is behind
+    behind.fill_between(
+        [edge for epoch in epochs for edge in (epoch - 0.5, epoch + 0.5)],
+        [100 * value for value in sparsity for _ in range(2)],
+        color=SHADE,
+        alpha=0.22,
+        linewidth=0,
+    )
+    behind.set_ylim(0, 105)
+    behind.set_yticks([0, 50, 100])
+    behind.tick_params(axis="y", length=0, labelcolor=FAINT)
+
+
+# ---------------------------------------------------------------- from figure to SVG
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in our style whatever the user's matplotlib settings are; pyplot, which keeps global state, is not touched."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure, prefix: str, title: str) -> str:
+    """The figure as an SVG element that can stand in a page beside others: own ids, the page's colours, no links outside."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = prefix  # inside the context of _figure: the same ids at each run
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's fonts draw the text, not matplotlib's
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for element in list(root.iter()):
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: _own(key, value, prefix) for key, value in element.attrib.items()}
+    for metadata in root.findall("metadata"):  # names its vocabularies by http addresses
+        root.remove(metadata)
+    root.attrib.update({"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": printable(title)})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _own(key: str, value: str, prefix: str) -> str:
+    if key == "id":
+        return f"{prefix}-{value}"
+    if key.endswith("href") and value.startswith("#"):
+        return f"#{prefix}-{value[1:]}"
+    value = value.replace("url(#", f"url(#{prefix}-")
+    for light, variable in PAINTS.items():
+        value = value.replace(light, f"var({variable}, {light})")
+    return value
+
+

@@ -1,0 +1,389 @@
+"""What a pruning run leaves behind: every number that a report shows, and where it came from; JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import platform
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from secateurs.report.files import replace_text
+from secateurs.types import FileError, SecateursError
+
+FORMAT = "secateurs record"
+VERSION = 1
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the result table: a model, what it scores on **test** data, and what it costs.
+
+    The names that the report knows are ``"dense"`` (what the others are compared with) and those that begin with ``"pruned"``
+    (the last one is the result); all others are baselines, such as ``"random, same sparsity"`` or ``"dense, same size"``.
+
+    - ``metric``: on test data, in the unit of the record's metric; ``None`` where it was not measured
+    - ``parameters``, ``nonzero``: whole numbers of parameters held, and of those that are not zero
+    - ``macs``, ``nonzero_macs``: multiply-accumulates of one example, by all weights and by the nonzero ones; counted
+    - ``bytes``: size of the file written
+    - ``seconds``: wall-clock seconds spent on making it (training, pruning, recovering), **not** the time of a forward pass
+    - ``metric_spread``: standard deviation of the metric over runs with other seeds, in the metric's unit
+
+    Raises `SecateursError` where the numbers contradict each other.
+
+    >>> Entry("pruned", 0.98, parameters=1000, nonzero=50, macs=8e3, nonzero_macs=400.0, bytes=612, seconds=3.5).nonzero
+    50
+    """
+
+    name: str
+    metric: float | None
+    parameters: int
+    nonzero: int
+    macs: float
+    nonzero_macs: float
+    bytes: int | None
+    seconds: float | None
+    metric_spread: float | None = None
+
+    def __post_init__(self) -> None:
+        where = f"Entry({self.name!r})"
+        _check_counts(where, self.parameters, self.nonzero)
+        if self.macs < 0 or self.nonzero_macs < 0 or self.nonzero_macs > self.macs:
+            given = f"nonzero_macs={self.nonzero_macs}, macs={self.macs}"
+            raise SecateursError(f"{where}: {given}; expected 0 <= nonzero_macs <= macs")
+        for name in ("bytes", "seconds", "metric_spread"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise SecateursError(f"{where}: {name}={value}; expected zero or more, or None where it was not measured")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metric on **validation** data at one step of pruning.
+
+    ``sparsity`` is the fraction of the weights removed, in [0, 1]; ``epoch`` counts training epochs from 0, where known.
+    Raises `SecateursError` where the sparsity is not a fraction.
+
+    >>> Point(sparsity=0.9, metric=0.97).epoch is None
+    True
+    """
+
+    sparsity: float
+    metric: float
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity <= 1:
+            raise SecateursError(f"Point: sparsity={self.sparsity}; expected the fraction removed, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The metric on **validation** data against sparsity, over the steps of one pruning run.
+
+    >>> Curve("pruned", (Point(0.0, 0.98), Point(0.5, 0.97))).points[1].sparsity
+    0.5
+    """
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of the pruned model.
+
+    ``kind`` is the class of its module, ``shape`` that of the weight, ``parameters`` and ``nonzero`` are whole numbers of
+    weights, and ``macs`` counts the multiply-accumulates of one example by the nonzero weights.
+    Raises `SecateursError` where the numbers contradict each other.
+
+    >>> Layer("conv1", "Conv2d", (8, 1, 3, 3), parameters=72, nonzero=18, macs=1920.0).sparsity
+    0.75
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    nonzero: int
+    macs: float
+
+    def __post_init__(self) -> None:
+        where = f"Layer({self.name!r})"
+        _check_counts(where, self.parameters, self.nonzero)
+        if self.macs < 0 or any(size < 0 for size in self.shape):
+            raise SecateursError(f"{where}: macs={self.macs}, shape={self.shape}; expected zero or more")
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the weights removed, in [0, 1]; 0 for a layer without weights."""
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+
+def _check_counts(where: str, parameters: int, nonzero: int) -> None:
+    if not 0 <= nonzero <= parameters:
+        raise SecateursError(f"{where}: nonzero={nonzero}, parameters={parameters}; expected 0 <= nonzero <= parameters")
+
+
+@dataclass(frozen=True)
+class History:
+    """One dict of numbers for each training epoch, in order; any key may be missing from any epoch.
+
+    The report draws ``"loss"`` (mean over the training batches), ``"validation"`` (in the unit of the record's metric) and
+    ``"sparsity"`` (fraction removed, in [0, 1]); other keys, such as ``"lr"``, are kept in the JSON.
+
+    >>> History(({"loss": 0.31, "sparsity": 0.0}, {"loss": 0.22, "sparsity": 0.5})).column("sparsity")
+    (0.0, 0.5)
+    """
+
+    epochs: tuple[dict[str, float], ...] = ()
+
+    def column(self, key: str) -> tuple[float, ...]:
+        """One number for each epoch, NaN where it is missing or not finite; empty where no epoch has it."""
+        values = tuple(float(epoch.get(key, math.nan)) for epoch in self.epochs)
+        finite = tuple(value if math.isfinite(value) else math.nan for value in values)
+        return () if all(map(math.isnan, finite)) else finite
+
+
+@dataclass(frozen=True)
+class Record:
+    """The whole of one pruning run, enough to print the table, draw the page and make it again.
+
+    ``metric_name`` is what ``Entry.metric`` and ``Point.metric`` measure; a metric for which higher is better and that stays
+    within [0, 1] is shown in %. ``skipped`` holds ``(name, reason)`` of every weight left alone. ``command`` is the exact
+    command or code; `environment` gives ``versions`` (by package), ``machine`` (in words) and ``date`` (ISO 8601).
+
+    >>> record = Record("Digits", "accuracy", entries=(Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 4096, None),))
+    >>> Record.from_json(record.to_json()) == record
+    True
+    """
+
+    title: str
+    metric_name: str = "accuracy"
+    higher_is_better: bool = True
+    entries: tuple[Entry, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    history: History = field(default_factory=History)
+    skipped: tuple[tuple[str, str], ...] = ()
+    seed: int | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+    date: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dense(self) -> Entry | None:
+        """The entry that the others are compared with: the first one called ``"dense"``."""
+        return next((entry for entry in self.entries if entry.name == "dense"), None)
+
+    @property
+    def pruned(self) -> Entry | None:
+        """The result: the last entry whose name begins with ``"pruned"``, so that what was read back from a file wins."""
+        return next((entry for entry in reversed(self.entries) if entry.name.startswith("pruned")), None)
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the metric reads as a fraction: higher is better, and every value lies within [0, 1]."""
+        values = [value for value in self._metrics() if value is not None and math.isfinite(value)]
+        return self.higher_is_better and bool(values) and all(0 <= value <= 1 for value in values)
+
+    def _metrics(self) -> Iterator[float | None]:
+        yield from (entry.metric for entry in self.entries)
+        yield from (point.metric for curve in self.curves for point in curve.points)
+        yield from self.history.column("validation")
+
+    def to_json(self) -> str:
+        """The record as JSON text; what is not finite becomes the string ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+
+        Raises `SecateursError` where the record holds something that is neither text nor a number.
+        """
+        document = {"format": FORMAT, "version": VERSION, **_to_plain(self, "record")}
+        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Record:
+        """The record that `to_json` wrote; raises `FileError`, saying what was expected where, for any other text.
+
+        >>> Record.from_json('{"format": "secateurs record", "version": 1, "title": 7}')
+        Traceback (most recent call last):
+            ...
+        secateurs.types.FileError: this is not a record: record.title is 7, expected text
+        """
+        try:
+            document = json.loads(text, parse_constant=_refuse_constant)
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise _Mismatch(f'expected the JSON object that Record.to_json() wrote, with "format": "{FORMAT}"')
+            if document.get("version") != VERSION:
+                known = f"this version of secateurs reads {VERSION}; upgrade secateurs, or write the record again"
+                raise _Mismatch(f"version is {_shown(document.get('version'))}, {known}")
+            content = {key: value for key, value in document.items() if key not in ("format", "version")}
+            return typing.cast(Record, _from_plain(content, Record, "record"))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise FileError(f"this is not a record: expected JSON ({error})") from error
+        except ValueError as error:
+            raise FileError(f"this is not a record: {error}") from error
+
+
+def write_record(record: Record, path: str | os.PathLike[str]) -> Path:
+    """Write the record as JSON in one step and return the path; on failure the old file, if any, survives.
+
+    Raises `OSError` where the file cannot be written.
+
+    >>> import tempfile
+    >>> path = write_record(Record("Digits"), Path(tempfile.mkdtemp()) / "record.json")
+    >>> read_record(path).title
+    'Digits'
+    """
+    return replace_text(path, record.to_json())
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """The record that `write_record` wrote (see there for an example).
+
+    Raises `FileError`, naming the file and what was expected, where it holds anything else; `OSError` where it cannot be read.
+    """
+    try:
+        return Record.from_json(Path(path).read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileError(f"{os.fspath(path)}: this is not a record: expected UTF-8 text ({error})") from error
+    except FileError as error:
+        raise FileError(f"{os.fspath(path)}: {error}") from error
+
+
+def environment() -> tuple[dict[str, str], str, str]:
+    """Versions by package, the machine in words, and the date (UTC, ISO 8601): what a `Record` says about where it was made.
+
+    >>> versions, machine, date = environment()
+    >>> sorted(versions)
+    ['numpy', 'python', 'secateurs', 'torch']
+    """
+    versions = {"python": platform.python_version()}
+    for package in ("secateurs", "torch", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "(not installed)"
+    # The cores that this process may use: in a container or a batch job, fewer than the machine has.
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    parts = [_processor(), f"{cores} core{'s' * (cores > 1)}", *_accelerator(), platform.platform(terse=True)]
+    return versions, ", ".join(parts), datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _accelerator() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+
+
+# ---------------------------------------------------------------- to and from plain JSON values
+
+
+class _Mismatch(ValueError):
+    """A value in a document is not what belongs there."""
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {part.name: _to_plain(getattr(value, part.name), f"{where}.{part.name}") for part in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "item"):  # a number of numpy or torch
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise SecateursError(f"{where} is a {type(value).__name__}; expected text, a number or None")
+
+
+def _from_plain(value: Any, kind: Any, where: str) -> Any:
+    """``value`` as the annotated type ``kind``: the annotations of the dataclasses above are the schema."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):  # X | None
+        return None if value is None else _from_plain(value, arguments[0], where)
+    if origin is dict:
+        items = _expect(value, dict, "an object", where).items()
+        return {key: _from_plain(item, arguments[1], f"{where}[{_shown(key)}]") for key, item in items}
+    if origin is tuple:
+        items = _expect(value, list, "a list", where)
+        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
+        if len(items) != len(kinds):
+            raise _Mismatch(f"{where} has {len(items)} parts, expected {len(kinds)}")
+        return tuple(_from_plain(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(items, kinds, strict=True)))
+    if dataclasses.is_dataclass(kind):
+        return _from_object(_expect(value, dict, "an object", where), kind, where)
+    return _from_scalar(value, kind, where)
+
+
+def _from_object(value: dict[str, Any], kind: Any, where: str) -> Any:
+    hints, parts = _hints(kind), dataclasses.fields(kind)
+    for key in value:
+        if key not in hints:
+            raise _Mismatch(f"{where} has an unknown part {_shown(key)}, expected only {', '.join(hints)}")
+    for part in parts:
+        has_default = part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
+        if part.name not in value and not has_default:
+            raise _Mismatch(f"{where} has no part {part.name!r}")
+    content = {key: _from_plain(item, hints[key], f"{where}.{key}") for key, item in value.items()}
+    try:
+        return kind(**content)
+    except SecateursError as error:
+        raise _Mismatch(f"{where}: {error}") from error
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _from_scalar(value: Any, kind: Any, where: str) -> Any:
+    if kind is bool:
+        return _expect(value, bool, "true or false", where)
+    if kind is str:
+        return _expect(value, str, "text", where)
+    if kind is float and isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    expected = "a whole number" if kind is int else 'a number (or "NaN", "Infinity", "-Infinity")'
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):  # bool is an int to Python
+        raise _Mismatch(f"{where} is {_shown(value)}, expected {expected} below 2**63")
+    return kind(_expect(value, int if kind is int else (int, float), expected, where))
+
+
+def _expect(value: Any, kind: Any, expected: str, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Mismatch(f"{where} is {_shown(value)}, expected {expected}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _refuse_constant(name: str) -> typing.NoReturn:
+    raise _Mismatch(f'{name} is not JSON, expected "{name}" in quotes')

@@ -1,0 +1,160 @@
+"""What the numbers of a record say: the verdict in one sentence, what tempers it, and the cells of the result table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from secateurs.report.record import Entry, Record
+from secateurs.report.words import UNKNOWN, duration, number, percent, scaled, size, times
+
+COUNTED = "MACs of nonzero weights are counted, not measured time."
+"""Printed under every result table: a zero is only fast where the software and the machine skip it."""
+
+
+def verdict(record: Record) -> str:
+    """One sentence in plain words on what was removed, what it did to the metric on test data, and to the file.
+
+    >>> dense = Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 9800, None)
+    >>> pruned = Entry("pruned", 0.983, 1000, 49, 8e3, 400.0, 1000, None)
+    >>> verdict(Record("Digits", entries=(dense, pruned)))
+    '95.1 % of the weights removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
+    """
+    dense, pruned = record.dense, record.pruned
+    if dense is None or pruned is None:
+        missing = " and ".join(name for name, entry in (("dense", dense), ("pruned", pruned)) if entry is None)
+        return f"Nothing is concluded: the record has no {missing} model to compare."
+    file = times(dense.bytes, pruned.bytes, "smaller", "larger", "the same size").replace("none left", "empty")
+    clauses = [_removed(dense, pruned), _change(record, dense, pruned), f"the file is {file}" if file else ""]
+    sentence = "; ".join(clause for clause in clauses if clause)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def remarks(record: Record) -> tuple[str, ...]:
+    """Sentences that temper the verdict: each baseline that does at least as well as the pruned model on test data."""
+    if record.pruned is None or not _known(record.pruned.metric):
+        return ()
+    others = [entry for entry in record.entries if entry.name != "dense" and not entry.name.startswith("pruned")]
+    reached = record.pruned.metric
+    return tuple(
+        f"The baseline \N{LEFT DOUBLE QUOTATION MARK}{entry.name}\N{RIGHT DOUBLE QUOTATION MARK} does at least as well: "
+        f"{metric_on_test(record)} {shown_metric(record, entry.metric)}, against {shown_metric(record, reached)}."
+        for entry in others
+        if _known(entry.metric) and not _better(record, reached, entry.metric)
+    )
+
+
+def metric_on_test(record: Record) -> str:
+    """The metric's name, saying once that it is measured on test data.
+
+    >>> metric_on_test(Record("Digits", metric_name="accuracy"))
+    'test accuracy'
+    """
+    name = record.metric_name.strip() or "metric"
+    return name if name.lower().startswith("test ") else f"test {name}"
+
+
+def shown_metric(record: Record, value: float | None, extra: int = 1) -> str:
+    """A value of the record's metric: in % where the metric is a fraction, with ``1 + extra`` decimals; else a plain number."""
+    return percent(value, 1 + extra) if record.in_percent else number(value, 3 + extra)
+
+
+def _removed(dense: Entry, pruned: Entry) -> str:
+    # Against the nonzero weights of the dense model: what was zero before was not removed.
+    gone = dense.nonzero - pruned.nonzero
+    return f"{percent(gone / dense.nonzero)} of the weights removed" if gone > 0 else "no weights removed"
+
+
+def _change(record: Record, dense: Entry, pruned: Entry) -> str:
+    name, before, after = metric_on_test(record), dense.metric, pruned.metric
+    if before is None or after is None:
+        which = "of the pruned model " if before is not None else "of the dense model " if after is not None else ""
+        return f"{name} {which}was not measured"
+    if not (_known(before) and _known(after)):
+        return f"{name} was {shown_metric(record, before, 0)} before and {shown_metric(record, after, 0)} after"
+    for extra in range(3):  # more digits, until a difference can be seen
+        first, second = (shown_metric(record, value, extra) for value in (before, after))
+        if first != second:
+            break
+    if first == second:
+        return f"{name} stayed at {shown_metric(record, before, 0)}"
+    judged = "" if record.higher_is_better else " (better)" if after < before else " (worse)"
+    spread = max(dense.metric_spread or 0, pruned.metric_spread or 0)
+    within = ", less than the spread between runs" if abs(after - before) < spread else ""
+    return f"{name} {'rose' if after > before else 'fell'} from {first} to {second}{judged}{within}"
+
+
+def _known(metric: float | None) -> bool:
+    return metric is not None and math.isfinite(metric)
+
+
+def _better(record: Record, first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return False
+    return first > second if record.higher_is_better else first < second
+
+
+# ---------------------------------------------------------------- the result table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in words, and below it in small how that compares with the dense model."""
+
+    text: str
+    note: str = ""
+
+
+def result_table(record: Record) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """Headings, and a row of cells for each entry; a column that nobody measured is left out.
+
+    >>> headings, rows = result_table(Record("Digits", entries=(Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 4096, None),)))
+    >>> headings
+    ('model', 'test accuracy', 'parameters', 'nonzero', 'MACs', 'nonzero MACs', 'file')
+    >>> [cell.text for cell in rows[0]]
+    ['dense', '98.70 %', '1,000', '1,000', '8.00 k', '8.00 k', '4.10 kB']
+    """
+
+    columns = {heading: [make(entry) for entry in record.entries] for heading, make in _columns(record).items()}
+    measured = {heading: cells for heading, cells in columns.items() if any(cell.text != UNKNOWN for cell in cells)}
+    return tuple(measured), tuple(zip(*measured.values(), strict=True))
+
+
+def _columns(record: Record) -> dict[str, Callable[[Entry], Cell]]:
+    dense = record.dense
+
+    def compared(show: Callable[[Entry], str], value: Callable[[Entry], float | None], less: str) -> Callable[[Entry], Cell]:
+        def cell(entry: Entry) -> Cell:
+            if dense is None or entry is dense:
+                return Cell(show(entry))
+            more = "larger" if less == "smaller" else "more"
+            return Cell(show(entry), times(value(dense), value(entry), less, more, same=""))
+
+        return cell
+
+    return {
+        "model": lambda entry: Cell(entry.name),
+        metric_on_test(record): lambda entry: _metric_cell(record, entry),
+        "parameters": compared(lambda entry: f"{entry.parameters:,}", lambda entry: entry.parameters, "fewer"),
+        "nonzero": compared(lambda entry: f"{entry.nonzero:,}", lambda entry: entry.nonzero, "fewer"),
+        "MACs": compared(lambda entry: scaled(entry.macs), lambda entry: entry.macs, "fewer"),
+        "nonzero MACs": compared(lambda entry: scaled(entry.nonzero_macs), lambda entry: entry.nonzero_macs, "fewer"),
+        "file": compared(lambda entry: size(entry.bytes), lambda entry: entry.bytes, "smaller"),
+        "made in": lambda entry: Cell(duration(entry.seconds)),
+    }
+
+
+def _metric_cell(record: Record, entry: Entry) -> Cell:
+    text = shown_metric(record, entry.metric)
+    scale = 100 if record.in_percent else 1
+    if entry.metric_spread is not None and _known(entry.metric):
+        text += f" \N{PLUS-MINUS SIGN} {number(scale * entry.metric_spread, 2)}"
+    dense = record.dense
+    if dense is None or dense is entry or dense.metric is None or entry.metric is None:
+        return Cell(text)
+    difference = scale * (entry.metric - dense.metric)
+    if not math.isfinite(difference):
+        return Cell(text)
+    signed = f"{difference:+.2f} points" if record.in_percent else f"{difference:+.3g}"
+    return Cell(text, signed.replace("-", "\N{MINUS SIGN}") if difference else "")

@@ -1,0 +1,165 @@
+"""A whole job, from a model and a task to a folder with the pruned model, its record and its report."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateurs.allocate import erdos_renyi, global_threshold
+from secateurs.apply import Masks, load, save
+from secateurs.costs import params
+from secateurs.criteria import magnitude, random
+from secateurs.methods import iterative_magnitude_
+from secateurs.models import digits_cnn
+from secateurs.patterns import Element
+from secateurs.prune import prune_
+from secateurs.recover import evaluate, train_
+from secateurs.report import Curve, Entry, History, Record, curve, environment, layers, measure, reasons, write_html, write_record
+from secateurs.solve import TopK
+from secateurs.tasks import digits
+from secateurs.types import Run, Task
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job leaves: the record that the report shows, and the folder with its files."""
+
+    record: Record
+    folder: Path
+
+
+def prune_to_folder(
+    model: nn.Module,
+    make: Callable[[], nn.Module],
+    task: Task,
+    prune: Callable[[nn.Module], Run],
+    out: str | Path,
+    *,
+    title: str,
+    seed: int | None,
+    command: str,
+    dense_seconds: float | None = None,
+    baselines: Sequence[Entry] = (),
+    curves: Sequence[Curve] = (),
+) -> Result:
+    """Measure a model, prune it, save it, read it back, measure again, and write record and report into a folder.
+
+    ``prune`` prunes the model in place and returns its training run; ``make`` builds the model's class anew for the reading back.
+    The folder gets ``dense.safetensors``, ``pruned.safetensors`` (sparse layout), ``record.json`` and ``report.html``.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / "dense.safetensors", seed=seed)
+    dense = measure("dense", model, task, folder / "dense.safetensors", dense_seconds)
+    start = time.perf_counter()
+    run = prune(model)
+    seconds = time.perf_counter() - start
+    entries = [dense, *_saved_and_reloaded(model, make, run.masks, task, folder / "pruned.safetensors", seed, seconds)]
+    versions, machine, date = environment()
+    record = Record(
+        title,
+        task.metric_name,
+        task.higher_is_better,
+        entries=(*entries, *baselines),
+        curves=(curve("magnitude, retrained" if curves else "pruned", run.history), *curves),
+        layers=layers(model, task.example),
+        history=History(tuple(run.history)),
+        skipped=reasons(run.masks.skipped),
+        seed=seed,
+        command=command,
+        versions=versions,
+        machine=machine,
+        date=date,
+    )
+    write_record(record, folder / "record.json")
+    write_html(record, folder / "report.html")
+    return Result(record, folder)
+
+
+def _saved_and_reloaded(
+    model: nn.Module, make: Callable[[], nn.Module], masks: Masks, task: Task, path: Path, seed: int | None, seconds: float
+) -> list[Entry]:
+    """Rows of the pruned model, as it is and as its file gives it back."""
+    metric = {}
+    if task.validation is not None and task.metric is not None:
+        metric = {f"validation {task.metric_name}": evaluate(model, task, task.validation)}
+    save(model, path, masks, sparse=True, metric=metric, seed=seed)
+    reloaded = load(path, make).to(next(model.parameters()).device)
+    return [measure("pruned", model, task, path, seconds), measure("pruned, reloaded", reloaded, task, path)]
+
+
+# ---------------------------------------------------------------- the demo
+
+_ROUNDS, _EPOCHS = 10, 10
+
+
+def demo_job(out: str | Path, seed: int, sparsity: float, command: str) -> Result:
+    """Train a small convolutional network on scikit-learn's digits, prune it in rounds, and report it beside three baselines."""
+    task = digits(seed=seed)
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    dense = _trained(digits_cnn(), task, 4 * _EPOCHS)
+    dense_seconds = time.perf_counter() - start
+    baselines, curves = _baselines(dense, task, seed, sparsity)
+    return prune_to_folder(
+        dense,
+        digits_cnn,
+        task,
+        lambda model: _in_rounds(model, task, sparsity),
+        out,
+        title="Handwritten digits, pruned",
+        seed=seed,
+        command=command,
+        dense_seconds=dense_seconds,
+        baselines=baselines,
+        curves=curves,
+    )
+
+
+def _trained(model: nn.Module, task: Task, epochs: int) -> nn.Module:
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    train_(model, task, optimizer, epochs, scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs))
+    return model
+
+
+def _in_rounds(model: nn.Module, task: Task, sparsity: float, of_random: int | None = None) -> Run:
+    """Pruning in rounds, by magnitude over the whole model, or at random with Erdős–Rényi densities, where random does best."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    return iterative_magnitude_(
+        model,
+        task,
+        optimizer,
+        sparsity=sparsity,
+        rounds=_ROUNDS,
+        epochs_per_round=_EPOCHS,
+        last_epochs=2 * _EPOCHS,
+        criterion=magnitude() if of_random is None else random(of_random),
+        allocate=global_threshold if of_random is None else erdos_renyi,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, _EPOCHS),
+    )
+
+
+def _baselines(dense: nn.Module, task: Task, seed: int, sparsity: float) -> tuple[list[Entry], list[Curve]]:
+    """What any pruning must beat: the naive cut, random choice with the same retraining, a small dense network trained as long."""
+    cut = copy.deepcopy(dense)
+    prune_(cut, Element(), TopK(magnitude()), global_threshold(sparsity=sparsity), task)
+    random_model = copy.deepcopy(dense)
+    start = time.perf_counter()
+    random_run = _in_rounds(random_model, task, sparsity, of_random=seed)
+    random_seconds = time.perf_counter() - start
+    limit = (1 - sparsity) * params(dense)
+    width = max(step / 100 for step in range(1, 100) if params(digits_cnn(width=step / 100)) <= limit)
+    start = time.perf_counter()
+    small = _trained(digits_cnn(width=width), task, (4 + _ROUNDS + 2) * _EPOCHS)
+    entries = [
+        measure("random, same sparsity", random_model, task, seconds=random_seconds),
+        measure("dense, same size", small, task, seconds=time.perf_counter() - start),
+        measure("cut once, not retrained", cut, task),
+    ]
+    return entries, [curve("random, retrained", random_run.history)]

@@ -1,0 +1,119 @@
+"""The plainest solver: the units with the highest scores stay, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from secateurs.patterns import unit_scores
+from secateurs.select import kth_largest
+from secateurs.types import (
+    Criterion,
+    Evidence,
+    NonFiniteError,
+    PatternError,
+    PlanError,
+    Scores,
+    Site,
+    Solution,
+    Statistic,
+    Stats,
+)
+
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keeps the units that a criterion scores highest, exactly as many as the plan says; ties go to the first.
+
+    >>> from torch import nn
+    >>> from secateurs.criteria import magnitude
+    >>> from secateurs.patterns import Element, find_sites
+    >>> layer = nn.Linear(4, 1)
+    >>> layer.weight.data = torch.tensor([[3.0, -4.0, 1.0, 0.5]])
+    >>> TopK(magnitude())(find_sites(layer, Element())[0], 2, {}).kept
+    tensor([[ True,  True, False, False]])
+    """
+
+    criterion: Criterion
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        return self.criterion.needs
+
+    def scores(self, sites: Iterable[Site], stats: Stats) -> Iterator[Scores]:
+        """Scores ``(contests, competitors)`` of each site in turn; units that are gone already score −∞.
+
+        Raises `NonFiniteError` that names the layer where a weight or a score is NaN or infinite.
+        """
+        for site in sites:
+            yield self._scores(site, stats)
+
+    def __call__(self, site: Site, kept: int, stats: Stats) -> Solution:
+        available = _available(site)
+        if not 0 <= kept <= available:
+            raise PlanError(f"{site.name}: the plan keeps {kept} units, but only {available} of {site.units} can be kept")
+        if kept % site.contest_count:
+            raise PlanError(
+                f"{site.name}: {site.pattern} lets {site.contest_count} groups compete, each keeping the same number, "
+                f"so the plan must keep a multiple of {site.contest_count} units, not {kept}"
+            )
+        chosen = highest(self._scores(site, stats), kept // site.contest_count)
+        return Solution(chosen if site.alive is None else chosen & site.alive)
+
+    def _scores(self, site: Site, stats: Stats) -> Scores:
+        (member,) = site.members
+        weight = member.weight.detach()
+        if weight.is_meta:
+            raise PatternError(f"{site.name}: its weight is on the meta device and has no values; load the weights first")
+        evidence = Evidence(member.parameter, member.canonical(weight).float(), stats.get(member.parameter, {}))
+        scores = unit_scores(site, self.criterion, evidence)
+        _require_finite(scores, weight, site, self.criterion)
+        return scores if site.alive is None else scores.masked_fill(~site.alive, -torch.inf)
+
+
+def _available(site: Site) -> int:
+    """Units that a plan may keep: contests keep at most their part of it, so the fullest one decides, or the pattern (2:4)."""
+    if site.alive is None or site.pattern.kept_of_each is not None:
+        return site.units
+    return int(site.alive.sum(1).max()) * site.contest_count
+
+
+def highest(scores: Scores, k: int) -> Tensor:
+    """Bool tensor that marks the k highest of each row of ``(contests, competitors)``; exactly k, ties to the first.
+
+    >>> highest(torch.tensor([[1.0, 2.0, 2.0, 2.0]]), 2)
+    tensor([[False,  True,  True, False]])
+    """
+    contests, competitors = scores.shape
+    if k == 0 or k == competitors:
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    if contests == 1:
+        threshold = kth_largest(lambda: scores[0].split(_PIECE), k, competitors)
+        value, missing = torch.tensor(threshold.value, device=scores.device), k - threshold.above
+        kept = scores > value
+        kept[0, (scores[0] == value).nonzero()[:missing, 0]] = True
+        return kept
+    value = scores.kthvalue(competitors - k + 1, dim=1, keepdim=True).values
+    kept, ties = scores > value, scores == value
+    return kept | (ties & (ties.cumsum(1, dtype=torch.int32) <= k - kept.sum(1, keepdim=True)))
+
+
+def _require_finite(scores: Scores, weight: Tensor, site: Site, criterion: Criterion) -> None:
+    low, high = torch.aminmax(scores)
+    if isfinite(float(low)) and isfinite(float(high)):
+        return
+    if not torch.isfinite(weight).all():
+        count = int((~torch.isfinite(weight)).sum())
+        raise NonFiniteError(
+            f"{site.name}: {count} of its {weight.numel()} weights are NaN or infinite; "
+            f"restore a checkpoint from before they diverged, or skip=[{site.name!r}]"
+        )
+    raise NonFiniteError(
+        f"{site.name}: {criterion.name} gave a score that is NaN or infinite from finite weights; look at what it observed"
+    )

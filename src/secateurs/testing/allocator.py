@@ -1,0 +1,128 @@
+"""The laws of allocators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import nan
+
+from secateurs.criteria import magnitude
+from secateurs.patterns import Element, Filter, find_sites
+from secateurs.solve import TopK
+from secateurs.testing.specimens import NETWORKS, Specimen, earlier_masks, unchanged
+from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
+
+_KEEPS = (0.15, 0.25, 0.4, 0.5, 0.55, 0.75, 0.9, 1.0)
+_OUT_OF_RANGE: tuple[dict[str, float], ...] = (
+    {"sparsity": 1.0},
+    {"sparsity": -0.1},
+    {"sparsity": nan},
+    {"keep": 0.0},
+    {"keep": 1.5},
+    {"keep": nan},
+)
+
+
+def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: Sequence[Specimen] | None = None) -> None:
+    """Raise `AssertionError` where an allocator breaks a law, on small networks (``on=`` to choose others).
+
+    ``make`` is called with ``keep=`` or with ``sparsity=``. `PlanError` is a fair answer to a pattern that does not suit the
+    allocator, but not to every pattern.
+
+    - plans name every site, with whole numbers of units that are there; the same plan each time, and after JSON
+    - the total is exact; where contests keep the same number each it may fall short by less than one unit a contest, and is
+      never over (``exact=False`` for allocators that decide site by site, or by another measure than units)
+    - no site is emptied, and none keeps what an earlier pruning removed
+    - who keeps more keeps no less in total, and takes at most one unit a contest from a site
+    - ``sparsity=1 - keep`` means the same as ``keep``, and fractions outside of their range are a `SecateursError`
+
+    >>> from secateurs.allocate import uniform
+    >>> check_allocator(uniform)
+    """
+    for wrong in _OUT_OF_RANGE:
+        _check_refuses(make, wrong)
+    plans = 0
+    for specimen in on or NETWORKS:
+        model = specimen.model()
+        for pattern in (Element(), Element(within="row"), Filter(), Element(within="model")):
+            for masks in (None, earlier_masks(model, [name for name, _ in model.named_parameters()])):
+                sites = find_sites(model, pattern, specimen.example, skip=(), masks=masks)
+                with unchanged(model, f"{make!r}"):
+                    plans += _check_sites(make, sites, exact, f"{make!r} with {pattern!r} on the {specimen.name}")
+    assert plans, f"{make!r} refuses every pattern that it was tried on"
+
+
+def _check_refuses(make: Callable[..., Allocator], wrong: dict[str, float]) -> None:
+    sites = find_sites(NETWORKS[0].model(), Element())
+    try:
+        make(**wrong)(sites, _scores_of(sites))
+    except SecateursError:
+        return
+    raise AssertionError(f"{make!r}: {wrong} must be a SecateursError: sparsity is in [0, 1), keep in (0, 1]")
+
+
+def _scores_of(sites: Sites) -> Callable[[], Iterator[Scores]]:
+    return lambda: TopK(magnitude()).scores(sites, {})
+
+
+def _check_sites(make: Callable[..., Allocator], sites: Sites, exact: bool, where: str) -> int:
+    """Check the plans of all fractions; returns how many there were."""
+    previous: Plan | None = None
+    plans = 0
+    for keep in _KEEPS:
+        if any(site.alive is not None for site in sites) and keep > 0.4:
+            break
+        said = f"{where}, keep={keep}"
+        try:
+            plan = make(keep=keep)(sites, _scores_of(sites))
+        except PlanError:
+            continue
+        plans += 1
+        _check_plan(plan, sites, said)
+        if exact:
+            _check_total(plan, sites, keep, said)
+        if keep == 1:
+            assert all(plan[site.name] == site.units for site in sites), f"{said}: keeps {dict(plan)}, not everything"
+        assert make(keep=keep)(sites, _scores_of(sites)) == plan, f"{said}: another plan at the second call"
+        if keep < 1:
+            same = make(sparsity=1 - keep)(sites, _scores_of(sites))
+            assert same == plan, f"{said}: sparsity={1 - keep} gives {dict(same)}, not {dict(plan)}"
+        if previous is not None:
+            _check_grows(previous, plan, sites, said)
+        previous = plan
+    return plans
+
+
+def _check_plan(plan: Plan, sites: Sites, where: str) -> None:
+    assert list(plan) == [site.name for site in sites], f"{where}: the plan names {list(plan)}, not the sites"
+    for site in sites:
+        kept = plan[site.name]
+        assert type(kept) is int, f"{where}: {site.name} keeps {kept!r}, which is no int"
+        assert kept % site.contest_count == 0, (
+            f"{where}: {site.name} keeps {kept}, not the same in each of {site.contest_count} contests"
+        )
+        assert kept >= 1, f"{where}: {site.name} is emptied"
+        assert kept <= _available(site), f"{where}: {site.name} keeps {kept} units, but only {_available(site)} can be kept"
+        share = plan.shares[site.name]
+        expected = (site.units, {member.parameter: site.elements_per_unit for member in site.members})
+        assert (share.units, dict(share.elements)) == expected, f"{where}: the plan's share of {site.name} is {share}"
+    assert Plan.from_json(plan.to_json()) == plan, f"{where}: the plan is another one after JSON"
+
+
+def _available(site: Site) -> int:
+    """Units that can be kept; contests keep at most their number, so the one with most alive decides."""
+    return site.units if site.alive is None else int(site.alive.sum(1).max()) * site.contest_count
+
+
+def _check_total(plan: Plan, sites: Sites, keep: float, where: str) -> None:
+    wanted, total = round(keep * sum(site.units for site in sites)), sum(plan.values())
+    step = max(site.contest_count for site in sites)
+    assert total <= wanted, f"{where}: keeps {total} units in all, more than {wanted}"
+    assert total > wanted - step, f"{where}: keeps {total} units in all, not {wanted}"
+
+
+def _check_grows(less: Plan, more: Plan, sites: Sites, where: str) -> None:
+    assert sum(more.values()) >= sum(less.values()), f"{where}: keeps fewer units in all than a lower keep"
+    for site in sites:
+        lost = less[site.name] - more[site.name]
+        # One unit may go back and forth between sites when shares are rounded to whole numbers.
+        assert lost <= site.contest_count, f"{where}: {site.name} keeps {lost} units fewer than with a lower keep"

@@ -1,0 +1,84 @@
+"""The laws of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isclose, isfinite
+from typing import Any
+
+from torch import nn
+
+from secateurs.allocate import uniform
+from secateurs.apply import Masks
+from secateurs.criteria import magnitude
+from secateurs.patterns import Element, find_sites
+from secateurs.prune import prune_
+from secateurs.solve import TopK
+from secateurs.testing.specimens import LAYERS, NETWORKS, Specimen, unchanged
+from secateurs.types import Cost, Plan, PlanError, Share, Task
+
+Counted = Callable[[nn.Module, Any, Masks], float]
+"""``(pruned model, example, masks)`` → the cost as it is counted or measured there."""
+
+
+def check_cost(cost: Cost, *, counted: Counted | None = None, on: Sequence[Specimen] | None = None) -> None:
+    """Raise `AssertionError` where a cost breaks a law, on small layers and networks (``on=`` to choose others).
+
+    - it has a name and a unit, and is finite and not negative
+    - a plan that removes a quarter or more costs no more than the dense model, and a sparser plan no more than a denser one
+    - the model is left as it was; the same plan costs the same
+    - a plan of another model is a `PlanError`
+    - ``counted=``: what a plan promises is what is counted on the model that was really pruned
+
+    >>> from secateurs.costs import nonzero_params, params
+    >>> check_cost(params, counted=lambda model, example, masks: nonzero_params(model))
+    """
+    assert cost.name, f"{cost!r} needs a name: a number without it cannot be read"
+    assert cost.unit, f"{cost!r} needs a unit: a number without it cannot be read"
+    for specimen in on or (*LAYERS, *NETWORKS):
+        where = f"{cost.name} of the {specimen.name}"
+        model = specimen.model()
+        with unchanged(model, where):
+            _check_plans(cost, model, specimen.example, where)
+        if counted is not None:
+            _check_promise(cost, counted, specimen, where)
+
+
+def _plan(model: nn.Module, keep: float) -> Plan:
+    sites = find_sites(model, Element(), skip=())
+    return uniform(keep=keep)(sites, lambda: TopK(magnitude()).scores(sites, {}))
+
+
+def _check_plans(cost: Cost, model: nn.Module, example: Any, where: str) -> None:
+    count = cost.prepare(model, example)
+    last = count(None)
+    assert isfinite(last), f"{where}: the dense model costs {last} {cost.unit}"
+    for keep in (0.75, 0.5, 0.25, 0.1):
+        plan = _plan(model, keep)
+        value = count(plan)
+        assert isfinite(value), f"{where}: keep={keep} costs {value} {cost.unit}"
+        assert value >= 0, f"{where}: keep={keep} costs {value} {cost.unit}"
+        assert value <= last, f"{where}: keep={keep} costs {value} {cost.unit}, more than {last}, the cost of keeping more"
+        assert count(plan) == value, (
+            f"{where}: keep={keep} costs {count(plan)} {cost.unit} at the second call, {value} at the first"
+        )
+        last = value
+    stranger = Plan({"no such site": Share(units=2, kept=1, elements={"no such parameter": 1})})
+    try:
+        count(stranger)
+    except PlanError:
+        return
+    raise AssertionError(f"{where}: a plan that names parameters that the model does not have must be a PlanError")
+
+
+def _check_promise(cost: Cost, counted: Counted, specimen: Specimen, where: str) -> None:
+    for keep in (0.5, 0.2):
+        model = specimen.model()
+        plan = _plan(model, keep)
+        promised = cost(model, specimen.example, plan)
+        solver, task = TopK(magnitude()), Task(example=specimen.example)
+        masks = prune_(model, Element(), solver, lambda sites, scores, plan=plan: plan, task, skip=())
+        found = counted(model, specimen.example, masks)
+        assert isclose(promised, found, rel_tol=1e-9), (
+            f"{where}: keep={keep} promises {promised} {cost.unit}, but {found} are counted on the pruned model"
+        )

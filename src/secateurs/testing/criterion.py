@@ -1,0 +1,129 @@
+"""The laws of criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from secateurs.patterns import Element, Filter, Vector, find_sites, unit_scores
+from secateurs.testing.specimens import LAYERS, Specimen, unchanged, with_evidence
+from secateurs.types import Criterion, Evidence, Pattern, Scores, Site, Stats
+
+_PATTERNS: tuple[Pattern, ...] = (Element(), Element(within="row"), Filter(), Vector("outputs", 2, tail="keep"))
+
+
+def check_criterion(
+    criterion: Criterion,
+    *,
+    stats: Stats | None = None,
+    permutes: bool = True,
+    keeps_order_when_scaled: bool = False,
+    on: Sequence[Specimen] | None = None,
+) -> None:
+    """Raise `AssertionError` where a criterion breaks a law, on small layers of each kind (``on=`` to choose others).
+
+    - scores are float32, finite, one a unit; ``reduce`` removes the dimensions that it is given
+    - the same evidence gives the same scores, and weights and statistics are left as they were
+    - units that change places take their scores with them (``permutes=False`` for random draws)
+    - ``keeps_order_when_scaled=True``: weights times a positive number give the same order
+    - a product multiplies element by element, before the reduction of the left one
+
+    What the criterion needs is observed on a random batch, where a layer can be observed, or is taken from ``stats``.
+
+    >>> from secateurs.criteria import magnitude
+    >>> check_criterion(magnitude(p=1), keeps_order_when_scaled=True)
+    """
+    checked = 0
+    for specimen in on or LAYERS:
+        model = specimen.model()
+        for pattern in _PATTERNS:
+            sites = find_sites(model, pattern, skip=())
+            for site, observed in with_evidence(specimen, sites, () if stats is not None else criterion.needs):
+                where = f"{criterion.name} with {pattern!r} on {specimen.name}, {site.name}"
+                evidence = _evidence(site, observed if stats is None else stats)
+                with unchanged(model, where):
+                    _check_scores(criterion, site, evidence, where)
+                _check_product(criterion, site, evidence, where)
+                if permutes and pattern in (Element(), Filter()):
+                    _check_permutation(criterion, site, evidence, where)
+                if keeps_order_when_scaled:
+                    _check_scaling(criterion, site, evidence, where)
+                checked += 1
+    assert checked, f"{criterion.name}: what it needs can be observed on none of {[specimen.name for specimen in on or LAYERS]}"
+
+
+def _evidence(site: Site, stats: Stats) -> Evidence:
+    member = site.members[0]
+    return Evidence(member.parameter, member.canonical(member.weight.detach()).float(), stats.get(member.parameter, {}))
+
+
+def _scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> Scores:
+    try:
+        return unit_scores(site, criterion, evidence)
+    except (RuntimeError, IndexError) as error:
+        raise AssertionError(
+            f"{where}: no score for each unit ({error}); element must broadcast against the weight, reduce remove its dims"
+        ) from error
+
+
+def _check_scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
+    before = {statistic: value.clone() for statistic, value in evidence.observed.items()}
+    scores = _scores(criterion, site, evidence, where)
+    assert scores.shape == (site.contest_count, site.units // site.contest_count), (
+        f"{where}: scores of shape {tuple(scores.shape)}"
+    )
+    assert scores.dtype == torch.float32, f"{where}: scores are {scores.dtype}, not torch.float32"
+    assert torch.isfinite(scores).all(), f"{where}: {int((~torch.isfinite(scores)).sum())} scores are NaN or infinite"
+    values = site.members[0].cut(criterion.element(evidence).expand(evidence.weight.shape))
+    leading = len(site.contests) + len(site.competitors)
+    if values.ndim > leading:
+        joined = criterion.reduce(values, tuple(range(leading, values.ndim)))
+        assert joined.shape == values.shape[:leading], (
+            f"{where}: reduce gives {tuple(joined.shape)} for {tuple(values.shape)}; it must remove {values.ndim - leading}"
+        )
+    assert torch.equal(scores, unit_scores(site, criterion, evidence)), f"{where}: scores differ from one call to the next"
+    for statistic, value in evidence.observed.items():
+        assert torch.equal(before[statistic], value), f"{where}: it changed the statistic {statistic.name}"
+
+
+def _check_product(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
+    factor = torch.rand(evidence.weight.shape, generator=torch.Generator().manual_seed(2)) + 0.5
+    other = Criterion("factor", lambda _: factor, lambda values, dims: torch.full(values.shape[: -len(dims)], -1.0))
+    product = criterion * other
+    by_hand = replace(criterion, element=lambda e: criterion.element(e) * factor)
+    got, expected = unit_scores(site, product, evidence), unit_scores(site, by_hand, evidence)
+    assert torch.allclose(got, expected), (
+        f"{where}: a product must multiply element by element, before the reduction of the left one"
+    )
+
+
+def _check_permutation(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
+    # The competitors of Element and of Filter lie as the canonical view does: (groups, outputs, inputs or 1, ...).
+    dims = (1, 2) if site.elements_per_unit == 1 else (1,)
+    scores = unit_scores(site, criterion, evidence).view(site.competitors)
+    for dim in dims:
+        order = torch.randperm(evidence.weight.shape[dim], generator=torch.Generator().manual_seed(dim))
+        observed = {statistic: _reordered(value, dim, order) for statistic, value in evidence.observed.items()}
+        moved = replace(evidence, weight=evidence.weight.index_select(dim, order), observed=observed)
+        got = unit_scores(site, criterion, moved).view(site.competitors)
+        expected = _reordered(scores, dim, order)
+        assert torch.allclose(got, expected, rtol=1e-4), (
+            f"{where}: units that change places along the {('outputs', 'inputs')[dim - 1]} must take their scores with them "
+            "(permutes=False if scores are drawn at random)"
+        )
+
+
+def _reordered(value: Tensor, dim: int, order: Tensor) -> Tensor:
+    return value.index_select(dim, order) if value.ndim > dim and value.shape[dim] == order.numel() else value
+
+
+def _check_scaling(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
+    scores = unit_scores(site, criterion, evidence)
+    order = scores.argsort(dim=1)
+    for factor in (1e-3, 7.0):
+        scaled = unit_scores(site, criterion, replace(evidence, weight=evidence.weight * factor)).gather(1, order)
+        falls = scaled.diff(dim=1) < -1e-4 * scaled.abs()[:, 1:]
+        assert not falls.any(), f"{where}: weights times {factor} give another order"

@@ -1,0 +1,101 @@
+"""The laws of solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.patterns import Element, Filter, NofM, find_sites, misfit
+from secateurs.patterns.canonical import find_weights
+from secateurs.testing.specimens import LAYERS, Specimen, earlier_masks, unchanged, with_evidence
+from secateurs.types import Pattern, PlanError, Site, Sites, Solution, Solver, Stats
+
+_PATTERNS: tuple[Pattern, ...] = (Element(), Element(within="row"), NofM(2, 4), Filter())
+
+# What the weights are made of before the solver looks at them: nothing, many ties, nothing but ties.
+_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "distinct weights": lambda weight: weight,
+    "weights with many ties": lambda weight: weight.mul(2).round() / 2,
+    "equal weights": torch.ones_like,
+}
+
+
+def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen] | None = None) -> None:
+    """Raise `AssertionError` where a solver breaks a law, on small layers of each kind (``on=`` to choose others).
+
+    - it keeps exactly as many units as it is told, from none to all, the same number in each contest, whatever the ties
+    - the units kept score at least as high as those removed (``by_score=False`` where choice and adjustment are interleaved)
+    - units that an earlier pruning removed stay removed; more units than are left are a `PlanError`
+    - the same site gives the same solution, new weights are finite and of the parameter's shape, and the model is untouched
+
+    >>> from secateurs.criteria import magnitude
+    >>> from secateurs.solve import TopK
+    >>> check_solver(TopK(magnitude()))
+    """
+    checked = 0
+    for specimen in on or LAYERS:
+        for pattern in _PATTERNS:
+            for kind, make in _WEIGHTS.items():
+                model = specimen.model()
+                _redraw_(model, make)
+                for masks in (None, earlier_masks(model, [name for name, _ in model.named_parameters()])):
+                    sites = _fitting(model, pattern, masks)
+                    for site, stats in with_evidence(specimen, sites, solver.needs) if sites else ():
+                        where = f"{solver!r} with {pattern!r} on {specimen.name}, {site.name}, {kind}"
+                        with unchanged(model, where):
+                            _check_site(solver, site, stats, by_score, where)
+                        checked += 1
+    assert checked, f"{solver!r}: what it needs can be observed on none of {[specimen.name for specimen in on or LAYERS]}"
+
+
+def _redraw_(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(make(parameter))
+
+
+def _fitting(model: nn.Module, pattern: Pattern, masks: object) -> Sites | None:
+    names = [weight.parameter for weight in find_weights(model)[0] if misfit(pattern, weight.shape) is None]
+    return find_sites(model, pattern, only=names, masks=masks) if names else None  # type: ignore[arg-type]
+
+
+def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where: str) -> None:
+    shape = (site.contest_count, site.units // site.contest_count)
+    (scores,) = solver.scores([site], stats)
+    assert scores.shape == shape, f"{where}: scores of shape {tuple(scores.shape)}, not {shape}"
+    assert not torch.isnan(scores).any(), f"{where}: a score is NaN"
+    alive = torch.ones(shape, dtype=torch.bool) if site.alive is None else site.alive
+    left = alive.sum(1)
+    for each in sorted({0, 1, int(left.max()) // 2, int(left.max())}):
+        said = f"{where}, {each} of each {shape[1]}"
+        solution = solver(site, each * shape[0], stats)
+        _check_solution(solution, site, said)
+        kept = solution.kept
+        assert not (kept & ~alive).any(), f"{said}: units that an earlier pruning removed came back"
+        got, expected = kept.sum(1), left.clamp(max=each)
+        assert torch.equal(got, expected), f"{said}: it keeps {got.tolist()} in the contests, not {expected.tolist()}"
+        assert torch.equal(kept, solver(site, each * shape[0], stats).kept), f"{said}: another solution at the second call"
+        if by_score:
+            lowest_kept = scores.masked_fill(~kept, torch.inf).amin(1)
+            highest_removed = scores.masked_fill(kept | ~alive, -torch.inf).amax(1)
+            assert (lowest_kept >= highest_removed).all(), (
+                f"{said}: a unit that it removes scores higher than one that it keeps"
+            )
+    try:
+        solver(site, site.units + site.contest_count, stats)
+    except PlanError:
+        return
+    raise AssertionError(f"{where}: to keep more units than there are must be a PlanError")
+
+
+def _check_solution(solution: Solution, site: Site, where: str) -> None:
+    shape = (site.contest_count, site.units // site.contest_count)
+    assert solution.kept.dtype == torch.bool, f"{where}: kept is {solution.kept.dtype}, not torch.bool"
+    assert solution.kept.shape == shape, f"{where}: kept is of shape {tuple(solution.kept.shape)}, not {shape}"
+    weights = {member.parameter: member.weight for member in site.members}
+    for name, value in solution.weights.items():
+        assert name in weights, f"{where}: it writes {name}, which is no part of the site"
+        assert value.shape == weights[name].shape, f"{where}: its {name} is of shape {tuple(value.shape)}"
+        assert torch.isfinite(value).all(), f"{where}: its {name} has values that are NaN or infinite"

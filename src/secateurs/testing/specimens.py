@@ -1,0 +1,145 @@
+"""What the checks run on: one small layer of each kind, and a few small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.observe import observe
+from secateurs.types import SecateursError, Site, Sites, Statistic, Stats, Task
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A model to try a part on, and what it is called with.
+
+    >>> LAYERS[0].name, sum(p.numel() for p in LAYERS[0].model().parameters())
+    ('Linear', 136)
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    example: Any
+
+    def model(self) -> nn.Module:
+        """A fresh model; its parameters are the same each time, and none of them is zero."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.build()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+                parameter.copy_((torch.rand(parameter.shape, generator=generator) + 0.1) * signs)
+        return model
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Conv1D(nn.Module):
+    """Looks like the layer of that name in Hugging Face's transformers: a Linear whose weight is (inputs, outputs)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.ones(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        return x @ self.weight + self.bias
+
+
+class _Tied(nn.Module):
+    """A language model in small: the classifier's weight is the embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.classifier = nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12, bias=False)
+        self.classifier.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.classifier(self.hidden(self.embedding(tokens)))
+        return output
+
+
+def _numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _tokens(*shape: int) -> Tensor:
+    return torch.randint(0, 12, shape, generator=torch.Generator().manual_seed(1))
+
+
+# Kernels have another size along each axis, and groups another number of inputs than of outputs: no two can be mixed up.
+LAYERS: tuple[Specimen, ...] = (
+    Specimen("Linear", lambda: nn.Linear(16, 8), _numbers(3, 16)),
+    Specimen("Linear of awkward size", lambda: nn.Linear(7, 5), _numbers(3, 7)),
+    Specimen("Conv1d", lambda: nn.Conv1d(8, 4, 3), _numbers(3, 8, 5)),
+    Specimen("Conv2d", lambda: nn.Conv2d(4, 8, (2, 3)), _numbers(3, 4, 5, 6)),
+    Specimen("Conv2d, grouped", lambda: nn.Conv2d(8, 16, (2, 3), groups=2), _numbers(3, 8, 5, 6)),
+    Specimen("Conv2d, depthwise", lambda: nn.Conv2d(4, 8, 3, groups=4), _numbers(3, 4, 5, 6)),
+    Specimen("Conv3d", lambda: nn.Conv3d(4, 4, (1, 2, 3)), _numbers(2, 4, 2, 3, 4)),
+    Specimen("ConvTranspose1d", lambda: nn.ConvTranspose1d(8, 4, 3), _numbers(3, 8, 5)),
+    Specimen("ConvTranspose2d", lambda: nn.ConvTranspose2d(4, 8, (2, 3)), _numbers(3, 4, 3, 4)),
+    Specimen("ConvTranspose2d, grouped", lambda: nn.ConvTranspose2d(8, 16, (2, 3), groups=2), _numbers(3, 8, 3, 4)),
+    Specimen("Embedding", lambda: nn.Embedding(12, 8), _tokens(3, 5)),
+    Specimen("LSTM", lambda: nn.LSTM(8, 4, num_layers=2, bidirectional=True), _numbers(5, 2, 8)),
+    # In double precision, because torch warns that oneDNN has no projections for single precision.
+    Specimen("LSTM with projection", lambda: nn.LSTM(8, 8, proj_size=4).double(), _numbers(5, 2, 8).double()),
+    Specimen("GRU", lambda: nn.GRU(8, 4), _numbers(5, 2, 8)),
+    Specimen("RNN", lambda: nn.RNN(8, 4), _numbers(5, 2, 8)),
+    Specimen("MultiheadAttention", lambda: nn.MultiheadAttention(8, 2), (_numbers(5, 2, 8),) * 3),
+    Specimen("Conv1D (transposed)", lambda: Conv1D(8, 16), _numbers(3, 16)),
+)
+"""One small layer of each kind that can be pruned."""
+
+NETWORKS: tuple[Specimen, ...] = (
+    Specimen(
+        "perceptron", lambda: nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.Linear(8, 4)), _numbers(3, 16)
+    ),
+    Specimen(
+        "convolutional network",
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(32, 4)
+        ),
+        _numbers(2, 4, 6, 6),
+    ),
+    Specimen("network with tied weights", _Tied, _tokens(2, 5)),
+)
+"""Small networks: layers of unequal size, groups, a normalisation, tied weights."""
+
+
+def with_evidence(specimen: Specimen, sites: Sites, needs: Sequence[Statistic]) -> Iterator[tuple[Site, Stats]]:
+    """The sites whose weights can be observed, each with the statistics of one batch, the specimen's example."""
+    task = Task(example=specimen.example, calibration=[(specimen.example, None)])
+    for site in sites:
+        try:
+            stats = observe(sites.model, replace(sites, found=(site,)), needs, task)
+        except SecateursError:
+            continue
+        yield site, stats
+
+
+def earlier_masks(model: nn.Module, names: Iterable[str]) -> Mapping[str, Tensor]:
+    """Masks as an earlier pruning may have left them: of each four elements the second is gone, and of each ten the first."""
+    masks = {}
+    for name, parameter in model.named_parameters():
+        if name in names:
+            places = torch.arange(parameter.numel()).view(parameter.shape)
+            masks[name] = (places % 4 != 1) & (places % 10 != 0)
+    return masks
+
+
+@contextmanager
+def unchanged(model: nn.Module, what: str) -> Iterator[None]:
+    """Raise `AssertionError` where the block changes a weight or a buffer of the model."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    yield
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(before[name], tensor), f"{what} changed {name}; it may only look"

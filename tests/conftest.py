@@ -1,0 +1,63 @@
+"""What every test shares: one thread a worker, a fixed seed, and small models and tasks to prune."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from secateurs.types import Task
+
+settings.register_profile("secateurs", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("secateurs")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def small_cnn() -> nn.Module:
+    """Convolutions, one of them grouped, a normalisation and two linear layers, for inputs (n, 4, 8, 8)."""
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 4),
+    )
+
+
+@pytest.fixture
+def cnn_task() -> Task:
+    """A learnable task for `small_cnn`: which quarter of the image is brightest."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(96, 4, 8, 8, generator=generator)
+    quarters = nn.functional.adaptive_avg_pool2d(inputs, 2).mean(1).flatten(1)
+    target = quarters.argmax(1)
+    batches = list(zip(inputs.split(16), target.split(16), strict=True))
+    return Task(
+        example=inputs[:1],
+        train=batches[:4],
+        validation=batches[4:5],
+        test=batches[5:],
+        loss=nn.functional.cross_entropy,
+        metric=lambda output, target: (output.argmax(1) == target).float().mean(),
+    )
+
+
+def pytest_report_header() -> str:
+    """Say whether the tests on real data run."""
+    return f"SECATEURS_DATA: {os.environ.get('SECATEURS_DATA', 'not set, so the tests on real data skip')}"

@@ -1,0 +1,153 @@
+"""One matrix: each part against the contract of its kind, on each layer. A new part is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+
+import pytest
+from torch import nn
+
+from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_threshold, uniform, within_budget
+from secateurs.apply import Masks, save
+from secateurs.costs import bytes_, macs, nonzero_macs, nonzero_params, params
+from secateurs.criteria import magnitude, random
+from secateurs.observe import input_norm
+from secateurs.patterns import Block, Element, Filter, Kernel, NofM, Vector, find_weights, misfit
+from secateurs.solve import TopK
+from secateurs.testing import (
+    LAYERS,
+    NETWORKS,
+    check_allocator,
+    check_cost,
+    check_criterion,
+    check_pattern,
+    check_solver,
+)
+from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, Solver
+
+ALL = {specimen.name for specimen in LAYERS}
+CONVOLUTIONS = {name for name in ALL if name.startswith("Conv") and name != "Conv1D (transposed)"}
+WITH_HEIGHT = {name for name in CONVOLUTIONS if "1d" not in name}
+EVEN = ALL - {"Linear of awkward size"}
+SEVERAL_INPUTS = EVEN - {"Conv2d, depthwise"}
+
+# Each pattern, and the layers that it fits.
+PATTERNS: list[tuple[Pattern, set[str]]] = [
+    (Element(), ALL),
+    (Element(within="row"), ALL),
+    (Element(within="model"), ALL),
+    (Element(within=4), SEVERAL_INPUTS),
+    (Element(within=4, tail="keep"), ALL - {"Conv2d, depthwise"}),
+    (NofM(2, 4), SEVERAL_INPUTS),
+    (NofM(1, 2), SEVERAL_INPUTS),
+    (NofM(2, 4, tail="keep"), ALL - {"Conv2d, depthwise"}),
+    (Vector("width"), CONVOLUTIONS),
+    (Vector("height"), WITH_HEIGHT),
+    (Vector("depth"), {"Conv3d"}),
+    (Vector("inputs"), ALL),
+    (Vector("inputs", 2), SEVERAL_INPUTS),
+    (Vector("inputs", 2, within="row"), SEVERAL_INPUTS),
+    (Vector("outputs", 2), EVEN),
+    (Vector("outputs", 2, within="row"), EVEN),
+    (Vector("outputs", 2, tail="keep"), ALL),
+    (Kernel(), CONVOLUTIONS),
+    (Kernel(within="row"), CONVOLUTIONS),
+    (Kernel(within=2), CONVOLUTIONS - {"Conv2d, depthwise"}),
+    (Block(2, 2), SEVERAL_INPUTS),
+    (Block(2, 2, tail="keep"), ALL - {"Conv2d, depthwise"}),
+    (Block(2, 1, within=4), SEVERAL_INPUTS),
+    (Block(4, 2, within="row"), SEVERAL_INPUTS),
+    (Filter(), ALL),
+    (Filter(within="model"), ALL),
+]
+
+# Each criterion, and which of the laws that not every criterion has are its laws.
+CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
+    *((magnitude(p), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
+    *((magnitude(p, mean=True), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
+    (random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
+    (magnitude(p=1) * input_norm(), {"keeps_order_when_scaled": True}),
+    (magnitude(p=2) * input_norm(p=1), {"keeps_order_when_scaled": True}),
+    (magnitude(p=1) * random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
+]
+
+SOLVERS: list[Solver] = [TopK(magnitude()), TopK(random()), TopK(magnitude(p=1) * input_norm())]
+
+
+def by_hand(**fraction: float) -> Allocator:
+    return by_layer({"*": 1 - fraction_kept("by_hand", fraction.get("sparsity"), fraction.get("keep"))})
+
+
+def within_params(**fraction: float) -> Allocator:
+    keep = fraction_kept("within_params", fraction.get("sparsity"), fraction.get("keep"))
+    return within_budget(Budget(params, keep=keep), uniform)
+
+
+# Each allocator, and whether it keeps exactly the fraction of all units that it is asked for.
+ALLOCATORS: list[tuple[str, Callable[..., Allocator], bool]] = [
+    ("uniform", uniform, True),
+    ("erdos_renyi", erdos_renyi, True),
+    ("erdos_renyi(kernel=False)", partial(erdos_renyi, kernel=False), True),
+    ("global_threshold", global_threshold, True),
+    ("by_layer", by_hand, False),
+    ("within_budget", within_params, False),
+]
+
+
+def count_parameters(model: nn.Module, example: object, masks: Masks) -> float:
+    return nonzero_params(model)
+
+
+def count_macs(model: nn.Module, example: object, masks: Masks) -> float:
+    return nonzero_macs(model, example)
+
+
+# Each cost, and how it is counted on a model that was pruned.
+COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
+    (params, count_parameters),
+    (macs, count_macs),
+    (bytes_, None),
+]
+
+
+@pytest.mark.parametrize("specimen", LAYERS, ids=repr)
+@pytest.mark.parametrize(("pattern", "fits"), PATTERNS, ids=lambda value: "" if isinstance(value, set) else repr(value))
+def test_each_pattern_keeps_its_laws_on_each_layer_and_fits_where_it_should(pattern, fits, specimen):
+    check_pattern(pattern, on=[specimen])
+    weights = find_weights(specimen.model())[0]
+    assert weights
+    fitting = all(misfit(pattern, weight.shape) is None for weight in weights)
+    assert fitting == (specimen.name in fits)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in PATTERNS], ids=repr)
+def test_each_pattern_fits_some_layer_and_treats_awkward_shapes_as_it_says(pattern):
+    assert check_pattern(pattern) is None
+
+
+@pytest.mark.parametrize(("criterion", "laws"), CRITERIA, ids=lambda value: getattr(value, "name", ""))
+def test_each_criterion_keeps_its_laws(criterion, laws):
+    assert check_criterion(criterion, **laws) is None
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"TopK({solver.criterion.name})")
+def test_each_solver_keeps_its_laws(solver):
+    assert check_solver(solver) is None
+
+
+@pytest.mark.parametrize(("name", "make", "exact"), ALLOCATORS, ids=[row[0] for row in ALLOCATORS])
+def test_each_allocator_keeps_its_laws(name, make, exact):
+    assert check_allocator(make, exact=exact) is None
+
+
+@pytest.mark.parametrize("specimen", [*LAYERS, *NETWORKS], ids=repr)
+@pytest.mark.parametrize(("cost", "counted"), COSTS, ids=[cost.name for cost, _ in COSTS])
+def test_each_cost_keeps_its_laws_on_each_model(cost, counted, specimen, tmp_path):
+    def saved_payload(model: nn.Module, example: object, masks: Masks) -> float:
+        size = save(model, tmp_path / "pruned.safetensors", masks, sparse=True)
+        header = int.from_bytes((tmp_path / "pruned.safetensors").read_bytes()[:8], "little")
+        return size - 8 - header
+
+    assert check_cost(cost, counted=saved_payload if cost is bytes_ else counted, on=[specimen]) is None
