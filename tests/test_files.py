@@ -228,7 +228,7 @@ def tiny() -> tuple[nn.Module, sc.Masks]:
 
 
 DENSE_DOCUMENT = (
-    r'{\"format\": 1, \"model\": \"Linear\", \"pattern\": \"Element()\", \"plan\": \"{\\\"shares\\\": {\\\"weight\\\": '
+    r"{\"format\": 1, \"model\": \"Linear\", \"pattern\": \"Element()\", \"plan\": \"{\\\"shares\\\": {\\\"weight\\\": "
     r"{\\\"units\\\": 10, \\\"kept\\\": 4, \\\"elements\\\": {\\\"weight\\\": 1}}}, \\\"promised\\\": {}}\", "
     r"\"masks\": {\"weight\": {\"in\": \"bits\"}}, \"tied\": {}, \"metric\": {\"accuracy\": 0.5}, \"seed\": 3}"
 )
@@ -279,8 +279,7 @@ def survives(path: Path, model: nn.Module) -> bool:
         loaded = True
         try:
             use()
-        except FileError as error:
-            assert str(error)
+        except FileError:
             loaded = False
     if not loaded:
         assert all(same_bits(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -309,11 +308,11 @@ def test_files_that_go_on_after_their_end_are_refused(original: Path, more: byte
 
 
 def test_flipped_bits_give_an_error_or_other_values_but_never_anything_else(original: Path) -> None:
-    """All bits of the lengths and offsets, one bit of each byte of the rest of the header, and all bits of the data."""
+    """All bits of the header's length and of the data, three of each byte of shapes and offsets, one of each of the story."""
     content = original.read_bytes()
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    document_ends = content.index(b'"bias"')
-    places = [(byte, bit) for byte in (*range(8), *range(document_ends, len(content))) for bit in range(8)]
+    data, document_ends = 8 + struct.unpack("<Q", content[:8])[0], content.index(b'"bias"')
+    places = [(byte, bit) for byte in (*range(8), *range(data, len(content))) for bit in range(8)]
+    places += [(byte, bit) for byte in range(document_ends, data) for bit in (0, 3, 6)]
     places += [(byte, byte % 7) for byte in range(8, document_ends)]
     loads = 0
     for byte, bit in places:
@@ -325,11 +324,11 @@ def test_flipped_bits_give_an_error_or_other_values_but_never_anything_else(orig
             loads += 1
             assert model.weight.shape == (2, 5)
             assert model.weight.dtype == torch.float32
-    assert loads >= 8 * 24 if end < len(content) else loads  # values at least can flip unseen
+    assert loads >= 8 * 24  # flipped values, at least, cannot be seen
 
 
 DEEP = "[" * 5000 + "]" * 5000
-DEEP_DICT = '{"a":' * 900 + "1" + "}" * 900
+DEEP_DICT = '{"a":' * 800 + "1" + "}" * 800
 BITS = {"weight::mask": torch.tensor([128], dtype=torch.uint8)}
 ONE = {"weight": torch.ones(1)}
 DOCUMENTS: dict[str, tuple[Any, dict[str, Tensor] | None]] = {
@@ -337,9 +336,7 @@ DOCUMENTS: dict[str, tuple[Any, dict[str, Tensor] | None]] = {
     "empty text": ("", None),
     "deep list": (DEEP, None),
     "deep document": ('{"format": ' + DEEP_DICT + "}", None),
-    "deep model": ('{"format": 1, "model": ' + DEEP_DICT + "}", None),
     "deep masks": ('{"format": 1, "masks": {"weight": ' + DEEP_DICT + "}}", None),
-    "deep plan": ({"format": 1, "plan": DEEP}, None),
     "a list": ([1], None),
     "a number": (1, None),
     "null": (None, None),
@@ -387,6 +384,8 @@ DOCUMENTS: dict[str, tuple[Any, dict[str, Tensor] | None]] = {
     "tied over a tensor": ({"format": 1, "tied": {"weight": "b"}}, {"weight": torch.ones(1, 2), "b": torch.ones(1, 2)}),
 }
 TOLD: dict[str, Any] = {
+    "deep plan": {"plan": DEEP},
+    "deep pattern": {"pattern": json.loads(DEEP_DICT)},
     "plan is a number": {"plan": 5},
     "plan is no plan": {"plan": "[]"},
     "plan keeps too much": {"plan": '{"shares": {"a": {"units": 1, "kept": 2, "elements": {}}}, "promised": {}}'},
@@ -416,13 +415,22 @@ def test_a_damaged_story_is_refused_where_it_is_read(tmp_path: Path, name: str) 
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.sampled_from(["bits", "weight"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["in", "shape", "weight", "a"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["bits", "weight"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["in", "shape", "weight", "a"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@given(st.dictionaries(st.sampled_from(["masks", "tied", "plan", "pattern", "metric", "seed", "model"]), json_values, max_size=4))
+@given(
+    st.dictionaries(st.sampled_from(["masks", "tied", "plan", "pattern", "metric", "seed", "model"]), json_values, max_size=4)
+)
 @settings(max_examples=200)
 def test_any_document_gives_a_load_or_a_file_error(folder: Path, document: dict[str, Any]) -> None:
     tensors = {"weight": torch.ones(1, 2), "weight::mask": torch.tensor([192], dtype=torch.uint8)}
@@ -442,7 +450,10 @@ def test_a_mask_of_another_shape_than_the_parameter_is_refused(tmp_path: Path) -
         (lambda: nn.Linear(3, 2, bias=False), r"it has, and the model does not have, bias \(0 tensors are missing, 1 are not"),
         (lambda: nn.Sequential(nn.Linear(3, 2)), r"it lacks 0\.bias \(2 tensors are missing, 2 are not expected\)"),
         (lambda: nn.Linear(4, 2), r"weight is \(2, 3\) in the file and \(2, 4\) in the model"),
-        (lambda: nn.Linear(3, 2).half(), r"is torch\.float32 in the file and torch\.float16 in the model; .*model\.to\(torch\.float32\)"),
+        (
+            lambda: nn.Linear(3, 2).half(),
+            r"is torch\.float32 in the file and torch\.float16 in the model; .*model\.to\(torch\.float32\)",
+        ),
     ],
 )
 def test_a_file_of_another_model_names_the_difference(tmp_path: Path, other: Callable[[], nn.Module], message: str) -> None:
@@ -485,7 +496,11 @@ class Odd(nn.Linear):
         (lambda: nn.Linear(2, 1, device="meta"), None, "weight is on the meta device and has no values to save"),
         (lambda: nn.LazyLinear(1), None, "weight is lazy and has no values to save"),
         (lambda: Odd(2, 1), None, "_extra_state: the model's state has a str there; only tensors can be saved"),
-        (lambda: nn.Linear(2, 1), sc.Masks({"0.weight": torch.ones(1, 2).bool()}, nn.Sequential(nn.Linear(2, 1))), "no such parameter"),
+        (
+            lambda: nn.Linear(2, 1),
+            sc.Masks({"0.weight": torch.ones(1, 2).bool()}, nn.Sequential(nn.Linear(2, 1))),
+            "no such parameter",
+        ),
     ],
 )
 def test_what_cannot_be_saved_is_named(
@@ -525,7 +540,9 @@ except WriteError as error:
 
 
 def test_a_full_disk_leaves_the_old_file(old: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"could not write {old}: ")
     assert "File too large" in done.stdout
@@ -584,7 +601,9 @@ def test_write_errors_are_of_both_families() -> None:
 # ---------------------------------------------------------------- a checkpoint's tree
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-tensors = st.builds(lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 3), st.sampled_from([torch.float32, torch.int64]))
+tensors = st.builds(
+    lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 3), st.sampled_from([torch.float32, torch.int64])
+)
 keys = st.integers(-2, 2) | st.sampled_from(["", "0", "1", "/", "a", "a/b", "a.key", "tensor", "dict"]) | st.none()
 trees = st.recursive(
     leaves | tensors,
@@ -618,7 +637,9 @@ def test_what_is_no_data_cannot_go_into_a_tree() -> None:
         tree.pack({"a": [object()]})
 
 
-@pytest.mark.parametrize("document", [{"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}])
+@pytest.mark.parametrize(
+    "document", [{"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}]
+)
 def test_what_is_no_tree_is_refused(document: Any) -> None:
     with pytest.raises(FileError, match="no part of the format"):
         tree.unpack({}, document)

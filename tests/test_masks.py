@@ -437,7 +437,10 @@ def test_masks_of_zeros_are_where_the_zeros_are() -> None:
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({"nope": torch.ones(1, dtype=torch.bool)}, "nope: there is a mask for this parameter, but Linear has no such parameter"),
+        (
+            {"nope": torch.ones(1, dtype=torch.bool)},
+            "nope: there is a mask for this parameter, but Linear has no such parameter",
+        ),
         ({"weight": torch.ones(2, 3)}, r"weight: a mask must be a bool tensor of shape \(2, 3\), not torch.float32"),
         ({"weight": torch.ones(3, 2, dtype=torch.bool)}, r"not torch.bool of shape \(3, 2\)"),
     ],

@@ -31,6 +31,7 @@ from secateurs.testing import (
 )
 from secateurs.types import Cost, Criterion, Evidence, PatternError, Plan, Sites, Solution, Statistic
 
+calls = count()
 CUT = import_module("secateurs.patterns.cut")
 LINEAR = [specimen for specimen in LAYERS if specimen.name == "Linear"]
 
@@ -106,10 +107,7 @@ class Misnamed(Odd):
 
 class Unequal(Odd):
     def __hash__(self) -> int:
-        return next(counter)
-
-
-counter = count()
+        return next(calls)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +156,18 @@ def broken_cut(change: Callable[[Any], Any]) -> Callable[..., Any]:
 
 BROKEN_CUTS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     "the view is a copy": (Element(), lambda it: replace(it, view=lambda t: it.view(t).clone()), "a copy, not a view"),
-    "a part is left out": (Element(), lambda it: replace(it, view=lambda t: it.view(t)[:, :, :1].expand_as(it.view(t))), "do two share an element"),
+    "a part is left out": (
+        Element(),
+        lambda it: replace(it, view=lambda t: it.view(t)[:, :, :1].expand_as(it.view(t))),
+        "do two share an element",
+    ),
     "elements are miscounted": (Element(), lambda it: replace(it, elements=(2,)), "elements in the cut"),
     "the shape is another": (Element(), lambda it: replace(it, competitors=it.competitors[::-1]), "does not begin with"),
-    "rows compete": (Element(), lambda it: replace(it, contests=it.competitors[:2], competitors=it.competitors[2:]), "contests, though"),
+    "rows compete": (
+        Element(),
+        lambda it: replace(it, contests=it.competitors[:2], competitors=it.competitors[2:]),
+        "contests, though",
+    ),
     "columns compete": (
         Element(within="row"),
         lambda it: replace(
@@ -176,9 +182,7 @@ BROKEN_CUTS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
     ),
     "outputs compete": (
         Element(within=4),
-        lambda it: replace(
-            it, view=lambda t: t.unflatten(1, (2, 4)).movedim(2, -1), contests=(1, 2, 16), competitors=(4,)
-        ),
+        lambda it: replace(it, view=lambda t: t.unflatten(1, (2, 4)).movedim(2, -1), contests=(1, 2, 16), competitors=(4,)),
         "reaches over 4 outputs",
     ),
 }
@@ -270,7 +274,10 @@ CRITERIA: list[tuple[Criterion, str]] = [
     (Criterion("drawn anew", drawn, summed), "one call to the next"),
     (Criterion("by place", by_place, summed), "take their scores with them"),
     (Criterion("spoiling", spoiling, summed), "changed weight"),
-    (Criterion("spoiling the statistic", spoiling_statistic, summed, (STATISTIC,)), "one call to the next|changed the statistic"),
+    (
+        Criterion("spoiling the statistic", spoiling_statistic, summed, (STATISTIC,)),
+        "one call to the next|changed the statistic",
+    ),
     (Criterion("keeps dims", absolute, lambda v, dims: v.sum(dims, keepdim=True)), "it must remove"),
     (Criterion("wrong dims", absolute, summed_from_the_front), "no score for each unit|it must remove"),
     (Criterion("whole", lambda e: e.weight.abs().flatten(), summed), "must broadcast"),
@@ -447,7 +454,13 @@ def lenient(keep: float | None = None, sparsity: float | None = None) -> Any:
 
 
 def confused(keep: float | None = None, sparsity: float | None = None) -> Any:
-    return uniform(keep=keep) if keep is not None else uniform(keep=sparsity if 0 < (sparsity or 0) < 1 else sparsity)
+    uniform(keep=keep, sparsity=sparsity)  # raises where it should
+    return uniform(keep=keep if keep is not None else sparsity)
+
+
+def flipping(**fraction: float) -> Any:
+    """Now and then one unit less."""
+    return with_counts(lambda kept, site: max(1, kept - next(calls) % 2) if site.contest_count == 1 else kept)(**fraction)
 
 
 def first_loses(**fraction: float) -> Any:
@@ -484,11 +497,7 @@ ALLOCATORS: dict[str, tuple[Callable[..., Any], str]] = {
         "not the sites",
     ),
     "miscounts elements": (changed(forgetful_shares), "the plan's share of"),
-    "another plan each time": (
-        with_counts(lambda kept, site, calls=count(): max(1, kept - next(calls) % 2) if site.contest_count == 1 else kept),
-        "second call|units in all, not",
-    ),
-    "sparsity means keep": (confused, "must be a SecateursError|gives"),
+    "sparsity means keep": (confused, r"sparsity=0.85 gives"),
     "takes from the first": (first_loses, "units fewer than with a lower keep"),
 }
 
@@ -498,6 +507,11 @@ def test_a_broken_allocator_is_found(law):
     make, said = ALLOCATORS[law]
     with pytest.raises(AssertionError, match=said):
         check_allocator(make)
+
+
+def test_an_allocator_that_makes_another_plan_each_time_is_found():
+    with pytest.raises(AssertionError, match="another plan at the second call"):
+        check_allocator(flipping, exact=False)
 
 
 def test_an_allocator_that_refuses_everything_is_found():
@@ -547,8 +561,6 @@ def changing_cost(model: nn.Module, plan: Plan | None) -> float:
     return params(model, None, plan)
 
 
-calls = count()
-
 COSTS: dict[str, tuple[Cost, str]] = {
     "no name": (replace(params, name=""), "needs a name"),
     "no unit": (replace(params, unit=""), "needs a unit"),
@@ -575,5 +587,5 @@ def test_a_cost_of_ones_own_passes():
 
 
 def test_a_promise_that_is_not_kept_is_found():
-    with pytest.raises(AssertionError, match="promises .* are counted on the pruned model"):
+    with pytest.raises(AssertionError, match=r"promises .* are counted on the pruned model"):
         check_cost(params, counted=lambda model, example, masks: 1 + params(model))

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from cyclopts import App, Parameter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from secateurs import __version__, allocate, criteria, methods, models, patterns, report, session, tasks
@@ -33,11 +35,13 @@ app = App(
     help_format="markdown",
 )
 
+Made = TypeVar("Made")
+
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
 @app.command
-def demo(out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.97) -> None:
+def demo(out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96) -> None:
     """Train, prune, save, reload and report a small network on real digits, in about half a minute.
 
     Parameters
@@ -88,13 +92,12 @@ def inspect(
     console = Console()
     console.print(_layer_table(network, example, tried))
     found, skipped = find_weights(network)
-    for weight in found:
-        for each in tried:
-            reason = misfit(each, weight.shape)
-            if reason:
-                console.print(f"{weight.name}: {reason}", highlight=False, soft_wrap=True)
-    for item in skipped:
-        console.print(f"{item.name}: {item.reason}", highlight=False, soft_wrap=True)
+    why = [(weight.name, reason) for each in tried for weight in found if (reason := misfit(each, weight.shape))]
+    names: dict[str, list[str]] = {}
+    for name, reason in [*why, *((item.name, item.reason) for item in skipped)]:
+        names.setdefault(reason, []).append(name)
+    for reason, alike in names.items():
+        console.print(f"{', '.join(alike)}: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command
@@ -164,7 +167,7 @@ def prune(
     make, work = _model_factory(model), _task(task)
     network, shape = _loaded(make, weights), _pattern(pattern)
     if shape.kept_of_each is not None:
-        rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)  # type: ignore[arg-type]
+        rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     checkpoint = out / "checkpoint.safetensors"
     if not resume:
         checkpoint.unlink(missing_ok=True)
@@ -216,7 +219,7 @@ def report_(record: Path, *, out: Path | None = None) -> None:
 def main() -> None:
     """Run the command line; what a user can put right is one line, not a traceback."""
     try:
-        app()
+        app(sys.argv[1:])
     except (SecateursError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -244,8 +247,6 @@ def _command() -> str:
 
 def _loaded(make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     model = make()
-    if not isinstance(model, nn.Module):
-        raise SecateursError(f"the model's factory returned {type(model).__name__}, not a torch.nn.Module")
     return load(weights, model) if weights is not None else model
 
 
@@ -255,14 +256,22 @@ def _train(network: nn.Module, work: Task, lr: float, epochs: int) -> None:
 
 
 def _model_factory(name: str) -> Callable[[], nn.Module]:
-    return _found(name, models, "model")  # type: ignore[no-any-return]
+    factory = _found(name, models, "model")
+    return lambda: _made(name, factory, nn.Module)
 
 
 def _task(name: str) -> Task:
-    work = _found(name, tasks, "task")()
-    if not isinstance(work, Task):
-        raise SecateursError(f"{name} returned {type(work).__name__}, not a secateurs.Task")
-    return work
+    return _made(name, _found(name, tasks, "task"), Task)
+
+
+def _made(name: str, factory: Any, kind: type[Made]) -> Made:
+    try:
+        made = factory()
+    except TypeError as error:
+        raise SecateursError(f"{name} cannot be called without arguments ({error}); name a function of none") from error
+    if not isinstance(made, kind):
+        raise SecateursError(f"{name} returned {type(made).__name__}, not a {kind.__module__.split('.')[0]} {kind.__name__}")
+    return made
 
 
 def _found(name: str, built_in: ModuleType, what: str) -> Any:
@@ -334,11 +343,14 @@ def _allocator(name: str, shape: Pattern) -> Callable[..., Allocator]:
 
 
 def _layer_table(network: nn.Module, example: Any, tried: list[Pattern]) -> Table:
-    made = Table("layer", "kind", "shape", title=type(network).__name__, title_justify="left")
+    made = Table(title=type(network).__name__, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for heading in ("layer", "kind", "shape"):
+        made.add_column(heading, no_wrap=True)
     for heading in ("parameters", "nonzero", "MACs"):
-        made.add_column(heading, justify="right")
+        made.add_column(heading, justify="right", no_wrap=True)
     for each in tried:
-        made.add_column(str(each), justify="center")
+        kind, _, arguments = str(each).partition("(")
+        made.add_column(Text(f"{kind}\n{arguments[:-1]}"), justify="center", overflow="fold")
     macs = trace_macs(network, example).by_parameter if example is not None else {}
     found, _ = find_weights(network)
     for row, weight in zip(report.layers(network), found, strict=True):

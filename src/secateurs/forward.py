@@ -80,12 +80,16 @@ def check_fit(model: nn.Module, inputs: Any, what: str = "the example") -> None:
                 f"{what} is on {tensor.device} but the model is on {here}: "
                 f'move one of them, for example model.to("{tensor.device}")'
             )
-        if tensor.is_floating_point() and not torch.is_autocast_enabled(tensor.device.type) and tensor.dtype not in dtypes:
+        if tensor.is_floating_point() and tensor.dtype not in dtypes and not _autocasts(tensor.device.type):
             theirs = " and ".join(sorted(map(str, dtypes)))
             raise TaskError(
                 f"{what} is {tensor.dtype} but the model's weights are {theirs}: convert one of them, "
                 f"for example model.to({tensor.dtype}), or example.to({next(iter(dtypes))})"
             )
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def run_example(model: nn.Module, example: Any) -> Any:

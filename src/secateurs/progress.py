@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,8 +14,10 @@ T = TypeVar("T")
 _current: list[Progress] = []
 
 
-def track(items: Iterable[T], description: str, total: int | None = None, show: bool = True) -> Iterator[T]:
-    """Yield the items while a bar shows how far they are; the bar goes when they end.
+def track(items: Iterable[T], description: str, total: int | None = None, show: bool = True) -> Generator[T, None, None]:
+    """Yield the items while a bar shows how far they are; the bar goes when they end, or when the generator is closed.
+
+    Where the caller's loop may raise, ``contextlib.closing`` around it keeps a dead bar from staying on the terminal.
 
     >>> list(track([1, 2], "counting"))
     [1, 2]

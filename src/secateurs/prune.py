@@ -13,7 +13,7 @@ from secateurs.apply import Masks
 from secateurs.observe import observe
 from secateurs.patterns import Selection, find_sites, spread
 from secateurs.progress import track
-from secateurs.types import Allocator, Pattern, Plan, Site, Sites, Solution, Solver, Task
+from secateurs.types import Allocator, Pattern, Plan, PlanError, Site, Sites, Solution, Solver, Task
 
 
 def prune_(
@@ -43,7 +43,10 @@ def prune_(
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks)
     stats = observe(model, sites, solver.needs, task)
     plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
-    found, weights, kept = {}, {}, {}
+    _require_these_sites(plan, sites)
+    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    kept: dict[str, int] = {}
     for site in track(sites, "pruning"):
         solution = solver(site, plan[site.name], stats)
         found.update(masks_of(site, solution))
@@ -60,6 +63,15 @@ def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
         spread(site, solution.kept, mask, index)
         found[member.parameter] = mask
     return found
+
+
+def _require_these_sites(plan: Plan, sites: Sites) -> None:
+    names = [site.name for site in sites]
+    missing, unknown = [name for name in names if name not in plan], [name for name in plan if name not in names]
+    if missing:
+        raise PlanError(f"the plan does not say how many units of {', '.join(missing)} stay; it names {', '.join(plan) or 'no site'}")
+    if unknown:
+        raise PlanError(f"the plan names {', '.join(unknown)}, but the sites are {', '.join(names)}: it belongs to another model")
 
 
 def _as_done(plan: Plan, kept: Mapping[str, int]) -> Plan:

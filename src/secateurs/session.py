@@ -57,6 +57,7 @@ def prune_to_folder(
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / "dense.safetensors", seed=seed)
     dense = measure("dense", model, task, folder / "dense.safetensors", dense_seconds)
+    beginning = validation(model, task)
     start = time.perf_counter()
     run = prune(model)
     seconds = time.perf_counter() - start
@@ -67,7 +68,7 @@ def prune_to_folder(
         task.metric_name,
         task.higher_is_better,
         entries=(*entries, *baselines),
-        curves=(curve("magnitude, retrained" if curves else "pruned", run.history), *curves),
+        curves=(curve("magnitude, retrained" if curves else "pruned", run.history, beginning), *curves),
         layers=layers(model, task.example),
         history=History(tuple(run.history)),
         skipped=reasons(run.masks.skipped),
@@ -82,13 +83,17 @@ def prune_to_folder(
     return Result(record, folder)
 
 
+def validation(model: nn.Module, task: Task) -> float | None:
+    """The metric on validation data, where the task has both."""
+    return None if task.validation is None or task.metric is None else evaluate(model, task, task.validation)
+
+
 def _saved_and_reloaded(
     model: nn.Module, make: Callable[[], nn.Module], masks: Masks, task: Task, path: Path, seed: int | None, seconds: float
 ) -> list[Entry]:
     """Rows of the pruned model, as it is and as its file gives it back."""
-    metric = {}
-    if task.validation is not None and task.metric is not None:
-        metric = {f"validation {task.metric_name}": evaluate(model, task, task.validation)}
+    reached = validation(model, task)
+    metric = {} if reached is None else {f"validation {task.metric_name}": reached}
     save(model, path, masks, sparse=True, metric=metric, seed=seed)
     reloaded = load(path, make).to(next(model.parameters()).device)
     return [measure("pruned", model, task, path, seconds), measure("pruned, reloaded", reloaded, task, path)]
@@ -162,4 +167,4 @@ def _baselines(dense: nn.Module, task: Task, seed: int, sparsity: float) -> tupl
         measure("dense, same size", small, task, seconds=time.perf_counter() - start),
         measure("cut once, not retrained", cut, task),
     ]
-    return entries, [curve("random, retrained", random_run.history)]
+    return entries, [curve("random, retrained", random_run.history, validation(dense, task))]

@@ -94,7 +94,7 @@ class Member:
 
     @property
     def weight(self) -> nn.Parameter:
-        return getattr(self.module, self.attribute)  # type: ignore[no-any-return]
+        return getattr(self.module, self.attribute)
 
 
 @dataclass(frozen=True)

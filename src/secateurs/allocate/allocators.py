@@ -109,13 +109,13 @@ def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) ->
 
 def _counts_at_threshold(sites: Sites, scores: ScoresOf, k: int, pool: list[bool]) -> dict[str, int]:
     """How many units of each site in the pool are among the k highest of the pool."""
+    names = [site.name for site, taking_part in zip(sites, pool, strict=True) if taking_part]
     if k == 0:
-        return {}
+        return dict.fromkeys(names, 0)
 
     def pieces() -> Iterator[Scores]:
         return (piece for piece, taking_part in zip(scores(), pool, strict=True) if taking_part)
 
-    names = [site.name for site, taking_part in zip(sites, pool, strict=True) if taking_part]
     units = sum(site.units for site, taking_part in zip(sites, pool, strict=True) if taking_part)
     threshold = kth_largest(pieces, k, units)
     above, ties = _above_and_at(pieces, threshold)

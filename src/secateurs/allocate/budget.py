@@ -28,16 +28,15 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
         limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
         units = sum(site.units for site in sites)
         limits = [bounds(site, floor) for site in sites]
-        low, high = sum(each.low for each in limits), sum(each.high for each in limits)
+        low, high = max(1, sum(each.low for each in limits)), sum(each.high for each in limits)
 
         def plan_with(total: int) -> Plan:
             return allocator(keep=total / units, floor=floor)(sites, scores)
 
-        best = plan_with(low) if low else None
-        if best is None or cost(best) > limit:
-            least = cost(best) if best else cost(None)
+        best = plan_with(low)
+        if cost(best) > limit:
             raise PlanError(
-                f"{budget.cost.name} can fall to {least:g} {budget.cost.unit} at the least, but the budget is {limit:g}: "
+                f"{budget.cost.name} can fall to {cost(best):g} {budget.cost.unit} at the least, but the budget is {limit:g}: "
                 "raise the budget, let more layers take part, or choose another pattern"
             )
         while low < high:

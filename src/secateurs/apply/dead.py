@@ -126,7 +126,7 @@ def _cascade(
 ) -> tuple[Dead, dict[str, Tensor]]:
     """Dead outputs, and what remains of the connections once all that hangs on them is gone too.
 
-    ``fed=False`` looks only at outputs that nothing reads; ``found`` holds what an earlier pass found, and comes back with the rest.
+    ``fed=False`` looks only at outputs that nothing reads; ``found`` is what an earlier pass found, to which the rest is added.
     """
     dead = found or Dead()
     while True:
@@ -245,7 +245,7 @@ def _decode(
 def _arrivals(model: nn.Module, layers: dict[str, Weight], marked_layer: str, marked: Tensor | None, example: Any) -> dict[str, Tensor]:
     """At which inputs of which layers, and at which numbers of the answer, NaN arrives when some outputs of a layer are NaN."""
     arrived: dict[str, Tensor] = {}
-    with _marking(layers, marked_layer, marked, arrived), _MarkedIntegers() if marked is None else nullcontext():
+    with _marking(layers, marked_layer, marked, arrived), _MarkedIntegers() if marked is None else nullcontext():  # type: ignore[no-untyped-call]
         answer = run_example(model, _poisoned(example) if marked is None else example)
     flat = [tensor.flatten() for tensor in tensors_in(answer) if tensor.is_floating_point()]
     if flat:
@@ -265,7 +265,7 @@ def _poisoned(example: Any) -> Any:
 
 
 class _MarkedIntegers(TorchDispatchMode):
-    """Marks the floating-point numbers that come from whole ones (looked up in an embedding, say), which cannot be NaN themselves."""
+    """Marks the floating-point numbers that come from whole ones (looked up in an embedding, say), which cannot be NaN."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

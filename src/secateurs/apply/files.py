@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy
 import torch
@@ -161,7 +161,7 @@ def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
     True
     """
     tensors, document = container.read(path)
-    loaded = model if isinstance(model, nn.Module) else model()
+    loaded = cast(Model, model if isinstance(model, nn.Module) else model())
     state = loaded.state_dict()
     for name, tensor in state.items():
         if is_lazy(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):

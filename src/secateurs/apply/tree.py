@@ -62,10 +62,10 @@ def random_state() -> dict[str, Any]:
 
     import numpy
 
-    kind, keys, *rest = numpy.random.get_state(legacy=True)
+    numpy_state = numpy.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype("int64")), *rest),
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -78,8 +78,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     import numpy
 
     random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+    numpy.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -88,7 +88,7 @@ _RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
 
 class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owner = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
         self.macs: dict[str, float] = defaultdict(float)
         self.alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused

@@ -14,7 +14,7 @@ def magnitude(p: float = 2, mean: bool = False) -> Criterion:
     """The p-norm of a unit's weights, (Σ|w|ᵖ)^(1/p); for single weights that is |w| for every p (1506.02626, 1608.08710).
 
     ``p`` is in (0, ∞]. ``mean=True`` takes the mean over the unit instead of the sum, so that units of different sizes can compete
-    over a whole model.
+    over a whole model; take it also for a p below about 0.1, whose sums leave the range of float32.
 
     >>> import torch
     >>> magnitude(p=1).reduce(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), (1,))
@@ -24,8 +24,13 @@ def magnitude(p: float = 2, mean: bool = False) -> Criterion:
         raise SecateursError(f"magnitude(p={p!r}): p must be in (0, inf]; 1, 2 and inf are the usual ones")
 
     def norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-        total = torch.linalg.vector_norm(values, ord=p, dim=dims)
-        size = torch.Size([values.shape[dim] for dim in dims]).numel()
-        return total / size ** (1 / p) if mean else total
+        sizes = values.abs()
+        largest = sizes.amax(dims, keepdim=True)
+        if p == inf:
+            return largest.squeeze(dims)
+        # As parts of the largest one, so that no power leaves the range of float32.
+        powers = (sizes / largest.clamp_min(torch.finfo(sizes.dtype).tiny)).pow(p)
+        joined = powers.mean(dims) if mean else powers.sum(dims)
+        return joined.pow(1 / p) * largest.squeeze(dims)
 
     return Criterion(f"magnitude(p={p})" if not mean else f"magnitude(p={p}, mean=True)", lambda e: e.weight.abs(), norm)

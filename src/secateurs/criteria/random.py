@@ -22,7 +22,8 @@ def random(seed: int = 0) -> Criterion:
 
     def draw(evidence: Evidence) -> Tensor:
         # A generator of its own for each layer: scores do not depend on which layers are asked, or in which order.
-        generator = torch.Generator().manual_seed((seed << 32 ^ crc32(evidence.name.encode())) % 2**63)
+        # Of a seed it takes the lower 32 bits alone, so seed and name are hashed together.
+        generator = torch.Generator().manual_seed(crc32(f"{seed} {evidence.name}".encode()))
         return torch.rand(evidence.weight.shape, generator=generator).to(evidence.weight.device)
 
     return Criterion(f"random(seed={seed})", draw, _first)

@@ -21,17 +21,32 @@ class _InputNorm:
     total: Tensor | None = None
 
     def add(self, inputs: tuple[Any, ...], output: Any) -> None:
-        values = inputs[0].detach().float()
-        features = 1 if isinstance(self.member.module, _ConvNd) and values.ndim == len(self.member.weight.shape) else -1
-        if isinstance(self.member.module, _ConvNd) and features == -1:
-            features = 0  # a convolution without a batch dimension
-        powers = values.abs().pow(self.p).movedim(features, -1).flatten(0, -2).sum(0)
+        # An attention's one weight reads three inputs: query, key and value, its three groups.
+        needed = 3 if isinstance(self.member.module, nn.MultiheadAttention) else 1
+        sources = inputs[:needed]
+        if len(sources) < needed:
+            raise SecateursError(
+                f"{self.member.parameter}: its layer is called with keyword arguments, so its inputs cannot be told apart; "
+                "pass them by position, or skip it with skip=[...]"
+            )
+        powers = torch.cat([self._powers(source.detach().float()) for source in sources])
         self.total = powers if self.total is None else self.total + powers
+
+    def _powers(self, values: Tensor) -> Tensor:
+        """Σ|x|ᵖ of each input feature over all else."""
+        features = -1
+        if isinstance(self.member.module, _ConvNd):
+            features = 1 if values.ndim == len(self.member.weight.shape) else 0  # 0: without a batch dimension
+        by_feature = values.movedim(features, -1)
+        return by_feature.reshape(-1, by_feature.shape[-1]).abs().pow(self.p).sum(0)
 
     def result(self) -> Tensor:
         """Shape ``(groups or 1, 1, inputs, 1, …)``, so that it broadcasts against the canonical view."""
         if self.total is None:
-            raise SecateursError(f"{self.member.parameter}: no calibration batch passed this layer, so its inputs are unknown")
+            raise SecateursError(
+                f"{self.member.parameter}: no calibration batch passed this layer, so its inputs are unknown; "
+                "skip it with skip=[...]"
+            )
         shape = self.member.canonical(self.member.weight).shape
         norms = self.total.pow(1 / self.p)
         groups = shape[0] if norms.numel() == shape[0] * shape[2] else 1

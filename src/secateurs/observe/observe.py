@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from torch import nn
@@ -36,8 +37,8 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     hooks = [member.module.register_forward_hook(_feed(list(accumulators[member.parameter].values()))) for member in members]
     seen = 0
     try:
-        with evaluating(model):
-            for batch in track(batches, "observing"):  # type: ignore[arg-type]
+        with evaluating(model), closing(track(batches, "observing")) as walk:
+            for batch in walk:
                 inputs, _ = task.unpack(batch)
                 check_fit(model, inputs, "a calibration batch")
                 call(model, inputs)

@@ -47,7 +47,7 @@ class Weight:
 
     @property
     def value(self) -> nn.Parameter:
-        return getattr(self.module, self.attribute)  # type: ignore[no-any-return]
+        return getattr(self.module, self.attribute)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,6 +159,8 @@ def _reason_to_skip(
         return None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
     if attribute.startswith("parametrizations") or "original" in attribute:
         return "behind a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
+    if attribute.endswith("_orig"):
+        return "behind a reparametrization; remove it first (torch.nn.utils.prune.remove, or remove_spectral_norm)"
     if parameter.ndim < 2:
         return None
     return f"no canonical view is known for {type(module).__name__}.{attribute}; add one to secateurs.patterns.LAYOUTS"

@@ -65,7 +65,11 @@ def find_sites(
 
 
 def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Weight]:
-    """Weights in the order in which their layers are called; those whose layer is never called keep their place at the end."""
+    """Weights in the order in which their layers are called.
+
+    A layer that is never called itself stands with the one around it where that has weights too (an attention applies its output
+    projection without calling it), else at the end.
+    """
     if example is None:
         return weights
     called: dict[nn.Module, int] = {}
@@ -79,7 +83,12 @@ def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Wei
     finally:
         for hook in hooks:
             hook.remove()
-    return sorted(weights, key=lambda weight: called.get(weight.module, len(called)))
+
+    def place(weight: Weight) -> int:
+        around = model.get_submodule(weight.parameter.rpartition(".")[0].rpartition(".")[0])
+        return called.get(weight.module, called.get(around, len(called)))
+
+    return sorted(weights, key=place)
 
 
 def _chosen(weights: list[Weight], only: Selection | None) -> set[str]:
@@ -151,6 +160,12 @@ def _with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
     mask = None if masks is None else masks.get(site.members[0].parameter)
     if mask is None:
         return site
+    member = site.members[0]
+    if mask.shape != member.weight.shape:
+        raise PatternError(
+            f"{member.parameter}: the earlier mask is of shape {tuple(mask.shape)}, but the weight of {tuple(member.weight.shape)}: "
+            "the masks belong to another model"
+        )
     units = as_units(site, mask)
     return replace(site, alive=units.flatten(2).any(dim=2) if units.ndim > 2 else units)
 

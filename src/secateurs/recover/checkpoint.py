@@ -21,6 +21,7 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
         "model": dict(run.model.state_dict()),
         "masks": dict(run.masks),
         "pruning": _pruning(run.masks),
+        "kinds": _kinds(run),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
         "scaler": scaler.state_dict(),
@@ -70,16 +71,21 @@ def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hook
         same = name in here and name in there and (here[name].shape, here[name].dtype) == (there[name].shape, there[name].dtype)
         if not same:
             raise FileError(f"{path} belongs to another model: they differ in {name}; give another checkpoint= path")
-    if (state["scheduler"] is None) != (run.scheduler is None):
+    if state["kinds"] != _kinds(run):
         raise FileError(
-            f"{path} was written with{'out' if state['scheduler'] is None else ''} a scheduler, unlike this run; "
-            "use the same one, or give another checkpoint= path"
+            f"{path} was written with {' and '.join(state['kinds'])}, not {' and '.join(_kinds(run))}; "
+            "use the same, or give another checkpoint= path"
         )
     if sorted(state["hooks"]) != sorted(hook.name for hook in hooks):
         raise FileError(
             f"{path} was written with the hooks {sorted(state['hooks'])}, not {sorted(hook.name for hook in hooks)}; "
             "use the same hooks, or give another checkpoint= path"
         )
+
+
+def _kinds(run: Run) -> list[str]:
+    """Which optimizer, and which scheduler if any."""
+    return [type(run.optimizer).__name__, "no scheduler" if run.scheduler is None else type(run.scheduler).__name__]
 
 
 def _pruning(masks: Masks) -> dict[str, Any]:

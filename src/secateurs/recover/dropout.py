@@ -42,7 +42,7 @@ def adjust_dropout_(model: nn.Module, masks: Mapping[str, Tensor], example: Any,
         mask = masks.get(parameter)
         fraction = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
         rates[name] = original[name] * sqrt(fraction)
-        modules[name].p = rates[name]  # type: ignore[assignment]
+        modules[name].p = rates[name]
     return rates
 
 
@@ -50,7 +50,7 @@ def _dropped_weights(model: nn.Module, example: Any) -> dict[str, str]:
     """Dropout layer → the weight of the last prunable layer that ran before it."""
     weights, _ = find_weights(model)
     parameter_of = {weight.module: weight.parameter for weight in weights}
-    names = {module: name for name, module in model.named_modules() if isinstance(module, _DropoutNd)}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if isinstance(module, _DropoutNd)}
     found: dict[str, str] = {}
     last: list[str] = []
 

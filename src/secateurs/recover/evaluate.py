@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
     if batches is None:
         raise TaskError("there are no batches to evaluate: give Task(validation=...) or Task(test=...)")
     total, count, device = 0.0, 0, device_of(model)
-    with evaluating(model):
-        for batch in track(batches, "evaluating", show=show):
+    with evaluating(model), closing(track(batches, "evaluating", show=show)) as walk:
+        for batch in walk:
             inputs, target = (to_device(part, device) for part in task.unpack(batch))
             if not count:
                 check_fit(model, inputs, "an evaluation batch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -66,13 +66,14 @@ def train_(
     try:
         for hook in hooks:
             hook.start(run)
-        for run.epoch in track(range(start, epochs), "training", show=show):
-            for hook in hooks:
-                hook.epoch(run)
-            loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
-            _finish_epoch(run, hooks, loss, show)
-            if checkpoint is not None:
-                write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
+        with closing(track(range(start, epochs), "training", show=show)) as steps:
+            for run.epoch in steps:
+                for hook in hooks:
+                    hook.epoch(run)
+                loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
+                _finish_epoch(run, hooks, loss, show)
+                if checkpoint is not None:
+                    write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
     finally:
         handle.remove()
         run.inputs = run.output = run.target = None
@@ -103,7 +104,7 @@ def _epoch(
     """One pass over the training batches; the mean loss."""
     run.model.train()
     sampler = getattr(run.task.train, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
+    if sampler is not None and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(run.epoch)
     total, count = torch.zeros((), device=device), 0
     batches = iter(track(run.task.train or (), f"epoch {run.epoch + 1}/{run.epochs}", show=show))

@@ -52,14 +52,14 @@ def layers(model: nn.Module, example: Any = None) -> tuple[Layer, ...]:
     return tuple(rows)
 
 
-def curve(name: str, history: Sequence[Mapping[str, float]]) -> Curve:
-    """The validation metric at the end of each stretch of epochs of one sparsity.
+def curve(name: str, history: Sequence[Mapping[str, float]], dense: float | None = None) -> Curve:
+    """The validation metric at the end of each stretch of epochs of one sparsity, from the dense model's on where that is known.
 
     >>> history = [{"sparsity": 0.5, "validation": 0.7}, {"sparsity": 0.5, "validation": 0.9}]
     >>> curve("pruned", history).points
     (Point(sparsity=0.5, metric=0.9, epoch=1),)
     """
-    last: dict[float, Point] = {}
+    last = {} if dense is None else {0.0: Point(0.0, dense)}
     for epoch, entry in enumerate(history):
         if "validation" in entry:
             last[entry["sparsity"]] = Point(entry["sparsity"], entry["validation"], epoch)

@@ -202,6 +202,7 @@ def _dense_level(record: Record, curves: Sequence[Curve]) -> tuple[float | None,
 
 
 def _sparsity_axis(axes: Axes, floor: float, everything: bool, most: int) -> None:
+    axes.set_xlim(1.12, min(floor, 0.9) * 0.9)  # first, because a logarithmic scale cannot fit itself to a single point
     axes.set_xscale("log")
     axes.minorticks_off()
     if floor > 0.3:

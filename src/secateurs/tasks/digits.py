@@ -45,7 +45,7 @@ def digits(seed: int = 0, batch_size: int = 64) -> Task:
 
 def _load() -> tuple[Tensor, Tensor]:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise SecateursError("digits() needs scikit-learn: pip install scikit-learn") from error
     pixels, labels = load_digits(return_X_y=True)
@@ -55,7 +55,7 @@ def _load() -> tuple[Tensor, Tensor]:
 
 def _stratified(indices: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Splits off 300 of the indices, with the same mixture of classes."""
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split
 
     rest, held_out = train_test_split(indices.numpy(), test_size=_HELD_OUT, random_state=seed, stratify=labels[indices].numpy())
     return torch.from_numpy(rest), torch.from_numpy(held_out)

@@ -1,0 +1,186 @@
+"""The command line as a person meets it: what it prints, what it leaves, and how it says no."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateurs as sc
+from secateurs import cli, session
+from secateurs.models import digits_cnn
+from secateurs.report import read_record
+from secateurs.tasks import digits
+
+OWN = """
+import torch
+import secateurs as sc
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+def work():
+    inputs = torch.randn(64, 8)
+    batches = [(inputs, inputs[:, :3].argmax(1))]
+    accuracy = lambda output, target: (output.argmax(1) == target).float().mean()
+    loss = torch.nn.functional.cross_entropy
+    return sc.Task(inputs[:1], train=batches, validation=batches, test=batches, loss=loss, metric=accuracy, name="own")
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateurs", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("inspect",), ("prune",), ("report",)])
+def test_help_names_every_parameter(run, command: tuple[str, ...]) -> None:
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    assert "Usage: secateurs" in out
+    expected = {(): "demo", ("demo",): "--seed", ("inspect",): "--weights", ("prune",): "--epochs-per-round", ("report",): "--out"}
+    assert expected[command] in out
+
+
+def test_inspect_shows_a_row_a_layer_and_why_a_pattern_does_not_fit(run) -> None:
+    status, out, _ = run("inspect", "lenet_5", "--input-shape", "1,1,28,28")
+    assert status == 0
+    assert "431,080 parameters" in out
+    row = next(line for line in out.splitlines() if "conv2" in line)
+    assert all(part in row for part in ("Conv2d", "50x20x5x5", "25,000", "1,600,000"))
+    assert "conv1: NofM(2, 4) needs the input dimension (1) to be a multiple of 4" in out
+
+
+def test_inspect_counts_the_nonzeros_of_a_weights_file(run, tmp_path: Path) -> None:
+    model = digits_cnn()
+    masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.75), digits())
+    sc.save(model, tmp_path / "sparse.safetensors", masks, sparse=True)
+    status, out, _ = run("inspect", "digits_cnn", "--weights", "sparse.safetensors", "--pattern", "2:4", "Vector('inputs', 8)")
+    assert status == 0
+    assert "8,192" in next(line for line in out.splitlines() if "fc1" in line)
+    assert all(part in out for part in ("NofM", "2, 4", "Vector", "'inputs', length=8"))
+
+
+def test_prune_takes_models_and_tasks_of_ones_own_and_leaves_files_that_load(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    arguments = ("--sparsity", "0.75", "--rounds", "2", "--epochs-per-round", "1", "--allocator", "uniform")
+    status, out, err = run("prune", "mine:net", "--task", "mine:work", *arguments)
+    assert (status, err) == (0, "")
+    assert "pruned, reloaded" in " ".join(out.split())
+    folder = tmp_path / "secateurs-out"
+    record = read_record(folder / "record.json")
+    assert record.command == "secateurs prune mine:net --task mine:work " + " ".join(arguments)
+    assert record.pruned is not None
+    assert record.pruned.bytes == (folder / "pruned.safetensors").stat().st_size
+    sys.path.insert(0, str(tmp_path))
+    import mine
+
+    model = sc.load(folder / "pruned.safetensors", mine.net)
+    assert sc.load_masks(folder / "pruned.safetensors", model).sparsity >= 0.75
+    assert sc.nonzero_params(model) == record.pruned.nonzero
+    assert "mine:net on own" in (folder / "report.html").read_text()
+
+
+def test_two_of_four_decides_for_itself_how_much_goes(run, tmp_path: Path) -> None:
+    run("prune", "digits_cnn", "--task", "digits", "--pattern", "2:4", "--epochs-per-round", "1")
+    masks = sc.load_masks(tmp_path / "secateurs-out" / "pruned.safetensors", digits_cnn())
+    assert masks.pattern == "NofM(2, 4)"
+    assert all(mask.ndim == 1 or mask.sum() == mask.numel() / 2 for mask in masks.values())
+
+
+def test_resume_goes_on_from_the_checkpoint(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("prune", "digits_cnn", "--task", "digits", "--rounds", "2", "--epochs-per-round", "2")
+    whole = run(*arguments, "--out", "whole")
+    assert whole[0] == 0
+    epochs: list[int] = []
+
+    def stop_in_the_third(run_: sc.Run) -> None:
+        epochs.append(run_.epoch)
+        if run_.epoch == 2:
+            raise KeyboardInterrupt
+
+    original = cli.methods.iterative_magnitude_
+    stopping = sc.Hook("stop", epoch=stop_in_the_third)
+    with monkeypatch.context() as patched:
+        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **kw, hooks=[stopping]))
+        assert run(*arguments, "--out", "parts")[0] == 130
+        going_on = sc.Hook("stop", epoch=lambda run_: epochs.append(run_.epoch))
+        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **kw, hooks=[going_on]))
+        assert run(*arguments, "--out", "parts", "--resume")[0] == 0
+    assert epochs == [0, 1, 2, 2, 3]
+    one, other = (sc.load(tmp_path / folder / "pruned.safetensors", digits_cnn) for folder in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_report_writes_the_page_of_a_record_again(run, tmp_path: Path) -> None:
+    run("prune", "digits_cnn", "--task", "digits", "--rounds", "1", "--epochs-per-round", "1")
+    page = tmp_path / "secateurs-out" / "report.html"
+    before = page.read_text()
+    page.unlink()
+    status, out, _ = run("report", "secateurs-out")
+    assert status == 0
+    assert page.read_text() == before
+    assert "nonzero" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "lenet5"), "there is no built-in model 'lenet5'; did you mean lenet_5"),
+        (("inspect", "nowhere:net"), "cannot find the model 'nowhere:net'"),
+        (("inspect", "torch:zeros"), "torch:zeros cannot be called without arguments"),
+        (("inspect", "lenet_5", "--input-shape", "1,x"), "--input-shape '1,x'"),
+        (("inspect", "lenet_5", "--input-shape", "1,3,5,5"), "the model rejects the example"),
+        (("inspect", "lenet_5", "--pattern", "Block(4)"), "'Block(4)' is no pattern"),
+        (("inspect", "lenet_5", "--pattern", "__import__('os')"), "is no pattern"),
+        (("inspect", "lenet_5", "--pattern", "4:2"), "n must be below m"),
+        (("inspect", "lenet_5", "--weights", "absent.safetensors"), "absent.safetensors"),
+        (("prune", "digits_cnn", "--task", "digit"), "there is no built-in task 'digit'; did you mean digits"),
+        (("prune", "digits_cnn", "--task", "secateurs.models:digits_cnn"), "not a secateurs Task"),
+        (("prune", "digits_cnn", "--task", "digits", "--sparsity", "1.5"), "1.5 is not in [0, 1)"),
+        (("prune", "digits_cnn", "--task", "digits", "--skip", "fc9"), "no prunable layer is called 'fc9'"),
+        (("report", "absent.json"), "absent.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_one_can_put_right_is_one_line_and_no_traceback(run, arguments: tuple[str, ...], message: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert err.startswith("error:")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_the_demo_prunes_saves_and_reports_beside_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_EPOCHS", 2)
+    result = session.demo_job(tmp_path / "demo", seed=0, sparsity=0.95, command="secateurs demo")
+    entries = {entry.name: entry for entry in result.record.entries}
+    assert {"dense", "pruned", "pruned, reloaded", "random, same sparsity", "dense, same size"} <= entries.keys()
+    assert entries["pruned"].nonzero <= 0.06 * entries["dense"].parameters
+    assert entries["pruned"].metric == entries["pruned, reloaded"].metric
+    assert entries["pruned"].metric > entries["cut once, not retrained"].metric
+    assert entries["pruned"].bytes < entries["dense"].bytes / 5
+    assert entries["dense, same size"].parameters <= 0.05 * entries["dense"].parameters
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "secateurs demo" in page
+    assert page.count("<svg") >= 3

@@ -1,0 +1,47 @@
+"""README, CONTRIBUTING and docs/: each Python block runs, and so does each command of ours."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def with_blocks(language: str, containing: str = "") -> list[Path]:
+    return [page for page in PAGES if any(containing in block for block in blocks(page, language))]
+
+
+@pytest.mark.parametrize("page", with_blocks("python"), ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__docs__"}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), names)
+    assert len(names) > 1
+
+
+@pytest.mark.parametrize("page", with_blocks("sh", "secateurs "), ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("secateurs ")]
+    assert lines
+    for line in lines:
+        _, *arguments = shlex.split(line, comments=True)
+        done = subprocess.run([sys.executable, "-m", "secateurs.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
