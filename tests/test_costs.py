@@ -84,6 +84,13 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, float], float]] 
     "baddbmm": (lambda: Call(lambda i, w: torch.baddbmm(x(1), i, w), w=(2, 4, 5)), x(2, 3, 4), {"w": 2 * 3 * 4 * 5}, 0),
     "addbmm": (lambda: Call(lambda i, w: torch.addbmm(x(1), i, w), w=(2, 4, 5)), x(2, 3, 4), {"w": 2 * 3 * 4 * 5}, 0),
     "addmv": (lambda: Call(lambda i, w: torch.addmv(x(1), w, i), w=(7, 5)), x(5), {"w": 5 * 7}, 0),
+    "two weights": (lambda: Call(lambda i, a, b: F.linear(i, a @ b), a=(7, 2), b=(2, 5)), x(3, 5), {"a": 70}, 3 * 35),
+    "converted weights, then activations": (
+        lambda: Call(lambda i, w: sum((F.linear(i, w * n) @ F.linear(i, w + n).mT for n in range(4)), x(1)), w=(4, 4)),
+        x(4, 4),
+        {"w": 8 * 64},
+        4 * 64,
+    ),
     "activations": (lambda: Call(torch.matmul), (x(2, 3, 4), x(2, 4, 5)), {}, 2 * 3 * 4 * 5),
     "scaled weight": (lambda: Call(lambda i, w: F.linear(i, w * 2), w=(7, 5)), x(3, 5), {"w": 3 * 5 * 7}, 0),
     "elementwise only": (lambda: Call(lambda i, w: torch.relu(i * w), w=(5,)), x(3, 5), {}, 0),

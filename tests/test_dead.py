@@ -234,6 +234,20 @@ def test_in_attention_all_count_as_alive() -> None:
     assert (units(dead.no_input), units(dead.no_output)) == ({"linear1": {4}}, {"linear1": {7}})
 
 
+def test_what_is_read_alone_by_one_and_mixed_by_another_is_alive() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head, self.gate = nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.fc(x)
+            return self.head(hidden) + self.gate(torch.softmax(hidden, -1))
+
+    masks = masks_without(model := Both(), ("head.weight", (ALL, 1)))
+    assert sc.find_dead(model, masks, torch.zeros(1, 2)).count == 0
+
+
 class Concatenation(nn.Module):
     def __init__(self) -> None:
         super().__init__()

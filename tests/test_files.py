@@ -632,6 +632,14 @@ def test_trees_come_back_with_all_their_types(data: Any) -> None:
     assert equal(tree.unpack(found, json.loads(json.dumps(document))), data)
 
 
+@pytest.mark.parametrize(
+    "data", [{1: torch.ones(1), "1": torch.zeros(1)}, {"a": {"b": torch.ones(1)}, "a/b": torch.zeros(1), "a/b'": torch.ones(2)}]
+)
+def test_keys_that_look_alike_do_not_get_each_others_tensors(data: Any) -> None:
+    found, document = tree.pack(data)
+    assert equal(tree.unpack(found, document), data)
+
+
 def test_what_is_no_data_cannot_go_into_a_tree() -> None:
     with pytest.raises(TypeError, match=r"/a/0: object cannot go into a checkpoint"):
         tree.pack({"a": [object()]})

@@ -78,6 +78,23 @@ def test_pieces_may_have_any_shape_and_be_empty(few):
         assert kth_largest(lambda: [numbers, numbers[:0]], 11, 60) == by_sorting([numbers.flatten()], 11)
 
 
+@given(data=st.data(), numbers=st.lists(awkward | ordinary, min_size=12, max_size=60))
+def test_a_bracket_knows_how_many_numbers_it_holds_and_how_many_are_above(data, numbers):
+    pieces, narrow = [torch.tensor(numbers, dtype=torch.float32)], select._narrow
+
+    def checked(*arguments):
+        narrowed = narrow(*arguments)
+        if isinstance(narrowed, select._Bracket):
+            inside = (pieces[0] >= narrowed.low) & (pieces[0] <= narrowed.high)
+            assert (narrowed.inside, narrowed.above) == (int(inside.sum()), int((pieces[0] > narrowed.high).sum()))
+        return narrowed
+
+    with bracketing(1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "_narrow", checked)
+        k = data.draw(st.integers(1, len(numbers)))
+        assert kth_largest(lambda: pieces, k, len(numbers)) == by_sorting(pieces, k)
+
+
 @example(-inf, inf)
 @example(0.0, 2.0**-149)
 @example(-(2.0**-149), 0.0)

@@ -63,6 +63,13 @@ def test_the_history_holds_the_mean_loss_of_the_epoch() -> None:
     assert run.history[0]["loss"] == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_a_model_in_evaluation_mode_trains_in_training_mode() -> None:
+    task, model = regression(), nn.Sequential(nn.Linear(5, 2), nn.Dropout(0.5)).eval()
+    modes: list[bool] = []
+    sc.train_(model, task, sgd(model), 2, hooks=[spy("look", gradients=lambda run: modes.append(model[1].training))])
+    assert modes == [True] * 8
+
+
 def test_no_epochs_train_nothing() -> None:
     task, model = regression(), nn.Linear(5, 2)
     before = copy.deepcopy(model.state_dict())
@@ -407,6 +414,20 @@ def test_learning_rate_rewinding_starts_the_scheduler_again_at_each_pruning() ->
     assert [entry["lr"] for entry in run.history] == [0.8, 0.4, 0.8, 0.4, 0.8, 0.4, 0.2, 0.1]
     before, after = weights[8], weights[9]
     assert torch.equal(after, torch.where(run.masks["0.weight"], before, 0.0))  # the weights go on from where they were
+
+
+def test_rewinding_gives_the_optimizer_the_memory_back_that_it_began_with() -> None:
+    """Each time the same: training in between does not write into what is kept of it."""
+    model, task = wide()
+    optimizer = sgd(model)
+    sc.train_(model, task, optimizer, 1)
+    beginning = copy.deepcopy(optimizer.state_dict()["state"])
+    seen: list[dict[int, Any]] = []
+    look = spy("look", epoch=lambda run: seen.append(copy.deepcopy(optimizer.state_dict()["state"])))
+    sc.train_(model, task, optimizer, 3, hooks=[gradual(sc.linear(0.75), rewind="learning_rate", dead=False), look])
+    assert len(beginning) == 4
+    for state in seen:
+        assert all(torch.equal(state[i]["momentum_buffer"], beginning[i]["momentum_buffer"]) for i in range(4))
 
 
 @pytest.mark.parametrize("rewind_to", [0, 1, 2])

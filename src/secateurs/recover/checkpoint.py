@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply import Masks, container, tree
+from secateurs.apply import Masks, container, load, tree
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
 
@@ -66,11 +66,7 @@ def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: A
 
 
 def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hooks: Sequence[Hook]) -> None:
-    here, there = run.model.state_dict(), state["model"]
-    for name in [*here, *there]:
-        same = name in here and name in there and (here[name].shape, here[name].dtype) == (there[name].shape, there[name].dtype)
-        if not same:
-            raise FileError(f"{path} belongs to another model: they differ in {name}; give another checkpoint= path")
+    _require_same_state(path, run.model.state_dict(), state["model"])
     if state["kinds"] != _kinds(run):
         raise FileError(
             f"{path} was written with {' and '.join(state['kinds'])}, not {' and '.join(_kinds(run))}; "
@@ -81,6 +77,13 @@ def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hook
             f"{path} was written with the hooks {sorted(state['hooks'])}, not {sorted(hook.name for hook in hooks)}; "
             "use the same hooks, or give another checkpoint= path"
         )
+
+
+def _require_same_state(path: str | Path, here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+    for name in [*here, *there]:
+        same = name in here and name in there and (here[name].shape, here[name].dtype) == (there[name].shape, there[name].dtype)
+        if not same:
+            raise FileError(f"{path} belongs to another model: they differ in {name}; give the path of another checkpoint")
 
 
 def _kinds(run: Run) -> list[str]:
@@ -121,3 +124,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.item() if hasattr(value, "item") and not isinstance(value, (str, bytes)) else value
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint of `train_`, or of a file of `save`, into a model; all of them, or none."""
+    tensors, document = container.read(path)
+    if "checkpoint" not in document:
+        load(path, model)
+        return
+    try:
+        weights = tree.unpack(tensors, document["checkpoint"])["model"]
+        _require_same_state(path, model.state_dict(), weights)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{path}: the checkpoint is damaged ({error!r})") from error

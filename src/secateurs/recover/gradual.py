@@ -6,13 +6,15 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from torch import Tensor, nn
 
-from secateurs.apply import zero_dead_
+from secateurs.apply import Masks, zero_dead_
 from secateurs.patterns import Selection
 from secateurs.prune import prune_
+from secateurs.recover.checkpoint import load_weights
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.schedules import Schedule
 from secateurs.types import Allocator, Hook, Pattern, Run, SecateursError, Solver
@@ -30,7 +32,7 @@ def gradual(
     end: int | None = None,
     every: int = 1,
     rewind: Rewind | None = None,
-    rewind_to: int = 0,
+    rewind_to: int | str | Path = 0,
     dropout: bool = True,
     dead: bool = True,
     only: Selection | None = None,
@@ -44,7 +46,8 @@ def gradual(
 
     ``rewind="learning_rate"`` sets scheduler and optimizer back to where they began, at each pruning (2003.02389);
     ``rewind="weights"`` also sets what is left of the weights back to their values at the start of epoch `rewind_to`: lottery
-    tickets (1803.03635), late rewinding where `rewind_to` > 0 (1903.01611).
+    tickets (1803.03635), late rewinding where `rewind_to` > 0 (1903.01611). ``rewind_to`` may also be a file, of `save` or a
+    checkpoint of `train_`.
 
     Raises `SecateursError` for a range of epochs that holds no pruning.
 
@@ -54,7 +57,7 @@ def gradual(
     """
     if every < 1 or begin < 0 or (end is not None and end <= begin):
         raise SecateursError(f"gradual: from epoch {begin} to {end}, every {every}, there is nothing to prune")
-    if rewind == "weights" and rewind_to > begin:
+    if rewind == "weights" and isinstance(rewind_to, int) and rewind_to > begin:
         raise SecateursError(f"gradual: rewind_to={rewind_to} comes after the first pruning, at epoch {begin}")
 
     def prune(run: Run, sparsity: float) -> None:
@@ -83,6 +86,14 @@ class _Times:
             return None
         return self.schedule((after // self.every + 1) / ceil((self._end(run) - self.begin) / self.every))
 
+    def require_some(self, run: Run) -> None:
+        """Raise `SecateursError` where the run ends before the first pruning."""
+        if run.epochs and self.begin >= self._end(run):
+            raise SecateursError(
+                f"gradual: the first pruning is at epoch {self.begin}, but training ends after {run.epochs}: "
+                "train for more epochs, or begin earlier"
+            )
+
     def is_last(self, run: Run) -> bool:
         return run.epoch + self.every >= self._end(run)
 
@@ -95,7 +106,7 @@ class _Gradual:
     prune: Callable[[Run, float], None]
     times: _Times
     rewind: Rewind | None
-    rewind_to: int
+    rewind_to: int | str | Path
     dropout: bool
     dead: bool
     original_dropout: dict[str, float] = field(default_factory=dict)
@@ -106,6 +117,7 @@ class _Gradual:
         return Hook("gradual", start=self._start, epoch=self._epoch, state=self._state, restore=self._restore)
 
     def _start(self, run: Run) -> None:
+        self.times.require_some(run)
         if not self.original_dropout:
             self.original_dropout = dropout_rates(run.model)
         elif self.dropout:
@@ -129,8 +141,7 @@ class _Gradual:
 
     def _go_back(self, run: Run) -> None:
         if self.rewind == "weights":
-            run.model.load_state_dict(self.weights)
-            run.masks.apply_()
+            rewind_(run.model, self.weights if isinstance(self.rewind_to, int) else self.rewind_to, run.masks)
         run.optimizer.load_state_dict(copy.deepcopy(self.beginning["optimizer"]))
         if run.scheduler is not None:
             run.scheduler.load_state_dict(copy.deepcopy(self.beginning["scheduler"]))
@@ -147,15 +158,21 @@ def _scheduler_state(run: Run) -> Any:
     return copy.deepcopy(run.scheduler.state_dict()) if run.scheduler is not None else None
 
 
-def rewind_(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], masks: Any) -> None:
+def rewind_(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, masks: Masks) -> None:
     """Set what is left of a pruned model back to earlier weights: for loops of one's own (`gradual` does it by itself).
 
+    ``weights`` is an earlier ``state_dict()``, or a file: of `save`, or a checkpoint of `train_`. Raises `FileError` where the file
+    is damaged or belongs to another model.
+
     >>> from secateurs import Masks
-    >>> layer = torch.nn.Linear(2, 1)
+    >>> layer = nn.Linear(2, 1)
     >>> earlier = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     >>> rewind_(layer, earlier, Masks({"weight": torch.tensor([[True, False]])}, layer))
     >>> bool(layer.weight[0, 0] == earlier["weight"][0, 0]), layer.weight[0, 1].item()
     (True, 0.0)
     """
-    model.load_state_dict(dict(weights))
+    if isinstance(weights, (str, Path)):
+        load_weights(weights, model)
+    else:
+        model.load_state_dict(dict(weights))
     masks.apply_()
