@@ -43,7 +43,13 @@ def measure(batch: int) -> list[str]:
     overhead = median(b / a for a, b in zip(*times, strict=True)) - 1
     held = sum(mask.untyped_storage().nbytes() for mask in masks.values())
     weights = sum(mask.numel() for mask in masks.values())
-    return [str(batch), f"{1e3 * median(times[0]):.1f}", f"{1e3 * median(times[1]):.1f}", f"{100 * overhead:+.1f} %", f"{held / weights:.0f}"]
+    return [
+        str(batch),
+        f"{1e3 * median(times[0]):.1f}",
+        f"{1e3 * median(times[1]):.1f}",
+        f"{100 * overhead:+.1f} %",
+        f"{held / weights:.0f}",
+    ]
 
 
 def main() -> None:

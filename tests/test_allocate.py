@@ -252,9 +252,7 @@ def test_two_of_four_keeps_half_everywhere():
 
 @pytest.mark.parametrize("make", [uniform, erdos_renyi])
 def test_another_fraction_than_the_patterns_own_is_an_error_with_two_ways_out(make):
-    with pytest.raises(
-        PlanError, match=r"but NofM\(1, 4\) keeps 24 by itself: leave .* out \(or ask keep=0.25\), or .*within=4"
-    ):
+    with pytest.raises(PlanError, match=r"but NofM\(1, 4\) keeps 24 by itself: leave .* out \(or ask keep=0.25\), or .*within=4"):
         plan_with(make(keep=0.5), linears(8, 8, 4), NofM(1, 4))
 
 
@@ -299,9 +297,7 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 @pytest.mark.parametrize("make", ALLOCATORS)
 def test_a_sparsity_that_the_floors_do_not_admit_is_an_error_that_says_so(make):
-    with pytest.raises(
-        PlanError, match=r"keeps 2 of 32 units, but a floor of 2 in each of 2 sites already takes 4: ask for less"
-    ):
+    with pytest.raises(PlanError, match=r"keeps 2 of 32 units, but a floor of 2 in each of 2 sites already takes 4: ask for less"):
         plan_with(make(keep=2 / 32, floor=2), linears(4, 4, 4))
 
 

@@ -421,16 +421,12 @@ json_values = st.recursive(
     | st.floats()
     | st.text(max_size=4)
     | st.sampled_from(["bits", "weight"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["in", "shape", "weight", "a"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["in", "shape", "weight", "a"]), inner, max_size=3),
     max_leaves=6,
 )
 
 
-@given(
-    st.dictionaries(st.sampled_from(["masks", "tied", "plan", "pattern", "metric", "seed", "model"]), json_values, max_size=4)
-)
+@given(st.dictionaries(st.sampled_from(["masks", "tied", "plan", "pattern", "metric", "seed", "model"]), json_values, max_size=4))
 @settings(max_examples=200)
 def test_any_document_gives_a_load_or_a_file_error(folder: Path, document: dict[str, Any]) -> None:
     tensors = {"weight": torch.ones(1, 2), "weight::mask": torch.tensor([192], dtype=torch.uint8)}
@@ -540,9 +536,7 @@ except WriteError as error:
 
 
 def test_a_full_disk_leaves_the_old_file(old: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"could not write {old}: ")
     assert "File too large" in done.stdout
@@ -601,15 +595,11 @@ def test_write_errors_are_of_both_families() -> None:
 # ---------------------------------------------------------------- a checkpoint's tree
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-tensors = st.builds(
-    lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 3), st.sampled_from([torch.float32, torch.int64])
-)
+tensors = st.builds(lambda n, dtype: torch.arange(n).to(dtype), st.integers(0, 3), st.sampled_from([torch.float32, torch.int64]))
 keys = st.integers(-2, 2) | st.sampled_from(["", "0", "1", "/", "a", "a/b", "a.key", "tensor", "dict"]) | st.none()
 trees = st.recursive(
     leaves | tensors,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
 
@@ -645,9 +635,7 @@ def test_what_is_no_data_cannot_go_into_a_tree() -> None:
         tree.pack({"a": [object()]})
 
 
-@pytest.mark.parametrize(
-    "document", [{"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}]
-)
+@pytest.mark.parametrize("document", [{"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}])
 def test_what_is_no_tree_is_refused(document: Any) -> None:
     with pytest.raises(FileError, match="no part of the format"):
         tree.unpack({}, document)

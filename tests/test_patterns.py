@@ -249,12 +249,8 @@ def test_by_default_every_weight_takes_part_that_the_pattern_fits(small_cnn):
 def test_the_first_layer_and_the_classifier_are_left_alone_where_the_pattern_does_not_fit():
     sites = find_sites(mlp(), Block(8, 4))
     assert names(sites) == ["body.0", "body.1"]
-    assert (
-        "the first layer, which the pattern does not fit: Block(8, 4) needs the input dimension (6)" in reasons(sites)["first"]
-    )
-    assert (
-        "the classifier, which the pattern does not fit: Block(8, 4) needs the output dimension (3)" in reasons(sites)["last"]
-    )
+    assert "the first layer, which the pattern does not fit: Block(8, 4) needs the input dimension (6)" in reasons(sites)["first"]
+    assert "the classifier, which the pattern does not fit: Block(8, 4) needs the output dimension (3)" in reasons(sites)["last"]
 
 
 def test_any_other_layer_that_the_pattern_does_not_fit_is_an_error_that_names_it_and_the_way_out():
@@ -391,9 +387,7 @@ def test_a_model_without_a_prunable_weight_is_an_error(model, message):
 
 def test_an_unknown_layer_with_a_matrix_is_listed_with_a_way_out():
     sites = find_sites(nn.Sequential(nn.Linear(4, 4), nn.Bilinear(2, 3, 4)), Element())
-    assert reasons(sites) == {
-        "1.weight": "no canonical view is known for Bilinear.weight; add one to secateurs.patterns.LAYOUTS"
-    }
+    assert reasons(sites) == {"1.weight": "no canonical view is known for Bilinear.weight; add one to secateurs.patterns.LAYOUTS"}
 
 
 def test_tied_weights_are_pruned_once():

@@ -50,7 +50,8 @@ def test_show_false_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_in_the_loop_takes_the_display_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = watched(monkeypatch)
+    watched(monkeypatch)
+
     def fail() -> None:
         with closing(track([1, 2], "failing")) as steps:
             for _ in steps:

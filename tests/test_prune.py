@@ -398,9 +398,7 @@ def test_masks_of_another_model_are_an_error():
         left_as_it_was(model),
         pytest.raises(SecateursError, match=r"^0.weight: .*\(5, 5\), but the weight of \(8, 8\): .*another model"),
     ):
-        prune_(
-            model, Element(), BY_MAGNITUDE, uniform(keep=0.5), EXAMPLE, masks=Masks({"0.weight": torch.ones(5, 5) > 0}, other)
-        )
+        prune_(model, Element(), BY_MAGNITUDE, uniform(keep=0.5), EXAMPLE, masks=Masks({"0.weight": torch.ones(5, 5) > 0}, other))
     stranger = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     earlier = Masks({"1.weight": torch.ones(5, 5) > 0}, stranger)
     with left_as_it_was(model), pytest.raises(SecateursError, match=r"^1.weight: .*Sequential has no such parameter"):

@@ -60,7 +60,7 @@ FULL = Record(
     date="2025-01-02T03:04:05+00:00",
     notes=("One run.",),
 )
-HOSTILE = "</td><script>alert(1)</script>\"' $\\frac{ & \x00\x1b[31m [red] \ud800 \u6811 ]]> id=\"x\" url(#a)"
+HOSTILE = '</td><script>alert(1)</script>"\' $\\frac{ & \x00\x1b[31m [red] \ud800 \u6811 ]]> id="x" url(#a)'
 
 
 def with_metrics(before: float | None, after: float | None, **changes: object) -> Record:
@@ -230,9 +230,7 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [write_record, write_html])
 @pytest.mark.parametrize("failing", ["replace", "fsync"])
-def test_the_old_file_survives_a_failed_write(
-    write: object, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_file_survives_a_failed_write(write: object, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise OSError("no space left")
 
@@ -340,7 +338,7 @@ def test_result_table_compares_with_dense_and_leaves_out_what_nobody_measured() 
     cells = dict(zip(headings, rows[1], strict=True))
     assert (cells["nonzero"].text, cells["nonzero"].note) == ("1,176", "20.4x fewer")
     assert (cells["file"].text, cells["file"].note) == ("10.0 kB", "9.8x smaller")
-    assert (cells["test accuracy"].text, cells["test accuracy"].note) == ("98.30 % ± 0.2", "−0.40 points")  # noqa: RUF001
+    assert (cells["test accuracy"].text, cells["test accuracy"].note) == ("98.30 % ± 0.2", "−0.40 points")
     assert (cells["parameters"].note, rows[2][-1].text) == ("", "—")
     bare = dataclasses.replace(DENSE, bytes=None, seconds=None)
     assert "file" not in result_table(Record("x", entries=(bare,)))[0]
@@ -512,7 +510,7 @@ def test_page_has_every_section_and_number() -> None:
     page = Page(full_page())
     assert page.sections == ["results", "curve", "bars", "training", "layers", "skipped", "notes", "made"]
     text = page.text.replace("\N{NO-BREAK SPACE}", " ")
-    for expected in (verdict(FULL), COUNTED, "16 × 1 × 3 × 3", "2,350", "96.4 %", "a bias", FULL.command, "a laptop"):  # noqa: RUF001
+    for expected in (verdict(FULL), COUNTED, "16 × 1 × 3 × 3", "2,350", "96.4 %", "a bias", FULL.command, "a laptop"):
         assert expected in text
     assert "Not drawn: 1 point where accuracy is not a finite number." in re.sub(r"\s+", " ", text)
 

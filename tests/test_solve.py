@@ -212,9 +212,7 @@ def test_more_units_than_an_earlier_pruning_left_is_an_error():
 
 def test_a_number_that_rows_cannot_share_is_an_error():
     _, site = one_linear(Element(within="row"))
-    with pytest.raises(
-        PlanError, match=r"^weight: Element\(within='row'\) lets 4 groups compete.* a multiple of 4 units, not 6"
-    ):
+    with pytest.raises(PlanError, match=r"^weight: Element\(within='row'\) lets 4 groups compete.* a multiple of 4 units, not 6"):
         TopK(magnitude())(site, 6, {})
 
 
@@ -243,9 +241,7 @@ def test_scores_that_are_not_finite_are_an_error_that_names_layer_and_criterion(
 
 def test_weights_without_values_are_an_error():
     site = find_sites(nn.Linear(4, 4, device="meta"), Element())[0]
-    with pytest.raises(
-        PatternError, match=r"^weight: its weight is on the meta device and has no values; load the weights first"
-    ):
+    with pytest.raises(PatternError, match=r"^weight: its weight is on the meta device and has no values; load the weights first"):
         TopK(magnitude())(site, 8, {})
 
 

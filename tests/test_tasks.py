@@ -20,9 +20,7 @@ from secateurs.tasks.cifar10 import decode, shift_and_mirror
 from secateurs.tasks.images import Images, Normalise, image_task
 from secateurs.types import FileError, SecateursError, Task, TaskError
 
-needs_data = pytest.mark.skipif(
-    "SECATEURS_DATA" not in os.environ, reason="SECATEURS_DATA is not set: it names the data folder"
-)
+needs_data = pytest.mark.skipif("SECATEURS_DATA" not in os.environ, reason="SECATEURS_DATA is not set: it names the data folder")
 
 
 def parts(task: Task) -> tuple[Batches, Batches, Batches]:
@@ -109,9 +107,7 @@ def test_accuracy() -> None:
 
 
 def test_accuracy_refuses_shapes_that_do_not_fit() -> None:
-    with pytest.raises(
-        TaskError, match=r"output \(4, 3\), target \(3,\): the output needs the target's dimensions and one more"
-    ):
+    with pytest.raises(TaskError, match=r"output \(4, 3\), target \(3,\): the output needs the target's dimensions and one more"):
         accuracy(torch.zeros(4, 3), torch.zeros(3))
 
 

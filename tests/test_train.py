@@ -216,9 +216,7 @@ def test_a_penalty_adds_its_gradient_and_nothing_else(p: float, dtype: torch.dty
     models.append(copy.deepcopy(models[0]))
     gradients: list[list[Tensor]] = []
     for model, hooks in zip(models, ([sc.penalty(0.25, p=p)], []), strict=True):
-        look = spy(
-            "look", gradients=lambda run, model=model: gradients.append([each.grad.clone() for each in model.parameters()])
-        )
+        look = spy("look", gradients=lambda run, model=model: gradients.append([each.grad.clone() for each in model.parameters()]))
         sc.train_(model, task, sgd(model, lr=0.0), 1, hooks=[*hooks, look], accumulate=accumulate)
     weight = models[1].weight.detach()
     expected = 0.25 * p * weight.abs().pow(p - 1) * weight.sign()
@@ -654,9 +652,7 @@ def test_every_scheduler_goes_through_a_checkpoint(name: str, tmp_path: Path) ->
         ({"amp": torch.float16}, "belongs to another training run"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused_and_the_model_stays(
-    other: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused_and_the_model_stays(other: dict[str, Any], message: str, tmp_path: Path) -> None:
     checkpointed(tmp_path / "run")
     model = other.pop("model", nn.Linear(5, 2))
     before = copy.deepcopy(model.state_dict())

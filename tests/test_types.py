@@ -35,9 +35,7 @@ shares = st.builds(
     st.floats(0, 1),
     st.dictionaries(names, st.integers(0, 2**20), max_size=3),
 )
-plans = st.builds(
-    Plan, st.dictionaries(names, shares, max_size=4), st.dictionaries(names, st.floats(allow_nan=False), max_size=2)
-)
+plans = st.builds(Plan, st.dictionaries(names, shares, max_size=4), st.dictionaries(names, st.floats(allow_nan=False), max_size=2))
 
 
 @given(plans)

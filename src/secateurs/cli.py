@@ -358,7 +358,9 @@ def _layer_table(network: nn.Module, example: Any, tried: list[Pattern]) -> Tabl
         count = f"{macs.get(weight.parameter, 0.0):,.0f}" if macs else "–"
         shape = "x".join(map(str, row.shape))
         made.add_row(row.name, row.kind, shape, f"{row.parameters:,}", f"{row.nonzero:,}", count, *fits)
-    made.caption = f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters, biases and normalisations included"
+    made.caption = (
+        f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters, biases and normalisations included"
+    )
     return made
 
 

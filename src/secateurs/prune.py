@@ -69,7 +69,9 @@ def _require_these_sites(plan: Plan, sites: Sites) -> None:
     names = [site.name for site in sites]
     missing, unknown = [name for name in names if name not in plan], [name for name in plan if name not in names]
     if missing:
-        raise PlanError(f"the plan does not say how many units of {', '.join(missing)} stay; it names {', '.join(plan) or 'no site'}")
+        raise PlanError(
+            f"the plan does not say how many units of {', '.join(missing)} stay; it names {', '.join(plan) or 'no site'}"
+        )
     if unknown:
         raise PlanError(f"the plan names {', '.join(unknown)}, but the sites are {', '.join(names)}: it belongs to another model")
 

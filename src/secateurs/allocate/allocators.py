@@ -37,9 +37,7 @@ def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: 
     return allocate
 
 
-def erdos_renyi(
-    *, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1
-) -> Allocator:
+def erdos_renyi(*, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1) -> Allocator:
     """Density in proportion to Σ dimensions / Π dimensions: large layers give most (1707.04780; with kernels, 1911.11134).
 
     ``kernel=False`` leaves the kernel's dimensions out. Layers that would be denser than dense are, and the others make up for it.
@@ -86,7 +84,7 @@ def global_threshold(*, sparsity: float | None = None, keep: float | None = None
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         if any(site.contest_count > 1 for site in sites):
             raise PlanError(
-                f'{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole '
+                f"{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole "
                 'model: use within="layer", or uniform(...)'
             )
         return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, f"global_threshold(keep={fraction:g})"))
@@ -207,6 +205,6 @@ def _total(sites: Sites, fraction: float) -> int:
 def _refuse_model_wide(sites: Sites, who: str) -> None:
     if sites[0].pattern.within == "model":
         raise PlanError(
-            f'{who} decides layer by layer, but {sites[0].pattern} lets units compete within the model: '
+            f"{who} decides layer by layer, but {sites[0].pattern} lets units compete within the model: "
             'use within="layer", or global_threshold(...)'
         )

@@ -223,7 +223,8 @@ def _readers(model: nn.Module, layers: dict[str, Weight], example: Any) -> Reade
             for reader in ones.keys() | zeros.keys():
                 _decode(seen, reader, ones.get(reader), zeros.get(reader), digit)
         readers[name] = {
-            reader: torch.where(both, _MANY, torch.where(arrived, source, _NONE)) for reader, (source, both, arrived) in seen.items()
+            reader: torch.where(both, _MANY, torch.where(arrived, source, _NONE))
+            for reader, (source, both, arrived) in seen.items()
         }
     readers[_OUTPUT] = {
         reader: torch.where(marked, _MANY, _NONE) for reader, marked in _arrivals(model, layers, _OUTPUT, None, example).items()
@@ -242,7 +243,9 @@ def _decode(
     seen[reader] = (source + (ones.long() << digit), both | (ones & zeros), arrived | ones | zeros)
 
 
-def _arrivals(model: nn.Module, layers: dict[str, Weight], marked_layer: str, marked: Tensor | None, example: Any) -> dict[str, Tensor]:
+def _arrivals(
+    model: nn.Module, layers: dict[str, Weight], marked_layer: str, marked: Tensor | None, example: Any
+) -> dict[str, Tensor]:
     """At which inputs of which layers, and at which numbers of the answer, NaN arrives when some outputs of a layer are NaN."""
     arrived: dict[str, Tensor] = {}
     with _marking(layers, marked_layer, marked, arrived), _MarkedIntegers() if marked is None else nullcontext():  # type: ignore[no-untyped-call]

@@ -43,7 +43,9 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
             if parameter is None:
-                raise SecateursError(f"{name}: there is a mask for this parameter, but {type(model).__name__} has no such parameter")
+                raise SecateursError(
+                    f"{name}: there is a mask for this parameter, but {type(model).__name__} has no such parameter"
+                )
             if mask.dtype != torch.bool or mask.shape != parameter.shape:
                 raise SecateursError(
                     f"{name}: a mask must be a bool tensor of shape {tuple(parameter.shape)}, "

@@ -35,7 +35,9 @@ def pack(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
         if isinstance(value, (list, tuple)):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: [encode(item, f"{path}/{index}") for index, item in enumerate(value)]}
-        raise TypeError(f"{path or 'the state'}: {type(value).__name__} cannot go into a checkpoint; use tensors, numbers and strings")
+        raise TypeError(
+            f"{path or 'the state'}: {type(value).__name__} cannot go into a checkpoint; use tensors, numbers and strings"
+        )
 
     return tensors, encode(tree, prefix)
 

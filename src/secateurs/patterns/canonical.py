@@ -156,7 +156,9 @@ def _reason_to_skip(
     if isinstance(module, NORMALISATIONS):
         return "a normalisation, never pruned"
     if layout is not None:
-        return None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
+        return (
+            None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
+        )
     if attribute.startswith("parametrizations") or "original" in attribute:
         return "behind a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
     if attribute.endswith("_orig"):

@@ -62,7 +62,9 @@ def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: A
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path} belongs to another training run, or is damaged ({error}); give another checkpoint= path") from error
+        raise FileError(
+            f"{path} belongs to another training run, or is damaged ({error}); give another checkpoint= path"
+        ) from error
 
 
 def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hooks: Sequence[Hook]) -> None:

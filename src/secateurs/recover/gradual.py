@@ -129,7 +129,7 @@ class _Gradual:
         if self.rewind == "weights" and run.epoch == self.rewind_to:
             self.weights = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
         sparsity = self.times.sparsity(run)
-        if sparsity is None or sparsity <= run.masks.sparsity and run.masks:
+        if sparsity is None or (sparsity <= run.masks.sparsity and run.masks):
             return
         self.prune(run, sparsity)
         if self.dead and self.times.is_last(run):

@@ -180,7 +180,10 @@ def per_step(scheduler: Any) -> Hook:
     'per_step'
     """
     return Hook(
-        "per_step", stepped=lambda run: scheduler.step(), state=scheduler.state_dict, restore=lambda state: scheduler.load_state_dict(dict(state))
+        "per_step",
+        stepped=lambda run: scheduler.step(),
+        state=scheduler.state_dict,
+        restore=lambda state: scheduler.load_state_dict(dict(state)),
     )
 
 

@@ -334,5 +334,3 @@ def _own(key: str, value: str, prefix: str) -> str:
     for light, variable in PAINTS.items():
         value = value.replace(light, f"var({variable}, {light})")
     return value
-
-

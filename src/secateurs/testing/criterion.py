@@ -72,9 +72,7 @@ def _scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) ->
 def _check_scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
     before = {statistic: value.clone() for statistic, value in evidence.observed.items()}
     scores = _scores(criterion, site, evidence, where)
-    assert scores.shape == (site.contest_count, site.units // site.contest_count), (
-        f"{where}: scores of shape {tuple(scores.shape)}"
-    )
+    assert scores.shape == (site.contest_count, site.units // site.contest_count), f"{where}: scores of shape {tuple(scores.shape)}"
     assert scores.dtype == torch.float32, f"{where}: scores are {scores.dtype}, not torch.float32"
     assert torch.isfinite(scores).all(), f"{where}: {int((~torch.isfinite(scores)).sum())} scores are NaN or infinite"
     values = site.members[0].cut(criterion.element(evidence).expand(evidence.weight.shape))

@@ -32,9 +32,7 @@ def check_pattern(pattern: Pattern, *, on: Sequence[Specimen] | None = None) -> 
     >>> from secateurs.patterns import NofM
     >>> check_pattern(NofM(2, 4))
     """
-    assert isinstance(pattern, Pattern), (
-        f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Pattern"
-    )
+    assert isinstance(pattern, Pattern), f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Pattern"
     _check_repr(pattern)
     fitting = 0
     for specimen in on or LAYERS:
@@ -71,9 +69,7 @@ def _check_site(site: Site, weight: Weight, where: str) -> None:
     sizes = len(tile) == len(weight.shape) - 1 and all(isinstance(size, int) and size > 0 for size in tile)
     assert sizes, f"{where}: tile gives {tile}, not one whole number for each of (outputs, inputs, *kernel)"
     view = site.members[0].cut(site.members[0].canonical(weight.value))
-    assert view.untyped_storage().data_ptr() == weight.value.untyped_storage().data_ptr(), (
-        f"{where}: the cut is a copy, not a view"
-    )
+    assert view.untyped_storage().data_ptr() == weight.value.untyped_storage().data_ptr(), f"{where}: the cut is a copy, not a view"
     leading = (*site.contests, *site.competitors)
     assert view.shape[: len(leading)] == leading, f"{where}: the cut {tuple(view.shape)} does not begin with {leading}"
     assert prod(view.shape[len(leading) :]) == site.elements_per_unit == prod(tile), (
@@ -114,14 +110,10 @@ def _check_contests(site: Site, unit_of: Tensor, tile: Sequence[int], where: str
     contest_of = torch.where(unit_of >= 0, unit_of // competitors, -1)
     groups, outputs, inputs, *_ = _extents(contest_of, site.contest_count).max(0).values.tolist()
     assert groups == 1, f"{where}: a contest reaches over {groups} groups"
-    assert outputs == tile[0], (
-        f"{where}: a contest within {within!r} reaches over {outputs} outputs, not the {tile[0]} of a unit"
-    )
+    assert outputs == tile[0], f"{where}: a contest within {within!r} reaches over {outputs} outputs, not the {tile[0]} of a unit"
     if isinstance(within, int):
         assert competitors == within, f"{where}: {competitors} units compete, not {within}"
-        assert inputs == within * tile[1], (
-            f"{where}: a contest is not {within} consecutive units, but reaches over {inputs} inputs"
-        )
+        assert inputs == within * tile[1], f"{where}: a contest is not {within} consecutive units, but reaches over {inputs} inputs"
 
 
 def _extents(label: Tensor, count: int) -> Tensor:

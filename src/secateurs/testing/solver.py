@@ -80,9 +80,7 @@ def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where:
         if by_score:
             lowest_kept = scores.masked_fill(~kept, torch.inf).amin(1)
             highest_removed = scores.masked_fill(kept | ~alive, -torch.inf).amax(1)
-            assert (lowest_kept >= highest_removed).all(), (
-                f"{said}: a unit that it removes scores higher than one that it keeps"
-            )
+            assert (lowest_kept >= highest_removed).all(), f"{said}: a unit that it removes scores higher than one that it keeps"
     try:
         solver(site, site.units + site.contest_count, stats)
     except PlanError:

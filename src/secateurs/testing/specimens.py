@@ -100,9 +100,7 @@ LAYERS: tuple[Specimen, ...] = (
 """One small layer of each kind that can be pruned."""
 
 NETWORKS: tuple[Specimen, ...] = (
-    Specimen(
-        "perceptron", lambda: nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.Linear(8, 4)), _numbers(3, 16)
-    ),
+    Specimen("perceptron", lambda: nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.Linear(8, 4)), _numbers(3, 16)),
     Specimen(
         "convolutional network",
         lambda: nn.Sequential(
