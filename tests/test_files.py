@@ -536,7 +536,7 @@ except WriteError as error:
 
 
 def test_a_full_disk_leaves_the_old_file(old: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(old)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"could not write {old}: ")
     assert "File too large" in done.stdout

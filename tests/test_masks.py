@@ -296,7 +296,7 @@ def test_masks_hold_under_distributed_data_parallel(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         for rank in (0, 1)
     ]
-    complaints = [rank.communicate(timeout=120)[1] for rank in ranks]
+    complaints = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], complaints
     make = lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))  # noqa: E731
     first, second = (sc.load(tmp_path / f"{rank}.safetensors", make) for rank in (0, 1))

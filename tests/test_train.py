@@ -587,7 +587,7 @@ print(statuses, differences(whole, resumed), len(differences(whole, fly(None, No
 def test_a_run_that_is_killed_goes_on_to_the_bit(variant: str, tmp_path: Path) -> None:
     """SIGKILL in the middle of epochs 1, 2, 4 and 6, and while a checkpoint takes the old one's place."""
     command = [sys.executable, "-W", "ignore", "-c", _KILLED, variant, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[-9, -9, -9, -9, -9] [] 0", done.stderr
 

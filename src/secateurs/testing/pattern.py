@@ -152,7 +152,8 @@ def _check_tail(pattern: Pattern, shape: tuple[int, ...]) -> None:
         touched = torch.zeros(shape, dtype=torch.bool)
         cut(lenient, shape).view(touched).fill_(True)
         whole = torch.zeros(shape, dtype=torch.bool)
-        whole[(slice(None), *(slice(length - rest) for length, rest in zip(shape[1:], rests, strict=True)))] = True
+        covered = (slice(None), *(slice(length - rest) for length, rest in zip(shape[1:], rests, strict=True)))
+        whole[covered] = True
         assert torch.equal(touched, whole), f'{lenient!r} on {shape}: tail="keep" must leave exactly the rest alone'
 
 
