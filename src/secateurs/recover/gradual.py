@@ -164,6 +164,7 @@ def rewind_(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, masks:
     ``weights`` is an earlier ``state_dict()``, or a file: of `save`, or a checkpoint of `train_`. Raises `FileError` where the file
     is damaged or belongs to another model.
 
+    >>> import torch
     >>> from secateurs import Masks
     >>> layer = nn.Linear(2, 1)
     >>> earlier = {name: tensor.clone() for name, tensor in layer.state_dict().items()}

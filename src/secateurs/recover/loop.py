@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -16,7 +19,7 @@ from secateurs.apply import Masks
 from secateurs.forward import call, check_fit, to_device
 from secateurs.progress import track
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
-from secateurs.recover.evaluate import device_of, evaluate
+from secateurs.recover.evaluate import device_of, evaluate, size_of
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
 
@@ -39,9 +42,9 @@ def train_(
 
     ``scheduler`` steps once an epoch (`per_step` makes a hook of one that steps more often; one that needs a metric gets the
     validation's). ``amp`` is the dtype of automatic mixed precision: ``torch.bfloat16``, or ``torch.float16`` with gradient scaling.
-    ``accumulate`` batches make one optimizer step. ``checkpoint`` is a file that is written after each epoch; where it exists,
-    training goes on from it, to the bit as if it had never stopped. ``seed`` seeds torch at the start. Batches are moved to the
-    model's device. Where the task has validation batches and a metric, they are measured after each epoch.
+    ``accumulate`` batches, of whatever sizes, make one optimizer step. ``checkpoint`` is a file that is written after each epoch;
+    where it exists, training goes on from it, to the bit as if it had never stopped. ``seed`` seeds torch at the start. Batches are
+    moved to the model's device. Where the task has validation batches and a metric, they are measured after each epoch.
 
     Raises `TaskError` for a missing or empty training loader, a missing loss, or one that returns no scalar; `NonFiniteError` where
     the loss is NaN or infinite; `FileError` for a checkpoint of another run.
@@ -57,6 +60,8 @@ def train_(
     device = device_of(model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     autocast = torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
+    if scaler.is_enabled() and _needs_closure(optimizer):
+        raise SecateursError(f"train_: {type(optimizer).__name__} cannot scale gradients: use amp=torch.bfloat16, or none")
     start = 0
     if seed is not None:
         torch.manual_seed(seed)
@@ -106,30 +111,61 @@ def _epoch(
     sampler = getattr(run.task.train, "sampler", None)
     if sampler is not None and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(run.epoch)
-    total, count = torch.zeros((), device=device), 0
+    walk = _Walk(run, hooks, scaler, autocast, device)
     batches = iter(track(run.task.train or (), f"epoch {run.epoch + 1}/{run.epochs}", show=show))
     while group := list(islice(batches, accumulate)):
-        run.optimizer.zero_grad()
-        for batch in group:
-            run.inputs, run.target = (to_device(part, device) for part in run.task.unpack(batch))
-            if not count:
-                check_fit(run.model, run.inputs, "a training batch")
-            with autocast:
-                loss = _loss(run, hooks)
-            scaler.scale(loss / len(group)).backward()
-            total += loss.detach()
-            count += 1
-        scaler.unscale_(run.optimizer)
-        for hook in hooks:
-            hook.gradients(run)
-        scaler.step(run.optimizer)
-        scaler.update()
+        if _needs_closure(run.optimizer):
+            run.optimizer.step(partial(walk.backward, group))  # type: ignore[arg-type]
+        else:
+            walk.backward(group)
+            scaler.step(run.optimizer)
+            scaler.update()
         run.step += 1
         for hook in hooks:
             hook.stepped(run)
-    if not count:
+    if not walk.samples:
         raise TaskError("the training loader is empty: it gave no batch")
-    return _finite(float(total / count), run)
+    return _finite(float(walk.total / walk.samples), run)
+
+
+@dataclass
+class _Walk:
+    """Forward and backward passes, and the sum of the losses on the way."""
+
+    run: Run
+    hooks: Sequence[Hook]
+    scaler: torch.amp.GradScaler
+    autocast: AbstractContextManager[Any]
+    device: torch.device
+    total: Tensor | float = 0.0
+    samples: int = 0
+
+    def backward(self, group: Sequence[Any]) -> Tensor:
+        """Gradients of the mean loss over the samples of some batches, of whatever sizes; returns that mean."""
+        run = self.run
+        run.optimizer.zero_grad()
+        parts = [[to_device(part, self.device) for part in run.task.unpack(batch)] for batch in group]
+        sizes = [size_of(inputs, target) for inputs, target in parts]
+        mean = torch.zeros((), device=self.device)
+        for (run.inputs, run.target), size in zip(parts, sizes, strict=True):
+            if not self.samples:
+                check_fit(run.model, run.inputs, "a training batch")
+            with self.autocast:
+                loss = _loss(run, self.hooks) * (size / sum(sizes))
+            self.scaler.scale(loss).backward()
+            mean += loss.detach()
+            self.samples += size
+        self.total += mean * sum(sizes)
+        self.scaler.unscale_(run.optimizer)
+        for hook in self.hooks:
+            hook.gradients(run)
+        return mean
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each step of an optimizer evaluates the loss itself, as that of L-BFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _loss(run: Run, hooks: Sequence[Hook]) -> Tensor:
