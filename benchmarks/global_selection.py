@@ -24,7 +24,7 @@ import secateurs as sc
 
 LAYERS, SIZE = 10, 3163  # 10 x 3163² = 100,045,690 weights
 SPARSITY = 0.9
-RUNS = 5
+RUNS = 3
 
 
 def peak_bytes() -> int:

@@ -28,6 +28,7 @@ from torch.nn import functional
 import secateurs as sc
 from secateurs.models import lenet_5, lenet_300_100
 from secateurs.tasks import mnist
+from secateurs.types import Allocator
 
 SEEDS = (0, 1, 2)
 TICKS = (2, 4, 8, 16, 32, 64, 128)
@@ -35,7 +36,7 @@ RANDOM_FACTORS = (12,)
 AT = 12  # where dense networks of the same size, and of the same training time, are compared
 
 FINE = (4, 12, 24, 50, 75, 100, 200)
-COARSE = (4, 12, 24, 50, 100, 200)
+COARSE = (4, 12, 24, 50, 120)
 
 LABELS = {"magnitude": "magnitude, retrained", "random": "random, retrained", "naive": "cut only", "small": "dense, same size"}
 
@@ -54,6 +55,7 @@ class Recipe:
     round_epochs: int
     lr: float
     amp: torch.dtype | None
+    allocate: Callable[..., Allocator]
     factors: tuple[int, ...]
     paper: tuple[float, float]
 
@@ -72,8 +74,10 @@ def small_lenet_5(scale: float) -> nn.Module:
 
 
 RECIPES = {
-    "lenet_300_100": Recipe("LeNet-300-100", lenet_300_100, small_lenet_300_100, 30, 20, 0.1, None, FINE, (1.64, 1.59)),
-    "lenet_5": Recipe("LeNet-5", lenet_5, small_lenet_5, 12, 7, 0.05, torch.bfloat16, COARSE, (0.80, 0.77)),
+    "lenet_300_100": Recipe(
+        "LeNet-300-100", lenet_300_100, small_lenet_300_100, 30, 20, 0.1, None, sc.erdos_renyi, FINE, (1.64, 1.59)
+    ),
+    "lenet_5": Recipe("LeNet-5", lenet_5, small_lenet_5, 12, 7, 0.05, torch.bfloat16, sc.global_threshold, COARSE, (0.80, 0.77)),
 }
 
 
@@ -117,17 +121,25 @@ def error(model: nn.Module, task: sc.Task) -> float:
     return 100 * (1 - sc.evaluate(model, task, task.test))
 
 
-def cut(model: nn.Module, task: sc.Task, criterion: sc.Criterion, factor: float, masks: sc.Masks | None) -> sc.Masks:
+def cut(
+    model: nn.Module,
+    task: sc.Task,
+    criterion: sc.Criterion,
+    allocate: Callable[..., Allocator],
+    factor: float,
+    masks: sc.Masks | None,
+) -> sc.Masks:
     """Prune to a number of nonzero parameters, biases included, that is the dense network's divided by the factor."""
     budget = sc.Budget(sc.params, keep=1 / factor)
-    return sc.prune_(model, sc.Element(), sc.TopK(criterion), sc.within_budget(budget, sc.erdos_renyi), task, masks=masks)
+    return sc.prune_(model, sc.Element(), sc.TopK(criterion), sc.within_budget(budget, allocate), task, masks=masks)
 
 
 def rounds(dense: nn.Module, task: sc.Task, recipe: Recipe, criterion: sc.Criterion, factors: tuple[int, ...]) -> Points:
-    """Iterative pruning: cut a little, retrain, cut more."""
+    """Iterative pruning: cut a little, retrain, cut more. Random choice gets Erdős–Rényi densities, where it does best."""
     model, masks, points = copy.deepcopy(dense), None, {}
+    allocate = sc.erdos_renyi if criterion.name.startswith("random") else recipe.allocate
     for factor in factors:
-        masks = cut(model, task, criterion, factor, masks)
+        masks = cut(model, task, criterion, allocate, factor, masks)
         train(model, task, recipe, recipe.round_epochs, masks)
         sc.zero_dead_(model, masks, task.example)
         points[str(factor)] = error(model, task)
@@ -139,7 +151,7 @@ def naive(dense: nn.Module, task: sc.Task, recipe: Recipe) -> Points:
     points = {}
     for factor in recipe.factors:
         model = copy.deepcopy(dense)
-        cut(model, task, sc.magnitude(), factor, None)
+        cut(model, task, sc.magnitude(), recipe.allocate, factor, None)
         points[str(factor)] = error(model, task)
     return points
 
@@ -224,7 +236,7 @@ def section(name: str) -> str:
         f"- At {AT}x: {spread(found['magnitude'][AT])} % (paper: {recipe.paper[0]:.2f} → {recipe.paper[1]:.2f} %). "
         f"Dense, trained for as many epochs as that network altogether: {spread(found.get('longer', {}).get(1)) or 'not measured'} %.",
         f"- {recipe.dense_epochs} epochs dense, {recipe.round_epochs} after each cut, SGD 0.9 Nesterov, lr {recipe.lr}, cosine"
-        + ", gradients clipped to norm 1"
+        + f", gradients clipped to norm 1, `{recipe.allocate.__name__}`"
         + (", bfloat16 mixed precision." if recipe.amp else "."),
         "",
     ]
