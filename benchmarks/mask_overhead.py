@@ -15,7 +15,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.models import resnet_20
 
-STEPS = 30
+STEPS = 20
 
 
 def step_seconds(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, target: torch.Tensor) -> float:
