@@ -431,7 +431,8 @@ def test_curve_at_the_ends_of_sparsity(sparsities: tuple[float, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for width in (8.0, 3.6):
-            ElementTree.fromstring(metric_curve(Record("x", curves=(curve,)), width))
+            drawing = ElementTree.fromstring(metric_curve(Record("x", curves=(curve,)), width))
+            assert drawing.tag.endswith("svg")
 
 
 def test_nothing_to_draw_is_empty_text() -> None:
