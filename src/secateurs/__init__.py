@@ -6,11 +6,11 @@ NofM(2, 4)
 """
 
 from secateurs.allocate import as_pattern, by_layer, erdos_renyi, global_threshold, uniform, within_budget
-from secateurs.apply import Dead, Masks, Saved, find_dead, load, load_masks, read_saved, save, zero_dead_
+from secateurs.apply import Dead, Masks, Saved, Shrunk, find_dead, load, load_masks, read_saved, save, shrink_, zero_dead_
 from secateurs.costs import bytes_, file_bytes, macs, nonzero_macs, nonzero_params, params, trace_macs
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm, observe
-from secateurs.patterns import Block, Element, Filter, Kernel, NofM, Vector, find_sites
+from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites
 from secateurs.prune import prune_
 from secateurs.recover import (
     adjust_dropout_,
@@ -52,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Block",
     "Budget",
+    "Channel",
     "Cost",
     "Criterion",
     "Dead",
@@ -59,6 +60,7 @@ __all__ = [
     "Evidence",
     "FileError",
     "Filter",
+    "Head",
     "Hook",
     "Kernel",
     "Masks",
@@ -70,6 +72,7 @@ __all__ = [
     "Run",
     "Saved",
     "SecateursError",
+    "Shrunk",
     "Statistic",
     "Task",
     "TaskError",
@@ -109,6 +112,7 @@ __all__ = [
     "read_saved",
     "rewind_",
     "save",
+    "shrink_",
     "trace_macs",
     "train_",
     "uniform",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and mappings.
+    """Every tensor in nested tuples, lists, mappings and dataclasses.
 
     >>> [t.numel() for t in tensors_in({"a": torch.zeros(2), "b": [torch.zeros(3)]})]
     [2, 3]
@@ -39,19 +40,33 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
+
+
+def nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting of tuples, lists, mappings and dataclasses with every tensor changed.
+
+    >>> nested((torch.ones(1), {"n": 3}), lambda tensor: tensor + 1)
+    (tensor([2.]), {'n': 3})
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: nested(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(nested(item, change) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(nested(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{part.name: nested(getattr(value, part.name), change) for part in fields(value) if part.init})
+    return value
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The same nesting of tuples, lists and mappings with every tensor on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(item, device) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_device(item, device) for item in value)
-    return value
+    """The same nesting with every tensor on `device`."""
+    return nested(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @contextmanager

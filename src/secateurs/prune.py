@@ -49,7 +49,7 @@ def prune_(
     kept: dict[str, int] = {}
     for site in track(sites, "pruning"):
         solution = solver(site, plan[site.name], stats)
-        found.update(masks_of(site, solution))
+        _join(found, masks_of(site, solution))
         weights.update(solution.weights)
         kept[site.name] = int(torch.count_nonzero(solution.kept))
     return _impose_(model, sites, _as_done(plan, kept), found, weights, masks)
@@ -60,9 +60,15 @@ def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
     found = {}
     for index, member in enumerate(site.members):
         mask = torch.ones(member.weight.shape, dtype=torch.bool, device=member.weight.device)
-        spread(site, solution.kept, mask, index)
-        found[member.parameter] = mask
+        spread(site, solution.kept.to(mask.device), mask, index)
+        _join(found, {member.parameter: mask})
     return found
+
+
+def _join(found: dict[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Add masks to those found already: what one of two coupled sites removes from a weight is gone."""
+    for name, mask in masks.items():
+        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
 
 
 def _require_these_sites(plan: Plan, sites: Sites) -> None:
@@ -90,9 +96,8 @@ def _impose_(
     earlier: Masks | None,
 ) -> Masks:
     """Write what was decided to the model, everything together, once nothing can fail any more."""
-    for name, mask in (earlier or {}).items():
-        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
-    masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped)
+    _join(found, earlier or {})
+    masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-Within = Literal["model", "layer", "row"] | int
-"""Among whom units compete: all sites together, their own layer, their own output row, or each M consecutive inputs."""
+Within = Literal["model", "isomorphic", "layer", "row"] | int
+"""Among whom units compete: all sites together, those that are coupled in the same way (2407.04616), their own layer, their own
+output row, or each M consecutive inputs."""
+
+Role = Literal["producer", "consumer", "scale"]
+"""What a member does with the units of its site: it makes them, reads them, or passes them on one by one."""
 
 Scores = Tensor
 """``(contests, competitors)``, float32; higher = keep; only units of one contest are compared."""
@@ -55,27 +60,48 @@ class WriteError(OSError, SecateursError):
 # ---------------------------------------------------------------- granularity
 
 
-@runtime_checkable
 class Pattern(Protocol):
-    """How a weight is cut into units, and among whom they compete.
-
-    Every pattern on a single weight tiles the canonical view ``(groups, outputs, inputs, *kernel)`` with boxes of one size; the
-    box is the unit. ``tail`` says what happens to the last outputs or inputs that do not fill a box: ``"error"``, or ``"keep"``
-    to leave them dense.
-    """
+    """What a unit is, and among whom units compete: a `Tiling` of single weights, or a `Coupling` of many."""
 
     @property
     def within(self) -> Within: ...
 
     @property
-    def tail(self) -> Literal["error", "keep"]: ...
-
-    @property
     def kept_of_each(self) -> int | None:
         """Units that every contest keeps where the pattern itself decides (2 for 2:4), else ``None``."""
 
+
+@runtime_checkable
+class Tiling(Pattern, Protocol):
+    """A pattern on single weights.
+
+    It tiles the canonical view ``(groups, outputs, inputs, *kernel)`` with boxes of one size; the box is the unit. ``tail`` says
+    what happens to the last outputs or inputs that do not fill a box: ``"error"``, or ``"keep"`` to leave them dense.
+    """
+
+    @property
+    def tail(self) -> Literal["error", "keep"]: ...
+
     def tile(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Size of a unit along ``(outputs, inputs, *kernel)`` of a weight of that canonical shape; raises `PatternError`."""
+
+
+@runtime_checkable
+class Coupling(Pattern, Protocol):
+    """A pattern whose units are the indices of an axis, in every weight where it lies.
+
+    Kept numbers make widths that are multiples of ``round_to``; ``approximate`` lets axes take part over which a reduction runs;
+    ``only_heads`` leaves all others alone.
+    """
+
+    @property
+    def round_to(self) -> int: ...
+
+    @property
+    def approximate(self) -> bool: ...
+
+    @property
+    def only_heads(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +117,7 @@ class Member:
     attribute: str
     canonical: Callable[[Tensor], Tensor]
     cut: Callable[[Tensor], Tensor]
+    role: Role = "producer"
 
     @property
     def weight(self) -> nn.Parameter:
@@ -102,7 +129,8 @@ class Site:
     """A named set of units that compete with each other.
 
     ``contests`` and ``competitors`` are the shapes of the leading parts of a cut; what trails them are a unit's elements.
-    ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first.
+    ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first. A plan keeps
+    multiples of ``step`` units. ``kind`` is the same for sites that are coupled in the same way; ``note`` is for people.
     """
 
     name: str
@@ -112,6 +140,9 @@ class Site:
     elements_per_unit: int
     pattern: Pattern
     alive: Tensor | None = None
+    step: int = 1
+    kind: str = ""
+    note: str = ""
 
     @property
     def contest_count(self) -> int:
@@ -144,12 +175,28 @@ class Sites(Sequence[Site]):
     skipped: tuple[Skipped, ...]
     model: nn.Module
     example: Any = None
+    extents: Extents = field(default_factory=dict)
 
     def __getitem__(self, index: Any) -> Any:
         return self.found[index]
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def __str__(self) -> str:
+        """A table: each site with its units, what is tied in it and what is to be known of it; then what was left alone, and why."""
+        rows = [("site", "units", "tied", "")]
+        for site in self.found:
+            tied = list(dict.fromkeys(member.parameter for member in site.members))
+            shown = ", ".join(tied[:4]) + (f", and {len(tied) - 4} more" if len(tied) > 4 else "")
+            rows.append((site.name, str(site.units), shown, site.note))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            f"{name:<{widths[0]}}  {units:>{widths[1]}}  {tied:<{widths[2]}}  {note}".rstrip() for name, units, tied, note in rows
+        ]
+        if self.skipped:
+            lines += ["", "left alone:", *(f"  {item.name}: {item.reason}" for item in self.skipped)]
+        return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- evidence and scores
@@ -197,7 +244,8 @@ class Criterion:
 
     ``element`` returns a tensor that broadcasts against ``evidence.weight``; ``reduce(values, dims)`` removes the trailing
     ``dims``. Higher = keep. Criteria multiply, with each other and with observed statistics, element by element before the
-    reduction of the left one: Wanda is ``magnitude(p=1) * input_norm()``.
+    reduction of the left one: Wanda is ``magnitude(p=1) * input_norm()``. Where many weights are coupled in a unit, ``members`` says
+    whose elements count: those that make it (1608.08710), or all (2301.12900).
 
     >>> from secateurs.criteria import magnitude, random
     >>> (magnitude(p=1) * random(seed=0)).name
@@ -208,6 +256,7 @@ class Criterion:
     element: Callable[[Evidence], Tensor]
     reduce: Callable[[Tensor, tuple[int, ...]], Tensor]
     needs: tuple[Statistic, ...] = ()
+    members: Literal["producers", "all"] = "producers"
 
     def __mul__(self, other: Criterion | Statistic) -> Criterion:
         if isinstance(other, Statistic):
@@ -225,6 +274,13 @@ class Criterion:
 
 
 # ---------------------------------------------------------------- how much where
+
+
+Product = tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
+"""A product of dimensions, each a sum of numbers times the units that some sites keep: ``(((64, ("heads",)),), ((48, ()),))``."""
+
+Extents = Mapping[str, tuple[Product, ...]]
+"""Parameter or buffer → its number of elements; ``"macs"`` → those of the whole model: sums of products, where sites are coupled."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +309,7 @@ class Plan(Mapping[str, int]):
 
     shares: Mapping[str, Share]
     promised: Mapping[str, float] = field(default_factory=dict)
+    extents: Extents = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> int:
         return self.shares[name].kept
@@ -266,12 +323,25 @@ class Plan(Mapping[str, int]):
     @property
     def sparsity(self) -> float:
         """Fraction of the elements of all sites that the plan removes."""
+        if self.extents:
+            names = {name for share in self.shares.values() for name in share.elements}
+            return 1 - sum(self.size(name) for name in names) / sum(self.size(name, whole=True) for name in names)
         sizes = [(share.units, share.kept, sum(share.elements.values())) for share in self.shares.values()]
         total = sum(units * size for units, _, size in sizes)
         return 1 - sum(kept * size for _, kept, size in sizes) / total if total else 0.0
 
+    def size(self, name: str, whole: bool = False) -> int:
+        """What the plan leaves of a thing in ``extents``; ``whole=True``: what there was before."""
+        counts = {site: share.units if whole else share.kept for site, share in self.shares.items()}
+        return sum(
+            prod(sum(number * prod(counts[site] for site in sites) for number, sites in dim) for dim in product)
+            for product in self.extents[name]
+        )
+
     def removed(self, parameter: str) -> int:
         """How many elements of one parameter the plan removes."""
+        if parameter in self.extents:
+            return self.size(parameter, whole=True) - self.size(parameter)
         shares = [share for share in self.shares.values() if parameter in share.elements]
         return sum((share.units - share.kept) * share.elements[parameter] for share in shares)
 
@@ -280,7 +350,7 @@ class Plan(Mapping[str, int]):
             name: {"units": share.units, "kept": share.kept, "elements": dict(share.elements)}
             for name, share in self.shares.items()
         }
-        return json.dumps({"shares": shares, "promised": dict(self.promised)})
+        return json.dumps({"shares": shares, "promised": dict(self.promised), "extents": self.extents})
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -288,7 +358,8 @@ class Plan(Mapping[str, int]):
         try:
             document = json.loads(text)
             shares = {str(name): _share(entry) for name, entry in document["shares"].items()}
-            return Plan(shares, {str(unit): float(value) for unit, value in document["promised"].items()})
+            extents = {str(name): _extent(entry, shares) for name, entry in document.get("extents", {}).items()}
+            return Plan(shares, {str(unit): float(value) for unit, value in document["promised"].items()}, extents)
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise PlanError(f"this is not a plan ({error!r}): expected what Plan.to_json() wrote") from error
 
@@ -298,6 +369,14 @@ def _share(entry: Mapping[str, Any]) -> Share:
     if share.kept > share.units:
         raise ValueError(f"keeps {share.kept} of {share.units} units")
     return share
+
+
+def _extent(entry: Any, sites: Mapping[str, Share]) -> tuple[Product, ...]:
+    found = tuple(tuple(tuple((_whole(n), tuple(map(str, names))) for n, names in dim) for dim in product) for product in entry)
+    unknown = {name for product in found for dim in product for _, names in dim for name in names} - sites.keys()
+    if unknown:
+        raise ValueError(f"measures by {min(unknown)!r}, of which it says nothing")
+    return found
 
 
 def _whole(value: object) -> int:

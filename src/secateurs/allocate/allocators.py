@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -29,7 +30,7 @@ def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: 
     fraction = fraction_kept("uniform", sparsity, keep)
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
-        if sites[0].pattern.within == "model":
+        if sites[0].pattern.within in ("model", "isomorphic"):
             return global_threshold(keep=fraction, floor=floor)(sites, scores)
         total = _total(sites, fraction)
         return plan_of(sites, apportion(sites, [site.units for site in sites], total, floor, f"uniform(keep={fraction:g})"))
@@ -87,9 +88,21 @@ def global_threshold(*, sparsity: float | None = None, keep: float | None = None
                 f"{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole "
                 'model: use within="layer", or uniform(...)'
             )
-        return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, f"global_threshold(keep={fraction:g})"))
+        who = f"global_threshold(keep={fraction:g})"
+        if sites[0].pattern.within != "isomorphic":
+            return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, who))
+        kept: dict[str, int] = {}
+        for kind in dict.fromkeys(site.kind for site in sites):
+            alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
+            kept |= _pooled(alike, _only(sites, scores, kind), _total(alike, fraction), floor, who)
+        return plan_of(sites, kept)
 
     return allocate
+
+
+def _only(sites: Sites, scores: ScoresOf, kind: str) -> ScoresOf:
+    """The scores of the sites of one kind."""
+    return lambda: (piece for site, piece in zip(sites, scores(), strict=True) if site.kind == kind)
 
 
 def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) -> dict[str, int]:
@@ -101,8 +114,17 @@ def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) ->
         counts = _counts_at_threshold(sites, scores, total - sum(at_floor.values()), pool)
         starved = {site.name: bounds(site, floor).low for site in sites if counts.get(site.name, 0) < bounds(site, floor).low}
         if starved.keys() <= at_floor.keys():
-            return counts | at_floor
+            return _stepped(sites, counts | at_floor, floor)
         at_floor |= starved
+
+
+def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]:
+    """Counts rounded to the multiples that each site keeps."""
+    limits = {site.name: bounds(site, floor) for site in sites}
+    return {
+        name: count if limits[name].step == 1 else min(max(round(count / limits[name].step) * limits[name].step, limits[name].low), limits[name].high)
+        for name, count in counts.items()
+    }
 
 
 def _counts_at_threshold(sites: Sites, scores: ScoresOf, k: int, pool: list[bool]) -> dict[str, int]:
@@ -203,8 +225,8 @@ def _total(sites: Sites, fraction: float) -> int:
 
 
 def _refuse_model_wide(sites: Sites, who: str) -> None:
-    if sites[0].pattern.within == "model":
+    if sites[0].pattern.within in ("model", "isomorphic"):
         raise PlanError(
-            f"{who} decides layer by layer, but {sites[0].pattern} lets units compete within the model: "
+            f"{who} decides layer by layer, but {sites[0].pattern} lets units of several layers compete: "
             'use within="layer", or global_threshold(...)'
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
 
@@ -26,7 +26,7 @@ def bounds(site: Site, floor: int) -> Bounds:
     >>> bounds(find_sites(nn.Linear(8, 4), Element(within="row"))[0], floor=1)
     Bounds(low=4, high=32, step=4)
     """
-    step = site.contest_count
+    step = site.contest_count * min(site.step, site.units // site.contest_count)
     if site.pattern.kept_of_each is not None:
         return Bounds(site.pattern.kept_of_each * step, site.pattern.kept_of_each * step, step)
     # Where an earlier pruning left contests unequal, the fullest one decides: "at most" is what the others then mean.
@@ -60,6 +60,8 @@ def apportion(sites: Sites, weights: Sequence[float], total: int, floor: int, wh
     """
     limits = [bounds(site, floor) for site in sites]
     low, high = sum(limit.low for limit in limits), sum(limit.high for limit in limits)
+    if any(site.step > 1 for site in sites):  # widths round down to what the hardware likes
+        total = min(max(total, low), high)
     if low > total or total > high:
         raise PlanError(_out_of_bounds(sites, who, total, low, high, floor))
     wanted = _fill(weights, limits, total)
@@ -91,11 +93,19 @@ def _fill(weights: Sequence[float], limits: Sequence[Bounds], total: int) -> lis
 def plan_of(sites: Sites, kept: dict[str, int]) -> Plan:
     """The plan that keeps that many units of each site."""
     return Plan(
-        {
-            site.name: Share(site.units, kept[site.name], {member.parameter: site.elements_per_unit for member in site.members})
-            for site in sites
-        }
+        {site.name: Share(site.units, kept[site.name], _elements(site)) for site in sites},
+        extents=sites.extents,
     )
+
+
+def _elements(site: Site) -> dict[str, int]:
+    """How many elements of each parameter one unit takes."""
+    found: dict[str, int] = {}
+    for member in site.members:
+        view = member.cut(member.canonical(member.weight.detach()))
+        size = prod(view.shape[len(site.contests) + len(site.competitors) :])
+        found[member.parameter] = found.get(member.parameter, 0) + size
+    return found
 
 
 def _out_of_bounds(sites: Sites, who: str, total: int, low: int, high: int, floor: int) -> str:

@@ -196,7 +196,7 @@ def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dic
         if rows.any() and isinstance(bias, nn.Parameter) and id(bias) in names:
             there = grown.get(names[id(bias)], torch.ones_like(bias, dtype=torch.bool))
             grown[names[id(bias)]] = there & ~rows.to(bias.device)
-    return Masks(grown, model, masks.plan, masks.pattern, masks.skipped)
+    return Masks(grown, model, masks.plan, masks.pattern, masks.skipped, masks.example)
 
 
 def _same(before: Any, after: Any) -> bool:

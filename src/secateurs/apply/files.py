@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from secateurs.apply import container
 from secateurs.apply.mask import Masks
+from secateurs.apply.resize import Step, Undo, replay_, steps_of
 from secateurs.types import FileError, Plan, PlanError, SecateursError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -76,6 +77,7 @@ def save(
         "tied": tied,
         "metric": {key: float(value) for key, value in (metric or {}).items()},
         "seed": seed,
+        "shrunk": [step.to_document() for step in steps_of(model)],
     }
     container.write(path, stored, document)
     return Path(path).stat().st_size
@@ -146,6 +148,7 @@ def _from_bits(name: str, bits: Tensor | None, shape: list[int]) -> Tensor:
 def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
     """Load a file into a model, or into one that a class or function makes first; returns the model.
 
+    A model that was shrunk before it was saved comes back as small as it was: the same is done to the fresh one of its class.
     Everything is checked before the first weight is touched: a model that was passed in is loaded whole or left as it was. Plain
     safetensors files of other programs load too.
 
@@ -162,6 +165,32 @@ def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
     """
     tensors, document = container.read(path)
     loaded = cast(Model, model if isinstance(model, nn.Module) else model())
+    undo = _as_small_(loaded, str(path), document)
+    try:
+        return _filled(loaded, str(path), tensors, document)
+    except BaseException:
+        undo()
+        raise
+
+
+def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any]) -> Undo:
+    """Make a model as small as the one that was saved; raises `FileError` where it is not of the same class."""
+    entries = document.get("shrunk", [])
+    if not isinstance(entries, list):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    steps, known = [Step.from_document(entry) for entry in entries], steps_of(model)
+    if known == steps:
+        return Undo()
+    if known:
+        raise FileError(f"{path} belongs to another model: this one was shrunk already, in another way; load into a fresh one")
+    try:
+        return replay_(model, steps)
+    except FileError as error:
+        raise FileError(f"{path} belongs to another model: {error}") from error
+
+
+def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> Model:
+    """The model with a file's values in it; whatever is wrong is found before the first one is written."""
     state = loaded.state_dict()
     for name, tensor in state.items():
         if is_lazy(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):
@@ -169,8 +198,8 @@ def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
                 f"{name} has no memory to load values into: give a model that is neither lazy nor on the meta device "
                 '(model.to_empty(device="cpu") first)'
             )
-    values, _ = _decoded(str(path), tensors, document)
-    _require_same(str(path), values, state)
+    values, _ = _decoded(path, tensors, document)
+    _require_same(path, values, state)
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)

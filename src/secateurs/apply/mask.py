@@ -17,7 +17,7 @@ _PARALLEL, _COMPILED = "module.", "_orig_mod."
 class Masks(Mapping[str, Tensor]):
     """Parameter name → bool tensor of its shape, ``True`` = kept; one byte a weight, and a hold on the parameters themselves.
 
-    ``plan``, ``pattern`` and ``skipped`` tell how they came about. Weights are set to zero exactly (+0.0, NaN included), after each
+    ``plan``, ``pattern``, ``skipped`` and the ``example`` input tell how they came about. Weights are set to zero exactly (+0.0, NaN included), after each
     step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an optimizer does cannot
     bring them back.
 
@@ -34,10 +34,11 @@ class Masks(Mapping[str, Tensor]):
         plan: Plan | None = None,
         pattern: str = "",
         skipped: tuple[Skipped, ...] = (),
+        example: Any = None,
     ) -> None:
         self._masks: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
-        self.plan, self.pattern, self.skipped = plan, pattern, skipped
+        self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
         exact = dict(model.named_parameters(remove_duplicate=False))
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         for name, mask in masks.items():
@@ -95,7 +96,7 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
-        return Masks(self._masks, model, self.plan, self.pattern, self.skipped)
+        return Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
 
     def named_as_in(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks under the names that a model has for their parameters: wrappers' prefixes included, tied ones once.
@@ -137,7 +138,7 @@ class Masks(Mapping[str, Tensor]):
     def replace_(self, other: Masks) -> None:
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters = dict(other._masks), dict(other._parameters)
-        self.plan, self.pattern, self.skipped = other.plan, other.pattern, other.skipped
+        self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
         self.apply_()
 
     @staticmethod

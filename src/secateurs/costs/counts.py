@@ -47,6 +47,11 @@ def file_bytes(path: str | Path) -> int:
 
 
 def _checked(plan: Plan, sizes: dict[str, int]) -> Plan:
+    for name in plan.extents:
+        if name in sizes and plan.size(name, whole=True) != sizes[name]:
+            raise PlanError(
+                f"{name}: the plan measures {plan.size(name, whole=True)} elements, but it has {sizes[name]}: the plan belongs to another model"
+            )
     for name, share in plan.shares.items():
         for parameter, per_unit in share.elements.items():
             if parameter not in sizes:
@@ -80,6 +85,8 @@ def _prepare_macs(model: nn.Module, example: Any) -> Callable[[Plan | None], flo
         if plan is None:
             return trace.total
         _checked(plan, sizes)
+        if "macs" in plan.extents:  # where layers are coupled, what one loses its neighbours lose too
+            return float(plan.size("macs"))
         kept = {name: 1 - plan.removed(name) / max(1, sizes[name]) for name in trace.by_parameter}
         return trace.between_activations + sum(macs * kept[name] for name, macs in trace.by_parameter.items())
 
@@ -89,15 +96,17 @@ def _prepare_macs(model: nn.Module, example: Any) -> Callable[[Plan | None], flo
 def _prepare_bytes(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
     sizes = _sizes(model)
     widths = {name: parameter.element_size() for name, parameter in model.named_parameters()}
-    saved = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     parameters = {id(parameter) for parameter in model.parameters()}
-    buffers = sum(tensor.numel() * tensor.element_size() for key, tensor in saved.items() if key not in parameters)
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in parameters}
 
     def count(plan: Plan | None) -> float:
         if plan is not None:
             _checked(plan, sizes)
-        masked = {name for share in plan.shares.values() for name in share.elements} if plan else set()
-        total = buffers
+        masked = {name for share in plan.shares.values() for name in share.elements} if plan and not plan.extents else set()
+        total = sum(
+            tensor.element_size() * (plan.size(name) if plan and name in plan.extents else tensor.numel())
+            for name, tensor in buffers.items()
+        )
         for name, size in sizes.items():
             removed = plan.removed(name) if plan else 0
             index = (size + 7) // 8 if name in masked else 0
@@ -115,4 +124,4 @@ macs = Cost("macs", "MACs", _prepare_macs)
 
 bytes_ = Cost("bytes", "bytes", _prepare_bytes)
 """Tensor bytes of the file that ``save`` writes (its header, a few bytes a tensor, comes on top); of a plan, those of the sparse
-layout, one index bit a weight included."""
+layout, one index bit a weight included, or those of the smaller model where whole channels go."""

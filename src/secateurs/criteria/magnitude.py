@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from torch import Tensor
 from secateurs.types import Criterion, SecateursError
 
 
-def magnitude(p: float = 2, mean: bool = False) -> Criterion:
+def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "all"] = "producers") -> Criterion:
     """The p-norm of a unit's weights, (Σ|w|ᵖ)^(1/p); for single weights that is |w| for every p (1506.02626, 1608.08710).
 
     ``p`` is in (0, ∞]. ``mean=True`` takes the mean over the unit instead of the sum, so that units of different sizes can compete
-    over a whole model; take it also for a p below about 0.1, whose sums leave the range of float32.
+    over a whole model; take it also for a p below about 0.1, whose sums leave the range of float32. Of coupled weights those count
+    that make a unit, or, with ``members="all"``, every one that it lies in (2301.12900).
 
     >>> import torch
     >>> magnitude(p=1).reduce(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), (1,))
@@ -33,4 +35,7 @@ def magnitude(p: float = 2, mean: bool = False) -> Criterion:
         joined = powers.mean(dims) if mean else powers.sum(dims)
         return joined.pow(1 / p) * largest.squeeze(dims)
 
-    return Criterion(f"magnitude(p={p})" if not mean else f"magnitude(p={p}, mean=True)", lambda e: e.weight.abs(), norm)
+    if members not in ("producers", "all"):
+        raise SecateursError(f'magnitude(members={members!r}): members is "producers" or "all"')
+    name = f"magnitude(p={p}" + (", mean=True" if mean else "") + (", members='all'" if members == "all" else "") + ")"
+    return Criterion(name, lambda evidence: evidence.weight.abs(), norm, members=members)

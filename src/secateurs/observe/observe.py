@@ -32,7 +32,8 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     if batches is None:
         names = ", ".join(statistic.name for statistic in needs)
         raise TaskError(f"{names} must be observed on data: give Task(calibration=...) or Task(train=...)")
-    members = [member for site in sites for member in site.members]
+    # of coupled weights those are watched that make the units; one that makes two kinds of units, once
+    members = list({member.parameter: member for site in sites for member in site.members if member.role == "producer"}.values())
     accumulators = {member.parameter: {need: need.start(member) for need in needs} for member in members}
     hooks = [member.module.register_forward_hook(_feed(list(accumulators[member.parameter].values()))) for member in members]
     seen = 0

@@ -1,17 +1,20 @@
 """Granularity: how a weight is cut into units, and which of a model's weights take part."""
 
 from secateurs.patterns.canonical import LAYOUTS, Layout, Weight, find_weights, layout_of
+from secateurs.patterns.coupled import Channel, Head, axis_names
 from secateurs.patterns.cut import Cut, cut, misfit
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import Selection, find_sites
-from secateurs.patterns.units import as_units, spread, unit_scores
+from secateurs.patterns.units import as_units, joined_scores, spread, unit_scores
 
 __all__ = [
     "LAYOUTS",
     "Block",
+    "Channel",
     "Cut",
     "Element",
     "Filter",
+    "Head",
     "Kernel",
     "Layout",
     "NofM",
@@ -19,9 +22,11 @@ __all__ = [
     "Vector",
     "Weight",
     "as_units",
+    "axis_names",
     "cut",
     "find_sites",
     "find_weights",
+    "joined_scores",
     "layout_of",
     "misfit",
     "spread",

@@ -34,6 +34,16 @@ class Layout:
         grouped = tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
         return grouped.transpose(1, 2) if self.transposed else grouped
 
+    def restore(self, view: Tensor) -> Tensor:
+        """The way back from the canonical view to the parameter's own shape.
+
+        >>> import torch
+        >>> layout = Layout(groups=2, transposed=True)
+        >>> layout.restore(layout.canonical(torch.zeros(6, 5, 3, 3))).shape
+        torch.Size([6, 5, 3, 3])
+        """
+        return (view.transpose(1, 2) if self.transposed else view).flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from secateurs.types import Pattern, PatternError
+from secateurs.types import PatternError, Tiling
 
 _AXES = ("output", "input", "kernel depth", "kernel height", "kernel width")
 
@@ -23,7 +23,7 @@ class Cut:
     elements: tuple[int, ...]
 
 
-def cut(pattern: Pattern, shape: Sequence[int]) -> Cut:
+def cut(pattern: Tiling, shape: Sequence[int]) -> Cut:
     """The cut of a weight whose canonical view has the shape ``(groups, outputs, inputs, *kernel)``.
 
     Raises `PatternError` where the pattern does not fit, with the reason.
@@ -56,7 +56,7 @@ def cut(pattern: Pattern, shape: Sequence[int]) -> Cut:
     return Cut(view, leading[:contest_dims], competitors, tuple(sizes[dim // 2] for dim in elements))
 
 
-def _covered(pattern: Pattern, shape: Sequence[int], sizes: Sequence[int]) -> list[int]:
+def _covered(pattern: Tiling, shape: Sequence[int], sizes: Sequence[int]) -> list[int]:
     """How far along each dimension whole units (and whole contests) reach; a rest is an error unless the pattern keeps it."""
     covered = []
     kernel_axes = _AXES[2:][-(len(shape) - 3) :] if len(shape) > 3 else ()
@@ -72,7 +72,7 @@ def _covered(pattern: Pattern, shape: Sequence[int], sizes: Sequence[int]) -> li
     return covered
 
 
-def misfit(pattern: Pattern, shape: Sequence[int]) -> str | None:
+def misfit(pattern: Tiling, shape: Sequence[int]) -> str | None:
     """Why a pattern does not fit a canonical shape, or ``None`` where it does.
 
     >>> from secateurs.patterns import NofM

@@ -13,7 +13,7 @@ Tail = Literal["error", "keep"]
 _KERNEL_AXES = ("width", "height", "depth")
 
 
-def _written(pattern: Any) -> str:
+def written(pattern: Any) -> str:
     """A pattern as one would write it: required arguments by place, the others by name where they are not the default."""
     parts = []
     for item in fields(pattern):
@@ -25,13 +25,17 @@ def _written(pattern: Any) -> str:
     return f"{type(pattern).__name__}({', '.join(parts)})"
 
 
-def _check_within(pattern: object, within: Within) -> None:
+def check_within(pattern: object, within: Within) -> None:
+    """Raise `PatternError` where it is none of the ways in which units can compete."""
     consecutive = isinstance(within, int) and not isinstance(within, bool) and within >= 2
-    if not consecutive and within not in ("model", "layer", "row"):
-        raise PatternError(f'{pattern}: within is "model", "layer", "row" or a whole number of at least 2, not {within!r}')
+    if not consecutive and within not in ("model", "isomorphic", "layer", "row"):
+        raise PatternError(
+            f'{pattern}: within is "model", "isomorphic", "layer", "row" or a whole number of at least 2, not {within!r}'
+        )
 
 
-def _check_length(pattern: object, name: str, length: object) -> None:
+def check_length(pattern: object, name: str, length: object) -> None:
+    """Raise `PatternError` where it is no whole number of at least 1."""
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise PatternError(f"{pattern}: {name} must be a whole number of at least 1, not {length!r}")
 
@@ -49,10 +53,10 @@ class Element:
     within: Within = "layer"
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_within(self, self.within)
+        check_within(self, self.within)
 
     @property
     def kept_of_each(self) -> None:
@@ -74,11 +78,11 @@ class NofM:
     m: int
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_length(self, "n", self.n)
-        _check_length(self, "m", self.m)
+        check_length(self, "n", self.n)
+        check_length(self, "m", self.m)
         if self.n >= self.m:
             raise PatternError(f"{self}: n must be below m, or nothing is pruned")
 
@@ -111,14 +115,14 @@ class Vector:
     within: Within = "layer"
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_within(self, self.within)
+        check_within(self, self.within)
         if self.axis not in ("outputs", "inputs", *_KERNEL_AXES):
             raise PatternError(f'{self}: axis is "outputs", "inputs", "width", "height" or "depth", not {self.axis!r}')
         if self.length is not None:
-            _check_length(self, "length", self.length)
+            check_length(self, "length", self.length)
 
     @property
     def kept_of_each(self) -> None:
@@ -147,10 +151,10 @@ class Kernel:
     within: Within = "layer"
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_within(self, self.within)
+        check_within(self, self.within)
 
     @property
     def kept_of_each(self) -> None:
@@ -177,12 +181,12 @@ class Block:
     within: Within = "layer"
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_within(self, self.within)
-        _check_length(self, "rows", self.rows)
-        _check_length(self, "columns", self.columns)
+        check_within(self, self.within)
+        check_length(self, "rows", self.rows)
+        check_length(self, "columns", self.columns)
 
     @property
     def kept_of_each(self) -> None:
@@ -203,10 +207,10 @@ class Filter:
     within: Within = "layer"
     tail: Tail = "error"
 
-    __repr__ = _written
+    __repr__ = written
 
     def __post_init__(self) -> None:
-        _check_within(self, self.within)
+        check_within(self, self.within)
         if self.within == "row" or isinstance(self.within, int):
             raise PatternError(f'{self}: a filter is a whole row, so filters compete within "layer" or "model"')
 

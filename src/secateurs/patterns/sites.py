@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from secateurs.forward import run_example
 from secateurs.patterns.canonical import Weight, find_weights
+from secateurs.patterns.coupled import coupled_sites, names_of, with_alive
 from secateurs.patterns.cut import cut, misfit
 from secateurs.patterns.units import as_units
-from secateurs.types import Member, Pattern, PatternError, Site, Sites, Skipped
+from secateurs.types import Coupling, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
 
 Selection = str | Iterable[str] | Callable[[str, nn.Module], bool]
 """Layers by name (a container's name means all inside it), by glob (``"layer?.*"``), or by predicate ``(name, module) → bool``."""
@@ -32,7 +33,10 @@ def find_sites(
 ) -> Sites:
     """The sites of a pattern on a model's weights, in the order in which the example passes them.
 
-    Without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the first layer and the classifier
+    For `Channel` and `Head` the model is traced, and a site is an axis with all that is coupled to it; ``print(sites)`` shows them,
+    and what was left alone and why. ``only`` and ``skip`` then mean sites by their names or by the layers that make them.
+
+    For patterns on single weights: without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the first layer and the classifier
     where the pattern does not fit them; and the classifier where a unit is a whole output, since its outputs are the answer.
     ``only`` names what takes part, ``skip`` what does not (``skip=()`` skips nothing). ``masks`` are those of an earlier pruning:
     what they removed stays removed.
@@ -45,6 +49,10 @@ def find_sites(
     >>> [(site.name, site.units) for site in find_sites(model, Element(), only="0")]
     [('0', 32)]
     """
+    if isinstance(pattern, Coupling):
+        return _coupled(model, pattern, example, only, skip, masks)
+    if not isinstance(pattern, Tiling):
+        raise PatternError(f"{pattern!r} is no pattern: neither a Tiling of single weights nor a Coupling (see secateurs.types)")
     weights, skipped = find_weights(model)
     if not weights:
         raise PatternError(f"{type(model).__name__} has no prunable weight; {_listed(skipped)}")
@@ -62,6 +70,51 @@ def find_sites(
         )
     found = tuple(_with_alive(_site(weight, pattern), masks) for weight in taking_part)
     return Sites(found, tuple(skipped), model, example)
+
+
+def _coupled(
+    model: nn.Module,
+    pattern: Coupling,
+    example: Any,
+    only: Selection | None,
+    skip: Selection | None,
+    masks: Mapping[str, Tensor] | None,
+) -> Sites:
+    """The sites of a pattern on axes, of those that the caller chose."""
+    sites = coupled_sites(model, pattern, example, None if only is None else lambda site: _selected(site, only))
+    for selection in (only, skip):
+        _require_known(sites, selection)
+    left_alone = [Skipped(site.name, "not named in only=") for site in sites if only is not None and not _selected(site, only)]
+    left_alone += [Skipped(site.name, "named in skip=") for site in sites if skip is not None and _selected(site, skip)]
+    gone = {item.name for item in left_alone}
+    found = tuple(with_alive(site, masks) for site in sites if site.name not in gone)
+    skipped = (*sites.skipped, *left_alone)
+    if not found:
+        raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {_listed(list(skipped))}")
+    return replace(sites, found=found, skipped=skipped)
+
+
+def _selected(site: Site, selection: Selection) -> bool:
+    if callable(selection):
+        return selection(site.name, site.members[0].module)
+    wanted = [selection] if isinstance(selection, str) else list(selection)
+    return any(means(each, names_of(site)) for each in wanted)
+
+
+def _require_known(sites: Sites, selection: Selection | None) -> None:
+    """Raise `PatternError` for a name that means neither a site nor anything that was left alone."""
+    if selection is None or callable(selection):
+        return
+    for wanted in [selection] if isinstance(selection, str) else list(selection):
+        known = [site.name for site in sites] + [item.name for item in sites.skipped]
+        if not any(means(wanted, names_of(site)) for site in sites) and not means(wanted, known):
+            close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
+            raise PatternError(f"no site is called {wanted!r}; did you mean {', '.join(close)}?")
+
+
+def means(wanted: str, names: Iterable[str]) -> bool:
+    """Whether a name, the name of a container or a glob means one of the names."""
+    return any(name == wanted or name.startswith((wanted + ".", wanted + ":")) or fnmatchcase(name, wanted) for name in names)
 
 
 def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Weight]:
@@ -105,7 +158,7 @@ def select(weights: list[Weight], selection: Selection) -> list[str]:
         return [weight.name for weight in weights if selection(weight.name, weight.module)]
     names: list[str] = []
     for wanted in [selection] if isinstance(selection, str) else list(selection):
-        matches = [weight.name for weight in weights if _means(wanted, weight)]
+        matches = [weight.name for weight in weights if means(wanted, (weight.name, weight.parameter))]
         if not matches:
             known = [weight.name for weight in weights]
             close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
@@ -114,13 +167,7 @@ def select(weights: list[Weight], selection: Selection) -> list[str]:
     return names
 
 
-def _means(wanted: str, weight: Weight) -> bool:
-    return any(
-        name == wanted or name.startswith(wanted + ".") or fnmatchcase(name, wanted) for name in (weight.name, weight.parameter)
-    )
-
-
-def _skipped_by_default(weights: list[Weight], pattern: Pattern, named: bool) -> dict[str, str]:
+def _skipped_by_default(weights: list[Weight], pattern: Tiling, named: bool) -> dict[str, str]:
     """The layers that are left alone unless the caller chooses for himself."""
     if named:
         return {}
@@ -138,11 +185,11 @@ def _skipped_by_default(weights: list[Weight], pattern: Pattern, named: bool) ->
     return reasons
 
 
-def _is_whole_output(pattern: Pattern, shape: tuple[int, ...]) -> bool:
+def _is_whole_output(pattern: Tiling, shape: tuple[int, ...]) -> bool:
     return pattern.tile(shape)[1:] == shape[2:] and prod(shape[2:]) > 1
 
 
-def _require_fit(pattern: Pattern, weights: list[Weight]) -> None:
+def _require_fit(pattern: Tiling, weights: list[Weight]) -> None:
     misfits = {weight.name: reason for weight in weights if (reason := misfit(pattern, weight.shape)) is not None}
     if misfits:
         name, reason = next(iter(misfits.items()))
@@ -150,7 +197,7 @@ def _require_fit(pattern: Pattern, weights: list[Weight]) -> None:
         raise PatternError(f"{name}: {reason}; or skip with skip={list(misfits)}{others}")
 
 
-def _site(weight: Weight, pattern: Pattern) -> Site:
+def _site(weight: Weight, pattern: Tiling) -> Site:
     falls = cut(pattern, weight.shape)
     member = Member(weight.parameter, weight.module, weight.attribute, weight.layout.canonical, falls.view)
     return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
+import torch
 from torch import Tensor
 
 from secateurs.types import Criterion, Evidence, Scores, Site
@@ -44,7 +46,31 @@ def unit_scores(site: Site, criterion: Criterion, evidence: Evidence, member: in
     >>> unit_scores(site, magnitude(p=1), Evidence("w", torch.tensor([[[3.0, -4.0], [1.0, 0.0]]])))
     tensor([[7., 1.]])
     """
-    values = site.members[member].cut(criterion.element(evidence).expand(evidence.weight.shape))
+    values = unit_elements(site, criterion, evidence, member)
     elements = tuple(range(len(site.contests) + len(site.competitors), values.ndim))
     joined = criterion.reduce(values, elements) if elements else values
     return joined.reshape(site.contest_count, prod(site.competitors))
+
+
+def unit_elements(site: Site, criterion: Criterion, evidence: Evidence, member: int = 0) -> Tensor:
+    """Scores of a member's single weights as ``(*contests, *competitors, *elements)``, before a unit's are joined."""
+    return site.members[member].cut(criterion.element(evidence).expand(evidence.weight.shape))
+
+
+def joined_scores(site: Site, criterion: Criterion, evidence: Iterable[tuple[int, Evidence]]) -> Scores:
+    """Scores of units that lie in several weights: the elements of all the members given, as one row for each unit.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from secateurs.criteria import magnitude
+    >>> from secateurs.patterns import Channel, find_sites
+    >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> site = find_sites(model, Channel(), torch.zeros(1, 1))[0]
+    >>> [member.parameter for member in site.members]
+    ['0.weight', '2.weight', '0.bias']
+    >>> joined_scores(site, magnitude(p=1), [(0, Evidence("a", torch.tensor([[[3.0], [1.0]]]))), (2, Evidence("b", torch.ones(2)))])
+    tensor([[4., 2.]])
+    """
+    units = (site.contest_count, prod(site.competitors))
+    rows = [unit_elements(site, criterion, each, member).reshape(*units, -1) for member, each in evidence]
+    return criterion.reduce(torch.cat(rows, dim=2), (2,))

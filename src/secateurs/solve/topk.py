@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from secateurs.patterns import unit_scores
+from secateurs.patterns import joined_scores, unit_scores
 from secateurs.select import kth_largest
 from secateurs.types import (
     Criterion,
@@ -67,14 +67,27 @@ class TopK:
         return Solution(chosen if site.alive is None else chosen & site.alive)
 
     def _scores(self, site: Site, stats: Stats) -> Scores:
-        (member,) = site.members
+        counted = _counted(site, self.criterion)
+        evidence = [(index, self._evidence(site, index, stats)) for index in counted]
+        if len(site.members) == 1:
+            scores = unit_scores(site, self.criterion, evidence[0][1])
+        else:
+            scores = joined_scores(site, self.criterion, evidence)
+        _require_finite(scores, [site.members[index].weight.detach() for index in counted], site, self.criterion)
+        return scores if site.alive is None else scores.masked_fill(~site.alive, -torch.inf)
+
+    def _evidence(self, site: Site, index: int, stats: Stats) -> Evidence:
+        member = site.members[index]
         weight = member.weight.detach()
         if weight.is_meta:
             raise PatternError(f"{site.name}: its weight is on the meta device and has no values; load the weights first")
-        evidence = Evidence(member.parameter, member.canonical(weight).float(), stats.get(member.parameter, {}))
-        scores = unit_scores(site, self.criterion, evidence)
-        _require_finite(scores, weight, site, self.criterion)
-        return scores if site.alive is None else scores.masked_fill(~site.alive, -torch.inf)
+        return Evidence(member.parameter, member.canonical(weight).float(), stats.get(member.parameter, {}))
+
+
+def _counted(site: Site, criterion: Criterion) -> list[int]:
+    """Which members' elements count in a score: the weights that make the units, or all."""
+    made = [index for index, member in enumerate(site.members) if member.role == "producer" and member.weight.ndim > 1]
+    return made if criterion.members == "producers" and made else list(range(len(site.members)))
 
 
 def _available(site: Site) -> int:
@@ -104,14 +117,14 @@ def highest(scores: Scores, k: int) -> Tensor:
     return kept | (ties & (ties.cumsum(1, dtype=torch.int32) <= k - kept.sum(1, keepdim=True)))
 
 
-def _require_finite(scores: Scores, weight: Tensor, site: Site, criterion: Criterion) -> None:
+def _require_finite(scores: Scores, weights: list[Tensor], site: Site, criterion: Criterion) -> None:
     low, high = torch.aminmax(scores)
     if isfinite(float(low)) and isfinite(float(high)):
         return
-    if not torch.isfinite(weight).all():
-        count = int((~torch.isfinite(weight)).sum())
+    count = sum(int((~torch.isfinite(weight)).sum()) for weight in weights)
+    if count:
         raise NonFiniteError(
-            f"{site.name}: {count} of its {weight.numel()} weights are NaN or infinite; "
+            f"{site.name}: {count} of its {sum(weight.numel() for weight in weights)} weights are NaN or infinite; "
             f"restore a checkpoint from before they diverged, or skip=[{site.name!r}]"
         )
     raise NonFiniteError(

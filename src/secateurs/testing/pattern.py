@@ -13,12 +13,12 @@ from torch import Tensor
 from secateurs import patterns
 from secateurs.patterns import Weight, cut, find_sites, find_weights, misfit, spread
 from secateurs.testing.specimens import LAYERS, Specimen
-from secateurs.types import Pattern, PatternError, Site
+from secateurs.types import PatternError, Site, Tiling
 
 _AWKWARD = ((1, 7, 13), (3, 7, 13), (1, 7, 13, 3), (2, 5, 11, 2, 3), (1, 7, 13, 1, 2, 3))
 
 
-def check_pattern(pattern: Pattern, *, on: Sequence[Specimen] | None = None) -> None:
+def check_pattern(pattern: Tiling, *, on: Sequence[Specimen] | None = None) -> None:
     """Raise `AssertionError` where a pattern breaks a law, on small layers of each kind (``on=`` to choose others).
 
     - the cut of a weight is a view of the weight: what is written through it, is written to the weight
@@ -32,7 +32,7 @@ def check_pattern(pattern: Pattern, *, on: Sequence[Specimen] | None = None) -> 
     >>> from secateurs.patterns import NofM
     >>> check_pattern(NofM(2, 4))
     """
-    assert isinstance(pattern, Pattern), f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Pattern"
+    assert isinstance(pattern, Tiling), f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Tiling"
     _check_repr(pattern)
     fitting = 0
     for specimen in on or LAYERS:
@@ -50,7 +50,7 @@ def check_pattern(pattern: Pattern, *, on: Sequence[Specimen] | None = None) -> 
         _check_tail(pattern, shape)
 
 
-def _check_repr(pattern: Pattern) -> None:
+def _check_repr(pattern: Tiling) -> None:
     names: dict[str, Any] = {**vars(patterns), type(pattern).__name__: type(pattern)}
     try:
         again = eval(repr(pattern), names)
@@ -60,7 +60,7 @@ def _check_repr(pattern: Pattern) -> None:
     assert hash(again) == hash(pattern), f"{pattern!r}: an equal pattern has another hash"
 
 
-def _check_reason(pattern: Pattern, shape: Sequence[int], reason: str) -> None:
+def _check_reason(pattern: Tiling, shape: Sequence[int], reason: str) -> None:
     assert reason.strip(), f"{pattern!r} does not fit {tuple(shape)} and gives no reason"
 
 
@@ -129,7 +129,7 @@ def _extents(label: Tensor, count: int) -> Tensor:
     return torch.stack(extents, 1)
 
 
-def _check_tail(pattern: Pattern, shape: tuple[int, ...]) -> None:
+def _check_tail(pattern: Tiling, shape: tuple[int, ...]) -> None:
     """On a shape of primes: with ``tail="error"`` a clear error, with ``tail="keep"`` all but the rest."""
     anything: Any = pattern
     if not is_dataclass(anything) or isinstance(anything, type) or "tail" not in {item.name for item in fields(anything)}:
@@ -157,7 +157,7 @@ def _check_tail(pattern: Pattern, shape: tuple[int, ...]) -> None:
         assert torch.equal(touched, whole), f'{lenient!r} on {shape}: tail="keep" must leave exactly the rest alone'
 
 
-def _steps(pattern: Pattern, shape: tuple[int, ...]) -> list[int] | None:
+def _steps(pattern: Tiling, shape: tuple[int, ...]) -> list[int] | None:
     try:
         steps = list(pattern.tile(shape))
     except PatternError:

@@ -1,0 +1,36 @@
+"""What is coupled: one trace of the model, one table of rules, one unifier of axes."""
+
+from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
+from secateurs.graph.infer import Typing, infer
+from secateurs.graph.rules import RULES
+from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall
+from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
+from secateurs.graph.trace import Op, Trace, Value, plain, ready, record
+
+__all__ = [
+    "RULES",
+    "TABLE",
+    "Axis",
+    "Choice",
+    "Dim",
+    "Monomial",
+    "Number",
+    "Op",
+    "Pieces",
+    "Place",
+    "SizeCall",
+    "Structure",
+    "Trace",
+    "Typing",
+    "Value",
+    "analyse",
+    "extent",
+    "infer",
+    "kept",
+    "normal",
+    "occurrences",
+    "plain",
+    "ready",
+    "record",
+    "unify",
+]

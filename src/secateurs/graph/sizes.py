@@ -1,0 +1,291 @@
+"""Where the model's code gives a size as a number: ``view(-1, 16 * 5 * 5)``, ``split(768)``, ``x[:, :64]``, a number of heads.
+
+Once the tensors are smaller these numbers must be others. Each call that takes sizes is noted here with the dimension that each of
+its numbers measures, so that the number can be worked out anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+Path = tuple[int | str, ...]
+"""Where in the arguments a number stands: an index or a name, and an index within a sequence."""
+
+Measure = Callable[[Tensor], Any]
+"""From the kept indices of a dimension to the number that the call must be given."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number in a call: where it stands, what it is, and what it measures of dimension ``dim`` of a tensor."""
+
+    path: Path
+    given: Any
+    tensor: Any
+    dim: int
+    measure: Measure = lambda kept: int(kept.sum())
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A split into parts of one dimension: how long each part is."""
+
+    tensors: tuple[Any, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class SizeCall:
+    """One call of a function that takes sizes: in which module, the how-manieth in its forward, and its numbers."""
+
+    module: str
+    ordinal: int
+    name: str
+    numbers: tuple[Number, ...]
+    pieces: Pieces | None = None
+
+
+class Tagged(int):
+    """A whole number that knows which attribute of the model it came from: a module's name, the attribute's, a place in a tuple."""
+
+    source: tuple[str, str, int | None]
+
+
+@contextmanager
+def tagged(model: nn.Module) -> Iterator[None]:
+    """While a model runs, the whole numbers among its modules' attributes know where they came from."""
+    held: list[tuple[dict[str, Any], str, Any]] = []
+    for name, module in model.named_modules():
+        for key, value in list(module.__dict__.items()):
+            marked = _marked(value, name, key)
+            if marked is not None:
+                held.append((module.__dict__, key, value))
+                module.__dict__[key] = marked
+    try:
+        yield
+    finally:
+        for slots, key, value in held:
+            slots[key] = value
+        for module in model.modules():  # numbers that the forward pass itself wrote down
+            for key, value in module.__dict__.items():
+                if isinstance(value, Tagged):
+                    module.__dict__[key] = int(value)
+
+
+def _marked(value: Any, module: str, attribute: str) -> Any:
+    def tag(number: int, place: int | None) -> Tagged:
+        made = Tagged(number)
+        made.source = (module, attribute, place)
+        return made
+
+    if type(value) is int and value > 1:
+        return tag(value, None)
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
+        return type(value)(tag(item, place) if item > 1 else item for place, item in enumerate(value))
+    return None
+
+
+class SizeCalls(TorchFunctionMode):
+    """Notes every call that takes sizes while a model runs; `value` gives a tensor its name in the trace."""
+
+    def __init__(self, stack: list[str], value: Callable[[Tensor], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[SizeCall] = []
+        self._stack, self._value = stack, value
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        note = TABLE.get(func)
+        out = func(*args, **kwargs)
+        if note is not None:
+            found = note(args, kwargs, out)
+            numbers, pieces = found if isinstance(found, tuple) else (list(found), None)
+            numbers = [Number(n.path, n.given, self._value(n.tensor), n.dim, n.measure) for n in numbers]
+            if pieces is not None:
+                pieces = Pieces(tuple(self._value(tensor) for tensor in pieces.tensors), pieces.dim)
+            self.calls.append(SizeCall(self._stack[-1], len(self.calls), func.__name__, tuple(numbers), pieces))
+        return out
+
+
+Note = Callable[[Any, Any, Any], "list[Number] | tuple[list[Number], Pieces | None]"]
+
+
+def sequence(args: Any, kwargs: Any, place: int, *names: str) -> Iterator[tuple[Path, Any]]:
+    """The numbers of an argument that is a sequence, or of the rest of the arguments where they stand one by one."""
+    for name in names:
+        if name in kwargs:
+            given = kwargs[name]
+            yield from (
+                (((name, i), number) for i, number in enumerate(given)) if isinstance(given, (tuple, list)) else (((name,), given),)
+            )
+            return
+    if len(args) > place and isinstance(args[place], (tuple, list)):
+        yield from (((place, i), number) for i, number in enumerate(args[place]))
+    else:
+        yield from (((i,), number) for i, number in enumerate(args[place:], start=place))
+
+
+def _shape(place: int, *names: str) -> Note:
+    """A call whose numbers are the sizes of its result, one by one."""
+
+    def note(args: Any, kwargs: Any, out: Any) -> list[Number]:
+        given = [(path, number) for path, number in sequence(args, kwargs, place, *names) if not isinstance(number, torch.dtype)]
+        return [Number(path, number, out, dim) for dim, (path, number) in enumerate(given)] if len(given) == out.ndim else []
+
+    return note
+
+
+def _unflatten(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % args[0].ndim
+    return [Number(path, number, out, dim + i) for i, (path, number) in enumerate(sequence(args, kwargs, 2, "sizes"))]
+
+
+def _split(args: Any, kwargs: Any, out: Any) -> tuple[list[Number], Pieces]:
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
+    given = [(path, number) for path, number in sequence(args[:2], kwargs, 1, "split_size", "split_size_or_sections", "split_sizes")]
+    of_each = len(given) == len(out) or (len(given) == 1 and given[0][1] == out[0].shape[dim])
+    numbers = [Number(path, number, piece, dim) for (path, number), piece in zip(given, out, strict=False)] if of_each else []
+    return numbers, Pieces(tuple(out), dim)
+
+
+def _narrow(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % args[0].ndim
+    numbers = [Number((3,), args[3], out, dim)] if len(args) > 3 else []
+    start = args[2] if len(args) > 2 else None
+    return [Number((2,), start, args[0], dim, _between(0, start)), *numbers] if isinstance(start, int) else numbers
+
+
+def _between(start: int | None, stop: int | None, sign: int = 1) -> Measure:
+    return lambda kept: sign * int(kept[start:stop].sum())
+
+
+def _getitem(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    tensor, index = args[0], args[1]
+    nested = isinstance(index, tuple)
+    parts = list(index) if nested else [index]
+    if any(isinstance(part, (list, Tensor)) for part in parts):
+        consumed = sum(part is not None and part is not Ellipsis for part in parts if not isinstance(part, Tensor))
+        if any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts) or consumed > tensor.ndim:
+            return []
+    numbers, dim = [], 0
+    for place, part in enumerate(parts):
+        if part is Ellipsis:
+            dim = tensor.ndim - sum(other is not None for other in parts[place + 1 :])
+        elif isinstance(part, slice) and part.step in (None, 1):
+            here: Path = (1, place) if nested else (1,)
+            numbers += [
+                Number((*here, end), at, tensor, dim, _edge(at))
+                for end in ("start", "stop")
+                if (at := getattr(part, end)) is not None
+            ]
+        dim += part is not None and part is not Ellipsis
+    return numbers
+
+
+def _edge(at: int) -> Measure:
+    return _between(None, at) if at >= 0 else _between(at, None, -1)
+
+
+def _pad(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    numbers = []
+    for path, number in sequence(args, kwargs, 1, "pad"):
+        place = path[-1]
+        dim = out.ndim - 1 - int(place) // 2
+        if number > 0:
+            numbers.append(Number(path, number, out, dim, _between(0, number) if int(place) % 2 == 0 else _between(-number, None)))
+    return numbers
+
+
+def _normalized_shape(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    given = (
+        list(sequence(args, kwargs, 1, "normalized_shape"))
+        if "normalized_shape" in kwargs or isinstance(args[1], (tuple, list))
+        else []
+    )
+    return [Number(path, number, args[0], args[0].ndim - len(given) + i) for i, (path, number) in enumerate(given)]
+
+
+def _groups(place: int, name: str) -> Note:
+    """A number of groups into which the channels of the input fall."""
+
+    def note(args: Any, kwargs: Any, out: Any) -> list[Number]:
+        groups = kwargs.get(name, args[place] if len(args) > place else 1)
+        path: Path = (name,) if name in kwargs else (place,)
+        dim = 1 if name == "num_groups" else args[0].ndim - (args[1].ndim - 2) - 1
+        return [Number(path, groups, args[0], dim, lambda kept: int(kept.view(groups, -1).any(1).sum()))] if groups > 1 else []
+
+    return note
+
+
+def _scale(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    """Attention whose scale is left to be worked out from the width of its heads keeps the one that it was trained with."""
+    query = args[0]
+    if kwargs.get("scale") is not None:
+        return []
+    return [Number(("scale",), None, query, query.ndim - 1, lambda kept: None if bool(kept.all()) else len(kept) ** -0.5)]
+
+
+def _multi_head(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    heads = args[4]
+    weight = args[5] if args[5] is not None else kwargs.get("q_proj_weight")
+    if weight is None:
+        return []
+    rows = args[3]
+    scale = (rows // heads) ** -0.5
+    return [
+        Number((4,), heads, weight, 0, lambda kept: int(kept[:rows].view(heads, -1).any(1).sum())),
+        Number(("scale",), None, weight, 0, lambda kept: scale),
+    ]
+
+
+TABLE: dict[Any, Note] = {
+    Tensor.view: _shape(1, "size"),
+    Tensor.reshape: _shape(1, "shape"),
+    torch.reshape: _shape(1, "shape"),
+    Tensor.expand: _shape(1, "size"),
+    Tensor.broadcast_to: _shape(1, "size"),
+    torch.broadcast_to: _shape(1, "size"),
+    Tensor.unflatten: _unflatten,
+    torch.unflatten: _unflatten,
+    Tensor.split: _split,
+    torch.split: _split,
+    Tensor.split_with_sizes: _split,
+    torch.split_with_sizes: _split,
+    Tensor.chunk: _split,
+    torch.chunk: _split,
+    Tensor.tensor_split: _split,
+    torch.tensor_split: _split,
+    Tensor.narrow: _narrow,
+    torch.narrow: _narrow,
+    Tensor.__getitem__: _getitem,
+    Tensor.__setitem__: _getitem,
+    torch.zeros: _shape(0, "size"),
+    torch.ones: _shape(0, "size"),
+    torch.empty: _shape(0, "size"),
+    torch.full: _shape(0, "size"),
+    Tensor.new_zeros: _shape(1, "size"),
+    Tensor.new_ones: _shape(1, "size"),
+    Tensor.new_empty: _shape(1, "size"),
+    Tensor.new_full: _shape(1, "size"),
+    functional.pad: _pad,
+    functional.layer_norm: _normalized_shape,
+    functional.rms_norm: _normalized_shape,
+    functional.group_norm: _groups(1, "num_groups"),
+    functional.conv1d: _groups(6, "groups"),
+    functional.conv2d: _groups(6, "groups"),
+    functional.conv3d: _groups(6, "groups"),
+    functional.conv_transpose1d: _groups(6, "groups"),
+    functional.conv_transpose2d: _groups(6, "groups"),
+    functional.conv_transpose3d: _groups(6, "groups"),
+    functional.scaled_dot_product_attention: _scale,
+    functional.multi_head_attention_forward: _multi_head,
+}
+"""Function that takes sizes → what its numbers measure."""

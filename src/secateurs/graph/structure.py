@@ -1,0 +1,155 @@
+"""What is coupled in a model: its axes, where each of them lies in the weights, and why some may not be touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+
+from secateurs.graph.axes import Axis, Dim, View, normal, occurrences
+from secateurs.graph.infer import Dims, Typing, infer
+from secateurs.graph.trace import Trace, record
+
+Role = Literal["producer", "consumer", "scale"]
+"""A weight makes the units of an axis, reads them, or only passes them on, one by one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One occurrence of an axis: in which dimension of which parameter, as which view, in which role."""
+
+    parameter: str
+    dim: int
+    view: View
+    role: Role
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The types of all dimensions of a model, and the trace that they come from."""
+
+    trace: Trace
+    typing: Typing
+
+    @cached_property
+    def parameters(self) -> dict[str, Dims]:
+        """Types of the dimensions of each parameter, in the model's order."""
+        return {name: self.typing.types[value] for name, value in self.trace.parameters.items()}
+
+    @cached_property
+    def buffers(self) -> dict[str, Dims]:
+        """Types of the dimensions of each buffer."""
+        return {name: self.typing.types[value] for name, value in self.trace.buffers.items()}
+
+    @cached_property
+    def axes(self) -> list[Axis]:
+        """Every axis that some weight produces, reads or scales, in the order in which the model comes to them."""
+        found: dict[Axis, None] = {}
+        for _, dim in self._parts:
+            found.update(dict.fromkeys(dim.axes()))
+        return list(found)
+
+    @cached_property
+    def _parts(self) -> list[tuple[frozenset[str], Dim]]:
+        return [*self.typing.produced, *self.typing.consumed]
+
+    @cached_property
+    def producers(self) -> dict[Axis, list[str]]:
+        """Axis → the parameters that make it, in the order of the pass."""
+        return _by_axis(self.typing.produced)
+
+    @cached_property
+    def places(self) -> dict[Axis, list[Place]]:
+        """Axis → everywhere that it occurs in a parameter; producers first."""
+        roles = {"producer": self.producers, "consumer": _by_axis(self.typing.consumed)}
+        found: dict[Axis, list[Place]] = {}
+        for name, dims in self.parameters.items():
+            for place, dim in enumerate(dims):
+                for axis in dict.fromkeys(dim.axes()):
+                    parts = [role for role, names in roles.items() if name in names.get(axis, ())]
+                    role = self._role(name, place, dim, parts)
+                    found.setdefault(axis, []).extend(Place(name, place, view, role) for view in occurrences(dim, axis))
+        order: dict[str, int] = {"producer": 0, "consumer": 1, "scale": 2}
+        return {axis: sorted(places, key=lambda each: order[each.role]) for axis, places in found.items()}
+
+    def _role(self, name: str, place: int, dim: Dim, parts: list[str]) -> Role:
+        """A square weight both produces and reads its axis; then it is the dimension that decides."""
+        if len(parts) == 2:
+            whole = normal(dim)
+            made = any(part is dim for names, part in self.typing.produced if name in names)
+            read = any(part is dim for names, part in self.typing.consumed if name in names)
+            if made == read:
+                others = [normal(other) for i, other in enumerate(self.parameters[name]) if i != place]
+                return "producer" if place == 0 or whole not in others else "consumer"
+            return "producer" if made else "consumer"
+        return parts[0] if parts else "scale"  # type: ignore[return-value]
+
+    @cached_property
+    def inner(self) -> dict[Axis, Axis]:
+        """Axes that only exist within the units of another one (the width of heads), and that one."""
+        found: dict[Axis, Axis] = {}
+        for dims in self.parameters.values():
+            for dim in dims:
+                for term in normal(dim).terms:
+                    free = [axis for factor in term for axis in _axes_of(factor) if not axis.pinned and not axis.approximate]
+                    found.update({axis: free[0] for axis in free[1:] if axis is not free[0]})
+        return found
+
+
+def _axes_of(factor: Axis | Dim) -> Iterator[Axis]:
+    if isinstance(factor, Dim):
+        yield from factor.axes()
+    else:
+        yield factor
+
+
+def _by_axis(parts: list[tuple[frozenset[str], Dim]]) -> dict[Axis, list[str]]:
+    found: dict[Axis, dict[str, None]] = {}
+    for names, dim in parts:
+        for axis in dim.axes():
+            found.setdefault(axis, {}).update(dict.fromkeys(sorted(names)))
+    return {axis: list(names) for axis, names in found.items()}
+
+
+def analyse(model: nn.Module, example: Any) -> Structure:
+    """Trace a model once and find what is coupled in it.
+
+    Raises `TaskError` where the model rejects the example, `SecateursError` where it is scripted, compiled or wrapped.
+
+    >>> import torch
+    >>> structure = analyse(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
+    >>> [(axis.size, axis.pinned) for axis in structure.axes]
+    [(8, None), (2, "the model's output"), (3, "the model's input")]
+    """
+    trace = record(model, example)
+    return Structure(trace, infer(trace))
+
+
+Monomial = tuple[int, tuple[str, ...]]
+"""A number times the numbers of units that some sites keep."""
+
+
+def extent(dim: Dim, names: Mapping[Axis, str]) -> tuple[Monomial, ...]:
+    """The size of a dimension as a sum of monomials in the numbers of units that named axes keep.
+
+    >>> heads, width = Axis(12), Axis(64)
+    >>> extent(Dim.sum(Dim.product(heads, width), Dim.fresh(5)), {heads: "attention"})
+    ((64, ('attention',)), (5, ()))
+    """
+    found: dict[tuple[str, ...], int] = {}
+    for term in normal(dim).terms:
+        products: list[Monomial] = [(1, ())]
+        for factor in term:
+            inside = extent(factor, names) if isinstance(factor, Dim) else _of_axis(factor, names)
+            products = [(a * b, (*x, *y)) for a, x in products for b, y in inside]
+        for count, sites in products:
+            key = tuple(sorted(sites))
+            found[key] = found.get(key, 0) + count
+    return tuple((count, sites) for sites, count in found.items())
+
+
+def _of_axis(axis: Axis, names: Mapping[Axis, str]) -> tuple[Monomial, ...]:
+    return ((1, (names[axis],)),) if axis in names else ((axis.size, ()),)

@@ -1,0 +1,304 @@
+"""One forward pass, recorded operation by operation at the level of ATen, without computing anything where that is possible."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from secateurs.forward import call, check_fit, evaluating, nested, run_example, tensors_in
+from secateurs.graph.sizes import SizeCall, SizeCalls, tagged
+from secateurs.types import SecateursError
+
+_SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
+
+
+_RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_", "resize_", "set_")
+
+
+class Value:
+    """One tensor of the pass: its shape and dtype, not its numbers."""
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.shape, self.dtype = tuple(int(size) for size in shape), dtype
+
+    def __repr__(self) -> str:
+        return f"Value{self.shape}"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One call of an ATen operation, with values in place of tensors; ``where`` is the line of the user's code."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Value, ...]
+    module: str
+    where: str
+
+    @property
+    def name(self) -> str:
+        return str(self.func.overloadpacket).removeprefix("aten.")
+
+    def inputs(self) -> Iterator[Value]:
+        """Every value among the arguments."""
+        yield from values_in((self.args, self.kwargs))
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument by the name that the operation's schema gives it."""
+        for place, declared in enumerate(self.func._schema.arguments):
+            if declared.name == name:
+                if place < len(self.args):
+                    return self.args[place]
+                return self.kwargs.get(name, declared.default_value if declared.has_default_value() else default)
+        return default
+
+
+def values_in(nest: Any) -> Iterator[Value]:
+    """Every value in nested sequences and mappings."""
+    if isinstance(nest, Value):
+        yield nest
+    elif isinstance(nest, Mapping):
+        for item in nest.values():
+            yield from values_in(item)
+    elif isinstance(nest, (tuple, list)):
+        for item in nest:
+            yield from values_in(item)
+
+
+@dataclass
+class Trace:
+    """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs."""
+
+    ops: list[Op] = field(default_factory=list)
+    sizes: list[SizeCall] = field(default_factory=list)
+    parameters: dict[str, Value] = field(default_factory=dict)
+    buffers: dict[str, Value] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fake: bool = True
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down each operation that passes; tensors that it does not know are constants of the model's code."""
+
+    def __init__(self, stack: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Op] = []
+        self.stack = stack
+        self._values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def value(self, tensor: Tensor) -> Value:
+        if tensor not in self._values:
+            self._values[tensor] = Value(tensor.shape, tensor.dtype)
+        return self._values[tensor]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        noted, named = self._noted(args), self._noted(kwargs)
+        out = func(*args, **kwargs)
+        if func.overloadpacket.__name__ in _RESHAPING:
+            self._values.pop(args[0], None)  # the same tensor, but with other dimensions from here on
+        outputs = tuple(self.value(tensor) for tensor in tensors_in(out))
+        if outputs:
+            self.ops.append(Op(func, noted, named, outputs, self.stack[-1], where()))
+        return out
+
+    def _noted(self, nest: Any) -> Any:
+        if isinstance(nest, Tensor):
+            return self.value(nest)
+        if isinstance(nest, dict):
+            return {key: self._noted(item) for key, item in nest.items()}
+        if isinstance(nest, (tuple, list)):
+            return tuple(self._noted(item) for item in nest)
+        return nest
+
+
+def where() -> str:
+    """File and line of the nearest caller outside of torch and of this package."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED_FILES):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return "torch"
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+
+
+def record(model: nn.Module, example: Any) -> Trace:
+    """Record one forward pass of the example, in evaluation mode, on fake tensors: neither memory nor time for the numbers.
+
+    Where the model's code asks for a number (``if x.max() > 0``), the pass is repeated on real tensors, and a note says so. Raises
+    `TaskError` where the model rejects the example, `SecateursError` where it is compiled or scripted.
+
+    >>> import torch
+    >>> [op.name for op in record(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).ops]
+    ['t', 'addmm', 'relu']
+    """
+    _refuse_opaque(model)
+    if example is None:
+        run_example(model, example)  # raises
+    check_fit(model, example)
+    try:
+        return _recorded(model, example, fake=True)
+    except Exception as problem:
+        trace = _recorded(model, example, fake=False)
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        trace.notes.append(
+            f"the pass was traced on real numbers ({type(problem).__name__}: {reason}): where the model's code decides by numbers, "
+            "only the branch that this example takes was seen"
+        )
+        return trace
+
+
+def _refuse_opaque(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SecateursError(
+            f"{type(model).__name__} is a scripted model, whose code cannot be traced: prune the nn.Module, then script it"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise SecateursError("the model is compiled: prune model._orig_mod, then compile again")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise SecateursError(f"the model is wrapped in {type(model).__name__}: prune model.module, then wrap again")
+
+
+def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
+    stack = [""]
+    recorder = Recorder(stack)
+    trace = Trace(fake=fake)
+    with ready(model, fake, stack.append, stack.pop) as mode, tagged(model):
+        if mode is not None:
+            example = nested(example, mode.from_tensor)
+        trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
+        trace.buffers = {name: recorder.value(tensor) for name, tensor in model.named_buffers()}
+        trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
+        sizes = SizeCalls(stack, recorder.value)
+        with mode or nullcontext(), recorder, sizes:
+            output = call(model, example) if fake else run_example(model, example)
+        trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
+    trace.ops, trace.sizes = recorder.ops, sizes.calls
+    return trace
+
+
+@contextmanager
+def ready(
+    model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]
+) -> Iterator[FakeTensorMode | None]:
+    """A model about to be watched: in evaluation mode, without fused paths, with fake weights if so wished; then as it was before.
+
+    ``enter`` is told the name of each module whose forward begins, ``leave`` is called where it ends.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    with ExitStack() as around:
+        contexts = (_untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), plain(), _modules(model, enter, leave))
+        for context in contexts:
+            around.enter_context(context)
+        if mode is not None:
+            around.enter_context(_faked(model, mode))
+        yield mode
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Whatever the forward pass writes down on its modules (caches, counters) is taken back."""
+    held = []
+    for module in model.modules():
+        inside = [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, list, set)]
+        held.append((module.__dict__, dict(module.__dict__), inside))
+    try:
+        yield
+    finally:
+        for slots, before, inside in held:
+            slots.clear()
+            slots.update(before)
+            for value, copied in inside:
+                if value != copied if type(value) is set else not _alike(value, copied):
+                    value.clear()
+                    value.extend(copied) if isinstance(value, list) else value.update(copied)
+
+
+def _alike(value: Any, copied: Any) -> bool:
+    """Whether two dicts or lists hold the same objects."""
+    if len(value) != len(copied):
+        return False
+    if isinstance(value, list):
+        return all(one is other for one, other in zip(value, copied, strict=True))
+    return all(key in copied and copied[key] is item for key, item in value.items())
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Fused paths off, so that attention and recurrent layers show the operations that they are made of."""
+    attention, recurrent = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention)
+        torch._C._set_mkldnn_enabled(recurrent)
+
+
+@contextmanager
+def _modules(model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[None]:
+    """Tells when the forward pass of each module begins and ends."""
+    handles = []
+
+    def entering(name: str) -> Any:
+        return lambda module, inputs: enter(name) and None
+
+    def leaving(module: nn.Module, inputs: Any, output: Any) -> None:
+        leave()
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(entering(name), prepend=True))
+        handles.append(module.register_forward_hook(leaving, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _faked(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Fake tensors in place of every parameter and buffer, wherever the modules hold them; afterwards the real ones again."""
+    fakes: dict[int, Tensor] = {}
+    held: list[tuple[Any, Any, Any]] = []
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in fakes:
+            fakes[id(tensor)] = mode.from_tensor(tensor)
+        return fakes[id(tensor)]
+
+    try:
+        for module in model.modules():
+            for slots in (module._parameters, module._buffers):
+                for key, tensor in slots.items():
+                    if tensor is not None:
+                        held.append((slots, key, tensor))
+                        slots[key] = fake(tensor)  # type: ignore[assignment]
+        for module in model.modules():  # an LSTM keeps its weights a second time, in a list
+            for key, value in list(module.__dict__.items()):
+                if isinstance(value, list) and any(isinstance(item, Tensor) and id(item) in fakes for item in value):
+                    held.append((module.__dict__, key, value))
+                    module.__dict__[key] = [fakes.get(id(item), item) for item in value]
+        yield
+    finally:
+        for slots, key, tensor in reversed(held):
+            slots[key] = tensor
