@@ -142,7 +142,7 @@ def fine_tune_dense(spending: Spending, threads: int) -> Cell:
     model = resnet_56()
     model.load_state_dict(load_file(data_file("resnet56_cifar10.safetensors")))
     before = accuracy(placed(model), task)
-    torch.manual_seed(0)
+    torch.manual_seed(CHOOSING_SEED)
     checkpoint = DENSE.with_name("dense-" + "-".join(map(str, spent.values())) + ".checkpoint")
     tune(model, task, LR_DENSE, spending.dense_epochs, checkpoint)
     sc.save(model, DENSE)

@@ -85,6 +85,7 @@ class Outcome:
     prune: list[float] = field(default_factory=list)
     macs_left: float | None = None
     difference: float | None = None
+    put_back: list[str] = field(default_factory=list)
     failure: str = ""
 
 
@@ -151,9 +152,10 @@ def ours(model: nn.Module, network: Network, outcome: Outcome) -> nn.Module:
     sc.find_sites(model, sc.Channel(), network.example)
     between = time.perf_counter()
     masks = prune_by_ours(model, network)
-    sc.shrink_(model, masks)
+    shrunk = sc.shrink_(model, masks)
     outcome.analyse.append(between - start)
     outcome.prune.append(time.perf_counter() - between)
+    outcome.put_back = [f"{item.name}: {item.reason}" for item in shrunk.skipped]
     return model
 
 
@@ -320,8 +322,11 @@ def result_row(name: str, outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def left(outcome: Outcome) -> str:
-    """MACs left, or why there are none."""
-    return f"{outcome.macs_left:.1%}" if outcome.macs_left is not None else f"no: {outcome.failure}"
+    """MACs left, with what could not be removed, or why there are none."""
+    if outcome.macs_left is None:
+        return f"no: {outcome.failure}"
+    back = f"; {len(outcome.put_back)} put back, first {outcome.put_back[0]}".replace("|", "\\|") if outcome.put_back else ""
+    return f"{outcome.macs_left:.1%}{back}"
 
 
 def equality(outcome: Outcome) -> str:

@@ -184,7 +184,7 @@ def test_a_tail_that_is_kept_is_all_that_is_left_dense(pattern, shape, rest):
         (lambda: Vector("inputs", -1), r"length must be a whole number of at least 1, not -1"),
         (
             lambda: Element(within="column"),
-            r'within is "model", "layer", "row" or a whole number of at least 2, not \'column\'',
+            r'within is "model", "isomorphic", "layer", "row" or a whole number of at least 2, not \'column\'',
         ),
         (lambda: Element(within=1), r"a whole number of at least 2, not 1"),
         (lambda: Element(within=True), r"a whole number of at least 2, not True"),

@@ -350,7 +350,8 @@ class Plan(Mapping[str, int]):
             name: {"units": share.units, "kept": share.kept, "elements": dict(share.elements)}
             for name, share in self.shares.items()
         }
-        return json.dumps({"shares": shares, "promised": dict(self.promised), "extents": self.extents})
+        document = {"shares": shares, "promised": dict(self.promised)}
+        return json.dumps({**document, "extents": self.extents} if self.extents else document)
 
     @staticmethod
     def from_json(text: str) -> Plan:

@@ -122,7 +122,9 @@ def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]
     """Counts rounded to the multiples that each site keeps."""
     limits = {site.name: bounds(site, floor) for site in sites}
     return {
-        name: count if limits[name].step == 1 else min(max(round(count / limits[name].step) * limits[name].step, limits[name].low), limits[name].high)
+        name: count
+        if limits[name].step == 1
+        else min(max(round(count / limits[name].step) * limits[name].step, limits[name].low), limits[name].high)
         for name, count in counts.items()
     }
 

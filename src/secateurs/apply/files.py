@@ -77,8 +77,9 @@ def save(
         "tied": tied,
         "metric": {key: float(value) for key, value in (metric or {}).items()},
         "seed": seed,
-        "shrunk": [step.to_document() for step in steps_of(model)],
     }
+    if steps := steps_of(model):
+        document["shrunk"] = [step.to_document() for step in steps]
     container.write(path, stored, document)
     return Path(path).stat().st_size
 

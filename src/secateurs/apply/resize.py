@@ -28,11 +28,11 @@ _STEPS, _REWRITES = "_secateurs_steps", "_secateurs_rewrites"
 class Rewrite:
     """One number in a call: ``path`` is where it stands, ``given`` what the code writes, ``new`` what it must be.
 
-    ``ordinal`` counts the calls that take sizes within one forward pass of the module. A split whose parts are no longer equal has
+    ``ordinal`` counts the calls that take sizes within one forward pass of the module, where it matters which of them it is. A split whose parts are no longer equal has
     the path ``("pieces",)``, and the new length of each part.
     """
 
-    ordinal: int
+    ordinal: int | None
     name: str
     path: tuple[int | str, ...]
     given: Any
@@ -52,9 +52,7 @@ class Step:
     def to_document(self) -> dict[str, Any]:
         """What JSON can hold; lists of kept indices that occur again and again are written once."""
         lists: list[list[int]] = []
-        cuts = {
-            name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()
-        }
+        cuts = {name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()}
         return {**asdict(self), "cuts": cuts, "kept": lists}
 
     @staticmethod
@@ -102,7 +100,8 @@ def _rewrite(entry: Any) -> Rewrite:
     path = tuple(entry["path"])
     if not all(isinstance(part, (int, str)) for part in path):
         raise ValueError(f"{path!r} is no path")
-    return Rewrite(_natural(entry["ordinal"]), str(entry["name"]), path, entry["given"], entry["new"])
+    ordinal = entry["ordinal"]
+    return Rewrite(None if ordinal is None else _natural(ordinal), str(entry["name"]), path, entry["given"], entry["new"])
 
 
 # ---------------------------------------------------------------- tensors
@@ -181,7 +180,11 @@ def _cut_parameter(
 
 
 def _kept(tensor: Tensor, by_dim: Mapping[int, Sequence[int]]) -> Tensor:
-    format_ = torch.channels_last if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    format_ = (
+        torch.channels_last
+        if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     for dim, indices in by_dim.items():
         tensor = tensor.index_select(dim, torch.tensor(indices, dtype=torch.long, device=tensor.device))
     return tensor.contiguous(memory_format=format_)
@@ -284,12 +287,12 @@ class Rewriting(TorchFunctionMode):
         return rewritten(func, args, kwargs, self._meant(func, args, kwargs, ordinal))
 
     def _meant(self, func: Any, args: Any, kwargs: Any, ordinal: int) -> list[Rewrite]:
-        """The rewrites that this call needs: of those that its numbers fit, for each number the one of this place in the pass."""
-        fitting = [each for each in self._rewrites if each.name == func.__name__ and _fits(each, args, kwargs)]
-        by_path: dict[Any, list[Rewrite]] = {}
-        for each in fitting:
-            by_path.setdefault(each.path, []).append(each)
-        return [next((each for each in found if each.ordinal == ordinal), found[0]) for found in by_path.values()]
+        """The rewrites that are meant for this call: its numbers fit them, and so does its place in the pass."""
+        return [
+            each
+            for each in self._rewrites
+            if each.name == func.__name__ and each.ordinal in (None, ordinal) and _fits(each, args, kwargs)
+        ]
 
 
 def _fits(rewrite: Rewrite, args: Any, kwargs: Any) -> bool:
@@ -355,7 +358,9 @@ def rewrite_(model: nn.Module, rewrites: Mapping[str, Sequence[Rewrite]], undo: 
         slots = model.get_submodule(name).__dict__
         for key, new in ((_REWRITES, list(entries)), ("forward", types.MethodType(_forward, model.get_submodule(name)))):
             before = slots.get(key)
-            undo.add(lambda slots=slots, key=key, before=before: slots.pop(key) if before is None else slots.__setitem__(key, before))
+            undo.add(
+                lambda slots=slots, key=key, before=before: slots.pop(key) if before is None else slots.__setitem__(key, before)
+            )
             slots[key] = new
 
 
@@ -421,7 +426,11 @@ def _require_same(model: nn.Module, step: Step) -> None:
         for key, (old, _) in changes.items():
             here = modules[path].__dict__.get(key) if path in modules else None
             if here != old and not (isinstance(here, tuple) and list(here) == old):
-                raise FileError(f"the model was shrunk from one whose {path}.{key} is {old}, but here it is {here}: its class has changed")
+                raise FileError(
+                    f"the model was shrunk from one whose {path}.{key} is {old}, but here it is {here}: its class has changed"
+                )
     for path in (*step.rewrites, *step.identities):
         if path not in modules:
-            raise FileError(f"the model was shrunk from one with a module {path!r}, but {type(model).__name__} has none of that name")
+            raise FileError(
+                f"the model was shrunk from one with a module {path!r}, but {type(model).__name__} has none of that name"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,9 @@ class Shrunk:
 
     def __str__(self) -> str:
         before, after = self.parameters
-        lines = [f"{before:,} -> {after:,} parameters; outputs differ from the masked model's by at most {self.largest_difference:.1e}"]
+        lines = [
+            f"{before:,} -> {after:,} parameters; outputs differ from the masked model's by at most {self.largest_difference:.1e}"
+        ]
         lines += [f"  {name}: {was} -> {now}" for name, (was, now) in self.sites.items()]
         lines += [f"  left as it was: {item.name}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
@@ -238,7 +240,8 @@ def _attributes(model: nn.Module, structure: Structure, choice: Gone) -> dict[st
     uses: dict[tuple[str, str, int | None], set[int]] = {}
     for size_call in structure.trace.sizes:
         for number in size_call.numbers:
-            if (source := getattr(number.given, "source", None)) is not None:
+            source = getattr(number.given, "source", None)
+            if source is not None and source not in structure.trace.computed:
                 uses.setdefault(source, set()).add(number.measure(_measured(structure, choice, number.tensor, number.dim)))
     modules = dict(model.named_modules())
     changes: dict[str, dict[str, list[Any]]] = {}
@@ -254,14 +257,15 @@ def _attributes(model: nn.Module, structure: Structure, choice: Gone) -> dict[st
             known[1][place] = new
     for axis, stay in choice.items():
         if axis.heads is not None:
-            _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), axis.size, int(stay.sum()))
+            known = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
+            _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), known, axis.size, int(stay.sum()))
     return {path: found for path, found in changes.items() if found}
 
 
-def _count_heads(module: nn.Module, changes: dict[str, list[Any]], before: int, after: int) -> None:
+def _count_heads(module: nn.Module, changes: dict[str, list[Any]], computed: set[str], before: int, after: int) -> None:
     """Attributes that count heads and that no call shows, because the code writes −1 in their place."""
     for key, value in module.__dict__.items():
-        if "heads" in key and type(value) is int and value % before == 0 and key not in changes:
+        if "heads" in key and type(value) is int and value % before == 0 and key not in changes and key not in computed:
             changes[key] = [value, value // before * after]
 
 
@@ -297,7 +301,8 @@ class _Comparing(TorchFunctionMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._calls = iter([_wanted(structure, choice, size_call) for size_call in structure.trace.sizes])
         self.stack: list[list[Any]] = [["", 0]]
-        self.found: dict[str, dict[tuple[int, Any], Rewrite]] = {}
+        self._found: dict[str, dict[tuple[int, Any], Rewrite]] = {}
+        self._right: set[tuple[str, str, Any, Any]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -311,10 +316,37 @@ class _Comparing(TorchFunctionMode):
             frame[1] += 1
         rewrites = [Rewrite(ordinal, wanted.name, *each) for each in _needed(wanted, func, args, kwargs)]
         for each in rewrites:
-            known = self.found.setdefault(name, {}).setdefault((ordinal, each.path), each)
+            known = self._found.setdefault(name, {}).setdefault((ordinal, each.path), each)
             if known != each:
                 raise SecateursError(f"{name or 'the model'} is called more than once, and would need other sizes each time")
+        changed = {each.path for each in rewrites}
+        for path, given in _given(wanted, args, kwargs):
+            if path not in changed:
+                self._right.add((name, wanted.name, path, given))
         return rewritten(func, args, kwargs, rewrites)
+
+    def rewrites(self) -> dict[str, list[Rewrite]]:
+        """What was wrong, by module. Where all calls with one number need the same new one, their order does not matter."""
+        found = {}
+        for name, entries in self._found.items():
+            alike: dict[Any, set[Any]] = {}
+            for each in entries.values():
+                alike.setdefault((each.name, each.path, each.given), set()).add(str(each.new))
+            everywhere = {key for key, news in alike.items() if len(news) == 1 and (name, *key) not in self._right}
+            anywhere = [
+                replace(each, ordinal=None) if (each.name, each.path, each.given) in everywhere else each
+                for each in entries.values()
+            ]
+            found[name] = list({str(each): each for each in anywhere}.values())
+        return found
+
+
+def _given(wanted: _Wanted, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """The numbers that a call was given, with their places."""
+    if wanted.pieces is not None:
+        yield ("pieces",), args[0].shape[wanted.pieces[0]]
+    else:
+        yield from ((tuple(path), at(args, kwargs, path)) for path, _ in wanted.numbers)
 
 
 def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any, Any]]:
@@ -346,7 +378,7 @@ def _rewrites(model: nn.Module, structure: Structure, choice: Gone, example: Any
         inputs = example if mode is None else nested(example, mode.from_tensor)
         with mode or nullcontext(), comparing:
             call(model, inputs)
-    return {name: list(entries.values()) for name, entries in comparing.found.items() if entries}
+    return comparing.rewrites()
 
 
 def _unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:

@@ -113,6 +113,7 @@ class Typing:
 def infer(trace: Trace) -> Typing:
     """The types of every dimension of every tensor of a trace.
 
+    >>> import torch
     >>> from torch import nn
     >>> from secateurs.graph import normal, record
     >>> trace = record(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))

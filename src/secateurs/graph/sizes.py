@@ -53,24 +53,52 @@ class SizeCall:
     pieces: Pieces | None = None
 
 
-class Tagged(int):
-    """A whole number that knows which attribute of the model it came from: a module's name, the attribute's, a place in a tuple."""
+Source = tuple[str, str, "int | None"]
+"""An attribute of the model: a module's name, the attribute's, and a place in it where it is a tuple."""
 
-    source: tuple[str, str, int | None]
+
+class Tagged(int):
+    """A whole number that knows which attribute it came from, and tells when the code divides by it or takes a root of it.
+
+    Such an attribute must keep its value: ``(width // self.heads) ** -0.5`` would scale attention otherwise with fewer heads.
+    """
+
+    source: Source
+    computed: set[Source]
+
+    def _told(self) -> int:
+        self.computed.add(self.source)
+        return int.__int__(self)
+
+    def __rfloordiv__(self, other: int) -> int:
+        return other // self._told()
+
+    def __rtruediv__(self, other: float) -> float:
+        return other / self._told()
+
+    def __rmod__(self, other: int) -> int:
+        return other % self._told()
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        return self._told() ** other
+
+    def __float__(self) -> float:
+        return float(self._told())
 
 
 @contextmanager
-def tagged(model: nn.Module) -> Iterator[None]:
-    """While a model runs, the whole numbers among its modules' attributes know where they came from."""
+def tagged(model: nn.Module) -> Iterator[set[Source]]:
+    """While a model runs, the whole numbers among its modules' attributes know where they came from; yields those computed with."""
+    computed: set[Source] = set()
     held: list[tuple[dict[str, Any], str, Any]] = []
     for name, module in model.named_modules():
         for key, value in list(module.__dict__.items()):
-            marked = _marked(value, name, key)
+            marked = _marked(value, name, key, computed)
             if marked is not None:
                 held.append((module.__dict__, key, value))
                 module.__dict__[key] = marked
     try:
-        yield
+        yield computed
     finally:
         for slots, key, value in held:
             slots[key] = value
@@ -80,10 +108,10 @@ def tagged(model: nn.Module) -> Iterator[None]:
                     module.__dict__[key] = int(value)
 
 
-def _marked(value: Any, module: str, attribute: str) -> Any:
+def _marked(value: Any, module: str, attribute: str, computed: set[Source]) -> Any:
     def tag(number: int, place: int | None) -> Tagged:
         made = Tagged(number)
-        made.source = (module, attribute, place)
+        made.source, made.computed = (module, attribute, place), computed
         return made
 
     if type(value) is int and value > 1:
@@ -150,7 +178,9 @@ def _unflatten(args: Any, kwargs: Any, out: Any) -> list[Number]:
 
 def _split(args: Any, kwargs: Any, out: Any) -> tuple[list[Number], Pieces]:
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
-    given = [(path, number) for path, number in sequence(args[:2], kwargs, 1, "split_size", "split_size_or_sections", "split_sizes")]
+    given = [
+        (path, number) for path, number in sequence(args[:2], kwargs, 1, "split_size", "split_size_or_sections", "split_sizes")
+    ]
     of_each = len(given) == len(out) or (len(given) == 1 and given[0][1] == out[0].shape[dim])
     numbers = [Number(path, number, piece, dim) for (path, number), piece in zip(given, out, strict=False)] if of_each else []
     return numbers, Pieces(tuple(out), dim)
@@ -196,7 +226,7 @@ def _edge(at: int) -> Measure:
 
 def _pad(args: Any, kwargs: Any, out: Any) -> list[Number]:
     numbers = []
-    for path, number in sequence(args, kwargs, 1, "pad"):
+    for path, number in sequence(args[:2], kwargs, 1, "pad"):
         place = path[-1]
         dim = out.ndim - 1 - int(place) // 2
         if number > 0:
@@ -219,16 +249,18 @@ def _groups(place: int, name: str) -> Note:
     def note(args: Any, kwargs: Any, out: Any) -> list[Number]:
         groups = kwargs.get(name, args[place] if len(args) > place else 1)
         path: Path = (name,) if name in kwargs else (place,)
-        dim = 1 if name == "num_groups" else args[0].ndim - (args[1].ndim - 2) - 1
-        return [Number(path, groups, args[0], dim, lambda kept: int(kept.view(groups, -1).any(1).sum()))] if groups > 1 else []
+        x = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        dim = 1 if name == "num_groups" else x.ndim - (weight.ndim - 2) - 1
+        return [Number(path, groups, x, dim, lambda kept: int(kept.view(groups, -1).any(1).sum()))] if groups > 1 else []
 
     return note
 
 
 def _scale(args: Any, kwargs: Any, out: Any) -> list[Number]:
     """Attention whose scale is left to be worked out from the width of its heads keeps the one that it was trained with."""
-    query = args[0]
-    if kwargs.get("scale") is not None:
+    query = args[0] if args else kwargs["query"]
+    if kwargs.get("scale") is not None or len(args) > 6:
         return []
     return [Number(("scale",), None, query, query.ndim - 1, lambda kept: None if bool(kept.all()) else len(kept) ** -0.5)]
 

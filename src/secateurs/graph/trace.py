@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateurs.forward import call, check_fit, evaluating, nested, run_example, tensors_in
-from secateurs.graph.sizes import SizeCall, SizeCalls, tagged
+from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
 from secateurs.types import SecateursError
 
 _SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
@@ -81,7 +83,10 @@ def values_in(nest: Any) -> Iterator[Value]:
 
 @dataclass
 class Trace:
-    """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs."""
+    """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs.
+
+    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of.
+    """
 
     ops: list[Op] = field(default_factory=list)
     sizes: list[SizeCall] = field(default_factory=list)
@@ -89,6 +94,7 @@ class Trace:
     buffers: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    computed: set[Source] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     fake: bool = True
 
@@ -180,7 +186,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     stack = [""]
     recorder = Recorder(stack)
     trace = Trace(fake=fake)
-    with ready(model, fake, stack.append, stack.pop) as mode, tagged(model):
+    with ready(model, fake, stack.append, stack.pop) as mode, tagged(model) as computed:
         if mode is not None:
             example = nested(example, mode.from_tensor)
         trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
@@ -190,26 +196,55 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         with mode or nullcontext(), recorder, sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
-    trace.ops, trace.sizes = recorder.ops, sizes.calls
+    trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
     return trace
 
 
 @contextmanager
-def ready(
-    model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]
-) -> Iterator[FakeTensorMode | None]:
+def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[FakeTensorMode | None]:
     """A model about to be watched: in evaluation mode, without fused paths, with fake weights if so wished; then as it was before.
 
     ``enter`` is told the name of each module whose forward begins, ``leave`` is called where it ends.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
     with ExitStack() as around:
-        contexts = (_untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), plain(), _modules(model, enter, leave))
+        contexts = (
+            _quiet(),
+            _untouched(model),
+            evaluating(model),
+            torch.random.fork_rng(devices=[]),
+            plain(),
+            _modules(model, enter, leave),
+        )
         for context in contexts:
             around.enter_context(context)
         if mode is not None:
+            around.callback(_forget, model)
             around.enter_context(_faked(model, mode))
         yield mode
+
+
+def _forget(model: nn.Module) -> None:
+    """Empty the caches of functions beside the model's classes: what they computed from fake tensors is fake."""
+    spaces = [vars(base) for module in model.modules() for base in type(module).__mro__]
+    names = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+    spaces += [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
+    for space in {id(space): space for space in spaces}.values():
+        for value in list(space.values()):
+            if isinstance(value, functools._lru_cache_wrapper):
+                value.cache_clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs what fake tensors cannot do before it raises; the pass on real tensors takes care of that."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager
