@@ -256,15 +256,15 @@ def noting(outcome: Outcome) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        outcome.failure = f"{type(error).__name__}: {lines[0]}".replace("|", "\\|")
+        lines = str(error).strip().splitlines()
+        outcome.failure = ": ".join([type(error).__name__, *lines[:1]]).replace("|", "\\|")
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def give_up(number: int, frame: object) -> NoReturn:
     """End what takes too long."""
-    raise TimeoutError(f"not done after {LIMIT} s")
+    raise TimeoutError(f"not done after {LIMIT} s of processor time")
 
 
 def compare(network: Network) -> dict[str, Outcome]:

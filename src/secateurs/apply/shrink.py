@@ -29,7 +29,7 @@ from secateurs.apply.resize import (
     takes_sizes,
 )
 from secateurs.forward import call, nested, run_example, tensors_in
-from secateurs.graph import Axis, Dim, SizeCall, Structure, Value, analyse, kept, plain, ready
+from secateurs.graph import Axis, Dim, SizeCall, Structure, Value, analyse, kept, plain, ready, untouched
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
 
@@ -255,6 +255,12 @@ def _attributes(model: nn.Module, structure: Structure, choice: Gone) -> dict[st
             known[1] = new
         else:
             known[1][place] = new
+    for op in structure.trace.ops:  # without weights, nothing else tells such a layer how many channels come in
+        module = modules[op.module]
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is None and isinstance(op.args[0], Value):
+            old, new = module.num_features, int(_measured(structure, choice, op.args[0], 1).sum())
+            if op.args[0].shape[1] == old != new:
+                changes.setdefault(op.module, {})["num_features"] = [old, new]
     for axis, stay in choice.items():
         if axis.heads is not None:
             known = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
@@ -319,10 +325,12 @@ class _Comparing(TorchFunctionMode):
             known = self._found.setdefault(name, {}).setdefault((ordinal, each.path), each)
             if known != each:
                 raise SecateursError(f"{name or 'the model'} is called more than once, and would need other sizes each time")
-        changed = {each.path for each in rewrites}
+        changed = {each.path: each.new for each in rewrites}
         for path, given in _given(wanted, args, kwargs):
             if path not in changed:
                 self._right.add((name, wanted.name, path, given))
+            for outer, _ in self.stack[:-1]:  # sees the calls of the modules within, too
+                self._right.add((outer, wanted.name, path, _hashable(changed.get(path, given))))
         return rewritten(func, args, kwargs, rewrites)
 
     def rewrites(self) -> dict[str, list[Rewrite]]:
@@ -339,6 +347,10 @@ class _Comparing(TorchFunctionMode):
             ]
             found[name] = list({str(each): each for each in anywhere}.values())
         return found
+
+
+def _hashable(new: Any) -> Any:
+    return tuple(new) if isinstance(new, list) else new
 
 
 def _given(wanted: _Wanted, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
@@ -408,7 +420,7 @@ def _telling(example: Any) -> Any:
 
 def _answers(model: nn.Module, inputs: Any, double: bool | None = None) -> tuple[list[Tensor], bool]:
     """The model's floating-point outputs, in float64 where the model can do that; and whether it could."""
-    with plain():
+    with untouched(model), plain():
         if double is not False and sum(parameter.numel() for parameter in model.parameters()) < _LARGE:
             try:
                 with _in_double(model):

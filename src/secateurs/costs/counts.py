@@ -56,7 +56,7 @@ def _checked(plan: Plan, sizes: dict[str, int]) -> Plan:
         for parameter, per_unit in share.elements.items():
             if parameter not in sizes:
                 raise PlanError(f"{name}: the plan names the parameter {parameter!r}, which the model does not have")
-            if share.units * per_unit > sizes[parameter]:
+            if parameter not in plan.extents and share.units * per_unit > sizes[parameter]:
                 raise PlanError(
                     f"{name}: the plan cuts {parameter} into {share.units} units of {per_unit}, but it has {sizes[parameter]} "
                     "elements: the plan belongs to another model"

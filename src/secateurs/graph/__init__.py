@@ -5,7 +5,7 @@ from secateurs.graph.infer import Typing, infer
 from secateurs.graph.rules import RULES
 from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
-from secateurs.graph.trace import Op, Trace, Value, plain, ready, record
+from secateurs.graph.trace import Op, Trace, Value, plain, ready, record, untouched
 
 __all__ = [
     "RULES",
@@ -33,4 +33,5 @@ __all__ = [
     "ready",
     "record",
     "unify",
+    "untouched",
 ]

@@ -95,7 +95,8 @@ def normal(dim: Dim) -> Dim:
     for term in dim.terms:
         factors = tuple(_followed(term))
         if factors and isinstance(factors[0], Dim):
-            terms.extend((*first, *factors[1:]) for first in factors[0].terms)
+            opened = Dim(tuple((*first, *factors[1:]) for first in factors[0].terms))
+            terms.extend((opened if all(factors[0].terms) else normal(opened)).terms)  # after a 1 the next factor is the first
         else:
             terms.append(factors)
     return Dim(tuple(terms))

@@ -504,6 +504,8 @@ def along(kind: str) -> Rule:
 
 def batch_norm(t: Typing, op: Op) -> list[Dims]:
     dims = list(t.dims(op.args[0]))
+    if op.argument("training", False):  # a weight that is standardised, say
+        t.approximate([dims[0], *dims[2:]], f"{op.name} at {op.where} reduces over it")
     for value in op.args[1:5]:
         if isinstance(value, Value):
             t.same(dims[1], t.dims(value)[0], op)

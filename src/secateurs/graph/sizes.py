@@ -171,6 +171,23 @@ def _shape(place: int, *names: str) -> Note:
     return note
 
 
+def _repeat(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    """How often each dimension is repeated."""
+    given = list(sequence(args, kwargs, 1, "repeats", "dims"))
+    return [Number(path, number, out, out.ndim - len(given) + i, _outer(number)) for i, (path, number) in enumerate(given)]
+
+
+def _outer(count: int) -> Measure:
+    return lambda kept: int(kept.view(count, -1).any(1).sum()) if count else count
+
+
+def _repeat_interleave(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    times, dim = kwargs.get("repeats", args[1] if len(args) > 1 else None), kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if not isinstance(times, int) or dim is None:
+        return []
+    return [Number(("repeats",) if "repeats" in kwargs else (1,), times, out, dim, lambda kept: int(kept.view(-1, times).any(0).sum()))]
+
+
 def _unflatten(args: Any, kwargs: Any, out: Any) -> list[Number]:
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % args[0].ndim
     return [Number(path, number, out, dim + i) for i, (path, number) in enumerate(sequence(args, kwargs, 2, "sizes"))]
@@ -285,6 +302,11 @@ TABLE: dict[Any, Note] = {
     Tensor.expand: _shape(1, "size"),
     Tensor.broadcast_to: _shape(1, "size"),
     torch.broadcast_to: _shape(1, "size"),
+    Tensor.repeat: _repeat,
+    Tensor.tile: _repeat,
+    torch.tile: _repeat,
+    Tensor.repeat_interleave: _repeat_interleave,
+    torch.repeat_interleave: _repeat_interleave,
     Tensor.unflatten: _unflatten,
     torch.unflatten: _unflatten,
     Tensor.split: _split,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -210,7 +211,7 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
     with ExitStack() as around:
         contexts = (
             _quiet(),
-            _untouched(model),
+            untouched(model),
             evaluating(model),
             torch.random.fork_rng(devices=[]),
             plain(),
@@ -219,20 +220,32 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
         for context in contexts:
             around.enter_context(context)
         if mode is not None:
+            _forget(model)
             around.callback(_forget, model)
             around.enter_context(_faked(model, mode))
         yield mode
 
 
 def _forget(model: nn.Module) -> None:
-    """Empty the caches of functions beside the model's classes: what they computed from fake tensors is fake."""
-    spaces = [vars(base) for module in model.modules() for base in type(module).__mro__]
+    """Empty the caches of functions on and beside the model's classes: what they computed from fake tensors is fake."""
+    spaces = [vars(each) for module in model.modules() for each in (module, *type(module).__mro__)]
     names = {base.__module__ for module in model.modules() for base in type(module).__mro__}
     spaces += [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
     for space in {id(space): space for space in spaces}.values():
         for value in list(space.values()):
-            if isinstance(value, functools._lru_cache_wrapper):
-                value.cache_clear()
+            function = getattr(value, "__func__", value)
+            cells = getattr(function, "__closure__", None) or ()
+            for cached in (function, *(cell.cell_contents for cell in cells if _filled(cell))):
+                if isinstance(cached, functools._lru_cache_wrapper):
+                    cached.cache_clear()
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
@@ -248,11 +261,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Whatever the forward pass writes down on its modules (caches, counters) is taken back."""
     held = []
     for module in model.modules():
-        inside = [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, list, set)]
+        inside = [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, OrderedDict, list, set)]
         held.append((module.__dict__, dict(module.__dict__), inside))
     try:
         yield
