@@ -21,12 +21,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from secateurs import __version__, allocate, criteria, methods, models, patterns, report, session, tasks
+from secateurs import __version__, allocate, costs, criteria, methods, models, patterns, report, session, tasks
 from secateurs.apply import load
 from secateurs.costs import trace_macs
-from secateurs.patterns import find_weights, misfit
+from secateurs.patterns import find_sites, find_weights, misfit
 from secateurs.recover import train_
-from secateurs.types import Allocator, Pattern, SecateursError, Task
+from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, SecateursError, Site, Sites, Task, Tiling
 
 app = App(
     name="secateurs",
@@ -64,8 +64,12 @@ def inspect(
     task: str | None = None,
     input_shape: str | None = None,
     pattern: Names = [],  # noqa: B006 (never written to)
+    channels: bool = False,
+    heads: bool = False,
 ) -> None:
     """Show a row a layer: shape, parameters, nonzeros, MACs, and which patterns fit it, with the reason where not.
+
+    With --channels or --heads: what is coupled, a row a site, and what is left alone and why.
 
     Parameters
     ----------
@@ -79,10 +83,21 @@ def inspect(
         Shape of an input of zeros instead of a task's example, such as 1,3,224,224.
     pattern
         Patterns to try, such as "2:4" or "Block(4, 1)"; by default one of each kind.
+    channels
+        Show the channels, neurons and heads that can be removed, each with all layers that are tied to it.
+    heads
+        Show the attention heads alone.
     """
     network = _loaded(_model_factory(model), weights)
     example = _example(task, input_shape)
-    tried = [_pattern(text) for text in pattern] or [
+    if channels or heads:
+        if pattern:
+            raise SecateursError(
+                "--pattern tries patterns layer by layer, --channels and --heads show what is coupled: give one of them"
+            )
+        _show_sites(network, patterns.Head() if heads else patterns.Channel(approximate=True), example)
+        return
+    tried = [_tiling(text) for text in pattern] or [
         patterns.NofM(2, 4),
         patterns.Vector("width"),
         patterns.Kernel(),
@@ -93,11 +108,7 @@ def inspect(
     console.print(_layer_table(network, example, tried))
     found, skipped = find_weights(network)
     why = [(weight.name, reason) for each in tried for weight in found if (reason := misfit(each, weight.shape))]
-    names: dict[str, list[str]] = {}
-    for name, reason in [*why, *((item.name, item.reason) for item in skipped)]:
-        names.setdefault(reason, []).append(name)
-    for reason, alike in names.items():
-        console.print(f"{', '.join(alike)}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    _print_reasons(console, [*why, *((item.name, item.reason) for item in skipped)])
 
 
 @app.command
@@ -109,8 +120,10 @@ def prune(
     pattern: str = "Element()",
     criterion: Literal["magnitude", "random"] = "magnitude",
     p: float = 2,
-    allocator: Literal["global", "uniform", "erdos-renyi"] = "global",
-    sparsity: float = 0.9,
+    allocator: Literal["global", "uniform", "erdos-renyi"] | None = None,
+    sparsity: float | None = None,
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
     rounds: int = 5,
     epochs_per_round: int = 2,
     last_epochs: int = 0,
@@ -124,6 +137,8 @@ def prune(
 ) -> None:
     """Prune a model in rounds with retraining, then write the pruned model, its record and its report.
 
+    With --pattern channel or head the model gets physically smaller at the end.
+
     Parameters
     ----------
     model
@@ -133,15 +148,20 @@ def prune(
     weights
         A safetensors file with the trained weights.
     pattern
-        What is removed as one: "Element()", "2:4", "Vector('width')", "Kernel()", "Block(4, 1)", "Filter()".
+        What is removed as one: "Element()", "2:4", "Vector('width')", "Kernel()", "Block(4, 1)", "Filter()"; or, with all that is
+        coupled to it, "channel", "channel(round_to=8)", "head".
     criterion
         How units are scored.
     p
         The norm of the magnitude.
     allocator
-        How much where: one threshold over the model, the same everywhere, or Erdős–Rényi densities.
+        How much where: one threshold over the model, the same everywhere (the default for channels), or Erdős–Rényi densities.
     sparsity
-        Fraction of the units to remove; a pattern such as 2:4 decides for itself.
+        Fraction of the units to remove, 0.9 where nothing is said; a pattern such as 2:4 decides for itself.
+    keep_macs
+        For channels and heads: fraction of the MACs that may stay.
+    keep_params
+        For channels and heads: fraction of the parameters that may stay.
     rounds
         Prunings; each removes the same fraction of what is left.
     epochs_per_round
@@ -166,6 +186,8 @@ def prune(
     torch.manual_seed(seed)
     make, work = _model_factory(model), _task(task)
     network, shape = _loaded(make, weights), _pattern(pattern)
+    allocator = allocator or ("uniform" if isinstance(shape, Coupling) else "global")
+    sparsity, cost = _amount(shape, sparsity, keep_macs, keep_params)
     if shape.kept_of_each is not None:
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     checkpoint = out / "checkpoint.safetensors"
@@ -185,8 +207,8 @@ def prune(
             epochs_per_round=epochs_per_round,
             last_epochs=last_epochs,
             pattern=shape,
-            criterion=criteria.magnitude(p) if criterion == "magnitude" else criteria.random(seed),
-            allocate=_allocator(allocator, shape),
+            criterion=_criterion(criterion, p, seed, of_all_sizes=isinstance(shape, Coupling) and allocator == "global"),
+            allocate=_allocator(allocator, shape, cost),
             only=only or None,
             skip=skip or None,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, epochs_per_round),
@@ -194,7 +216,8 @@ def prune(
         )
 
     title = f"{model} on {work.name}: {shape}"
-    _finish(session.prune_to_folder(network, make, work, in_rounds, out, title=title, seed=seed, command=_command()))
+    to_folder = session.shrink_to_folder if isinstance(shape, Coupling) else session.prune_to_folder
+    _finish(to_folder(network, make, work, in_rounds, out, title=title, seed=seed, command=_command()))
 
 
 @app.command(name="report")
@@ -233,6 +256,8 @@ def main() -> None:
 def _finish(result: session.Result) -> None:
     console = Console()
     console.print(report.table(result.record))
+    for note in result.record.notes:
+        console.print(note, highlight=False, markup=False)
     for name in ("pruned.safetensors", "record.json", "report.html"):
         console.print(f"{result.folder / name}", highlight=False)
 
@@ -325,12 +350,56 @@ def _pattern(text: str) -> Pattern:
 
 
 def _shapes() -> Iterable[Any]:
-    return (patterns.Element, patterns.NofM, patterns.Vector, patterns.Kernel, patterns.Block, patterns.Filter)
+    tilings = (patterns.Element, patterns.NofM, patterns.Vector, patterns.Kernel, patterns.Block, patterns.Filter)
+    return (*tilings, patterns.Channel, patterns.Head)
 
 
-def _allocator(name: str, shape: Pattern) -> Callable[..., Allocator]:
+def _tiling(text: str) -> Tiling:
+    """A pattern on single weights."""
+    shape = _pattern(text)
+    if not isinstance(shape, Tiling):
+        raise SecateursError(
+            f"{shape} does not fit single layers but removes what is coupled: see secateurs inspect MODEL --channels"
+        )
+    return shape
+
+
+def _amount(
+    shape: Pattern, sparsity: float | None, keep_macs: float | None, keep_params: float | None
+) -> tuple[float, Cost | None]:
+    """The fraction to remove, and of which cost, where it is not of the units; raises where the options do not fit each other."""
+    given = {"--sparsity": sparsity, "--keep-macs": keep_macs, "--keep-params": keep_params}
+    said = [name for name, value in given.items() if value is not None]
+    if not isinstance(shape, Coupling):
+        if keep_macs is not None or keep_params is not None:
+            raise SecateursError(f"{said[-1]} is for --pattern channel and head, not for {shape}; say --sparsity")
+        return 0.9 if sparsity is None else sparsity, None
+    if len(said) != 1:
+        raise SecateursError(
+            f"{shape}: say how much stays with one of --keep-macs, --keep-params (fractions kept) and --sparsity (fraction of the "
+            f"units removed), not with {' and '.join(said) or 'none of them'}"
+        )
+    if sparsity is not None:
+        return sparsity, None
+    keep = keep_macs if keep_macs is not None else keep_params
+    if keep is None or not 0 < keep <= 1:
+        raise SecateursError(f"{said[0]} {keep} is not in (0, 1]; 0.5 keeps half")
+    return 1 - keep, costs.macs if keep_macs is not None else costs.params
+
+
+def _criterion(name: str, p: float, seed: int, of_all_sizes: bool) -> Criterion:
+    """A criterion; where units of many sizes compete, their mean counts."""
+    return criteria.magnitude(p, mean=of_all_sizes) if name == "magnitude" else criteria.random(seed)
+
+
+def _allocator(name: str, shape: Pattern, cost: Cost | None) -> Callable[..., Allocator]:
     if shape.kept_of_each is not None:
         return lambda sparsity: allocate.as_pattern()
+    if isinstance(shape, Coupling) and name == "erdos-renyi":
+        raise SecateursError(f"Erdős–Rényi densities are for single weights, not for {shape}: say --allocator uniform or global")
+    if cost is not None:
+        units = _allocator(name, shape, None)
+        return lambda sparsity: allocate.within_budget(Budget(cost, keep=1 - sparsity), units)
     if name == "global" and shape.within not in ("layer", "model"):
         name = "uniform"
     match name:
@@ -340,6 +409,49 @@ def _allocator(name: str, shape: Pattern) -> Callable[..., Allocator]:
             return allocate.erdos_renyi
         case _:
             return allocate.global_threshold
+
+
+def _print_reasons(console: Console, why: Iterable[tuple[str, str]]) -> None:
+    """A line a reason, with the names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in why:
+        names.setdefault(reason, []).append(name)
+    for reason, alike in names.items():
+        console.print(f"{', '.join(alike)}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_sites(network: nn.Module, pattern: Coupling, example: Any) -> None:
+    """The sites of a pattern on axes as a table, and what is left alone."""
+    if example is None:
+        raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")
+    console = Console()
+    sites = find_sites(network, pattern, example)
+    console.print(_site_table(sites))
+    if sites.skipped:
+        console.print("left alone:")
+        _print_reasons(console, ((item.name, item.reason) for item in sites.skipped))
+
+
+def _site_table(sites: Sites) -> Table:
+    made = Table(title=type(sites.model).__name__, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    made.add_column("site", overflow="fold")
+    made.add_column("units", justify="right", no_wrap=True)
+    made.add_column("weights\na unit", justify="right", no_wrap=True)
+    made.add_column("tied layers", overflow="fold", ratio=2)
+    made.add_column("removal is", overflow="fold", ratio=1)
+    for site in sites:
+        made.add_row(*map(Text, (site.name, f"{site.units:,}", f"{site.elements_per_unit:,}", _tied(site), site.note)))
+    exact = sum(site.note == "exact" for site in sites)
+    made.caption = f"{len(sites)} sites, {exact} exact: what is removed there changes nothing that masking does not."
+    if exact < len(sites):
+        made.caption += " The others take part with channel(approximate=True)."
+    return made
+
+
+def _tied(site: Site) -> str:
+    """The layers in which a site lies, those that make its units first."""
+    layers = list(dict.fromkeys(member.parameter.rpartition(".")[0] or member.parameter for member in site.members))
+    return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
 
 
 def _layer_table(network: nn.Module, example: Any, tried: list[Pattern]) -> Table:

@@ -5,25 +5,39 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from secateurs.allocate import erdos_renyi, global_threshold
-from secateurs.apply import Masks, load, save
-from secateurs.costs import params
+from secateurs.apply import Masks, Shrunk, load, save, shrink_
+from secateurs.costs import bytes_, macs, params
 from secateurs.criteria import magnitude, random
 from secateurs.methods import iterative_magnitude_
 from secateurs.models import digits_cnn
 from secateurs.patterns import Element
 from secateurs.prune import prune_
 from secateurs.recover import evaluate, train_
-from secateurs.report import Curve, Entry, History, Record, curve, environment, layers, measure, reasons, write_html, write_record
+from secateurs.report import (
+    Curve,
+    Entry,
+    History,
+    Record,
+    curve,
+    environment,
+    latencies,
+    layers,
+    measure,
+    reasons,
+    write_html,
+    write_record,
+)
 from secateurs.solve import TopK
 from secateurs.tasks import digits
-from secateurs.types import Run, Task
+from secateurs.types import Plan, Run, Task
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,73 @@ def prune_to_folder(
         machine=machine,
         date=date,
     )
+    return _written(record, folder)
+
+
+def shrink_to_folder(
+    model: nn.Module, make: Callable[[], nn.Module], task: Task, prune: Callable[[nn.Module], Run], out: str | Path, **told: Any
+) -> Result:
+    """As `prune_to_folder` for a pattern on channels or heads: what is masked is removed for good before the model is saved.
+
+    Then ``pruned.safetensors`` is a plain file of smaller tensors, with the record of how the class's own model becomes as small.
+    The record shows what the plan promised beside what was measured, and the latency of the dense model beside the small one's.
+    """
+    rows: list[Entry] = []
+    did: list[Shrunk] = []
+
+    def prune_and_shrink(network: nn.Module) -> Run:
+        dense = load(Path(out) / "dense.safetensors", make)
+        run = prune(network)
+        rows.extend([_planned(dense, task, run.masks.plan), replace(measure("masked", network, task), seconds=None)])
+        did.append(shrink_(network, run.masks, task.example, optimizer=run.optimizer))
+        run.masks = Masks({}, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
+        return run
+
+    result = prune_to_folder(model, make, task, prune_and_shrink, out, **told)
+    dense = load(result.folder / "dense.safetensors", make).to(next(model.parameters()).device)
+    first, *others = result.record.entries
+    now = {layer.name: layer for layer in result.record.layers}
+    return _written(
+        replace(
+            result.record,
+            entries=(first, *rows, *others),
+            layers=tuple(
+                replace(was, nonzero=now[was.name].nonzero, macs=now[was.name].macs) for was in layers(dense, task.example)
+            ),
+            notes=(*result.record.notes, _in_words(did[0]), _faster(dense, model, task)),
+        ),
+        result.folder,
+    )
+
+
+def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
+    """What a plan promises, as a row of the table; its bytes are those of the tensors, without the file's header."""
+    left = int(params(dense, task.example, plan))
+    work = macs(dense, task.example, plan)
+    return Entry("as planned", None, left, left, work, work, int(bytes_(dense, task.example, plan)), None)
+
+
+def _in_words(shrunk: Shrunk) -> str:
+    """What shrinking did, in a sentence or two."""
+    said = (
+        f"{len(shrunk.sites)} site{'s' * (len(shrunk.sites) != 1)} of the model got physically smaller; on the example the small model's outputs differ from the masked model's "
+        f"by at most {shrunk.largest_difference:.1e} of the largest."
+    )
+    names = ", ".join(item.name for item in shrunk.skipped)
+    return said + (f" Left as zeros, because the model cannot run smaller there: {names}." if names else "")
+
+
+def _faster(dense: nn.Module, small: nn.Module, task: Task) -> str:
+    """Latency of the example, dense and small in turn."""
+    before, after = latencies((dense, small), task.example)
+    return (
+        f"One forward pass of the example: {before:.3g} ms dense, {after:.3g} ms shrunk (medians of passes in turn on this machine, "
+        f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})."
+    )
+
+
+def _written(record: Record, folder: Path) -> Result:
+    """Write record and report."""
     write_record(record, folder / "record.json")
     write_html(record, folder / "report.html")
     return Result(record, folder)

@@ -46,6 +46,7 @@ def save(
 ) -> int:
     """Write a model's weights and buffers, with masks, plan, metric and seed beside them; returns the file's size in bytes.
 
+    A folder gets ``model.safetensors`` and, of a Hugging Face model, its ``config.json``; `load` reads both, given the class.
     By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
     weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone.
 
@@ -71,8 +72,8 @@ def save(
             layouts[name] = layout
     document = {
         "model": type(model).__name__,
-        "pattern": masks.pattern if masks else "",
-        "plan": masks.plan.to_json() if masks and masks.plan else None,
+        "pattern": masks.pattern if masks is not None else "",
+        "plan": masks.plan.to_json() if masks is not None and masks.plan else None,
         "masks": layouts,
         "tied": tied,
         "metric": {key: float(value) for key, value in (metric or {}).items()},
@@ -80,8 +81,33 @@ def save(
     }
     if steps := steps_of(model):
         document["shrunk"] = [step.to_document() for step in steps]
-    container.write(path, stored, document)
-    return Path(path).stat().st_size
+    target = _weights_in(path)
+    container.write(target, stored, document)
+    if target != Path(path):
+        _save_config(model, Path(path))
+    return target.stat().st_size
+
+
+def _weights_in(path: str | Path) -> Path:
+    """The file itself, or the one with the weights in a folder as Hugging Face's ``save_pretrained`` makes it."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
+def _save_config(model: nn.Module, folder: Path) -> None:
+    """The configuration beside the weights: that of the class as it makes the model, before it is made small again."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "save_pretrained"):
+        raise SecateursError(f"{folder} is a folder, but {type(model).__name__} has no Hugging Face config to put there: name a file")
+    config.save_pretrained(folder)
+
+
+def _made(model: Any, path: str | Path) -> nn.Module:
+    """A model as it is, or as a class or function makes it: a Hugging Face class from the configuration in the folder."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) and Path(path).is_dir() and hasattr(model, "config_class"):
+        return cast(nn.Module, model(model.config_class.from_pretrained(path)))
+    return cast(nn.Module, model())
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -164,8 +190,8 @@ def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
     >>> torch.equal(loaded.weight, model.weight)
     True
     """
-    tensors, document = container.read(path)
-    loaded = cast(Model, model if isinstance(model, nn.Module) else model())
+    tensors, document = container.read(_weights_in(path))
+    loaded = cast(Model, _made(model, path))
     undo = _as_small_(loaded, str(path), document)
     try:
         return _filled(loaded, str(path), tensors, document)
@@ -217,7 +243,7 @@ def load_masks(path: str | Path, model: nn.Module) -> Masks:
     ...     load_masks(f"{folder}/model.safetensors", model)["weight"]
     tensor([[ True, False]])
     """
-    tensors, document = container.read(path)
+    tensors, document = container.read(_weights_in(path))
     _, masks = _decoded(str(path), tensors, document)
     told = _told(str(path), document)
     try:
@@ -228,7 +254,7 @@ def load_masks(path: str | Path, model: nn.Module) -> Masks:
 
 def read_saved(path: str | Path) -> Saved:
     """What a file tells beside the weights: pattern, plan, metric, seed."""
-    return _told(str(path), container.read(path)[1])
+    return _told(str(path), container.read(_weights_in(path))[1])
 
 
 def _told(path: str, document: Mapping[str, Any]) -> Saved:

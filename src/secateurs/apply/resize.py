@@ -88,10 +88,10 @@ def _natural(value: Any) -> int:
 
 
 def _size(value: Any) -> Any:
-    """Attributes hold whole numbers, or sequences of them."""
+    """Attributes hold whole numbers, sequences of them, or a normalisation's ε."""
     if isinstance(value, list):
         return [_size(item) for item in value]
-    if type(value) is not int:
+    if type(value) not in (int, float, type(None)):
         raise ValueError(f"{value!r} is no size")
     return value
 

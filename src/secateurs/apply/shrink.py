@@ -205,6 +205,8 @@ class _Work:
         shapes = {name: list(tensors[name].shape) for name in cuts}
         cut_(model, cuts, self.undo, self.optimizer)
         attributes = _attributes(model, structure, choice)
+        for name, changes in _rescale_(model, structure, choice, self.undo).items():
+            attributes[name] = {**attributes.get(name, {}), **changes}
         set_attributes_(model, attributes, self.undo)
         also = implied(model)
         set_attributes_(model, also, self.undo)
@@ -266,6 +268,28 @@ def _attributes(model: nn.Module, structure: Structure, choice: Gone) -> dict[st
             known = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
             _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), known, axis.size, int(stay.sum()))
     return {path: found for path, found in changes.items() if found}
+
+
+@torch.no_grad()
+def _rescale_(model: nn.Module, structure: Structure, choice: Gone, undo: Undo) -> dict[str, dict[str, list[Any]]]:
+    """Root-mean-square normalisations over fewer features scale as before; returns the attributes that hold their ε."""
+    parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
+    changes: dict[str, dict[str, list[Any]]] = {}
+    for norm in {norm.parameter: norm for norm in structure.typing.rms_norms.values()}.values():
+        stay = _measured(structure, choice, norm.source, len(norm.source.shape) - 1)
+        more = len(stay) / int(stay.sum())
+        if more == 1:
+            continue
+        weight = parameters[norm.parameter]
+        before = weight.data
+        undo.add(lambda weight=weight, before=before: setattr(weight, "data", before))
+        weight.data = (before + norm.offset) * more**0.5 - norm.offset
+        for key, value in modules[norm.module].__dict__.items():
+            if type(value) is float and value == norm.eps:
+                changes.setdefault(norm.module, {})[key] = [value, value * more]
+            elif key == "eps" and value is None:
+                changes.setdefault(norm.module, {})[key] = [None, torch.finfo(weight.dtype).eps * more]
+    return changes
 
 
 def _count_heads(module: nn.Module, changes: dict[str, list[Any]], computed: set[str], before: int, after: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from secateurs.graph.axes import Conflict, Dim, approximate, mark_heads, part, pin, split, unify
+from secateurs.graph.rms import RmsNorm, rms_norms
 from secateurs.graph.trace import Op, Trace, Value
 
 Dims = list[Dim]
@@ -21,7 +22,7 @@ class Typing:
 
     ``produced``, ``consumed`` and ``scaled`` say which dimensions of a weight play which part; ``groups``, in how many groups a
     convolution's weight falls; ``products``, over which dimensions each matrix product and convolution runs (their product is its
-    MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand. ``muted``
+    MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand; ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted``
     while an operation is looked at whose result nobody uses: it forbids nothing.
     """
 
@@ -34,6 +35,8 @@ class Typing:
     products: list[Dims] = field(default_factory=list)
     summed: Dims = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    rms_norms: dict[int, RmsNorm] = field(default_factory=dict)
+    place: int = 0
     muted: bool = False
 
     # ------------------------------------------------------------ words for rules
@@ -131,9 +134,10 @@ def infer(trace: Trace) -> Typing:
     for value in trace.inputs:
         typing.types[value] = [Dim.fresh(size, "the model's input") for size in value.shape]
         typing.fixed.pop(value, None)
+    typing.rms_norms = rms_norms(trace)
     used = _used(trace)
-    for op, needed in zip(trace.ops, used, strict=True):
-        typing.muted = not needed
+    for typing.place, op in enumerate(trace.ops):
+        typing.muted = not used[typing.place]
         _apply(typing, op)
     typing.muted = False
     for value in trace.outputs:

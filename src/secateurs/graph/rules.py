@@ -475,7 +475,7 @@ def reduction(kind: str) -> Rule:
             chosen = {place % len(dims) for place in (places if isinstance(places, (tuple, list)) else [places])} if dims else set()
         over = [dims[place] for place in chosen]
         t.summed += over
-        if kind == "mean":
+        if kind == "mean" and t.place not in t.rms_norms:
             t.approximate(over, f"{op.name} at {op.where} reduces over it")
         elif kind == "order":
             t.pin(over, f"{op.name} at {op.where} depends on the order of its indices")
@@ -518,7 +518,9 @@ def batch_norm(t: Typing, op: Op) -> list[Dims]:
 def layer_norm(t: Typing, op: Op) -> list[Dims]:
     dims, shape = list(t.dims(op.args[0])), op.args[1]
     last = dims[len(dims) - len(shape) :]
-    t.approximate(last, f"{op.name} at {op.where} reduces over it")
+    t.summed += last
+    if t.place not in t.rms_norms:
+        t.approximate(last, f"{op.name} at {op.where} reduces over it")
     for value in op.args[2:4]:
         if isinstance(value, Value):
             t.same_all(last, t.dims(value), op)

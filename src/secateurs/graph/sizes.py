@@ -246,8 +246,12 @@ def _pad(args: Any, kwargs: Any, out: Any) -> list[Number]:
     for path, number in sequence(args[:2], kwargs, 1, "pad"):
         place = path[-1]
         dim = out.ndim - 1 - int(place) // 2
+        first = int(place) % 2 == 0
         if number > 0:
-            numbers.append(Number(path, number, out, dim, _between(0, number) if int(place) % 2 == 0 else _between(-number, None)))
+            numbers.append(Number(path, number, out, dim, _between(0, number) if first else _between(-number, None)))
+        elif number < 0:
+            cut = _between(0, -number, -1) if first else _between(number, None, -1)
+            numbers.append(Number(path, number, args[0], dim, cut))
     return numbers
 
 

@@ -24,6 +24,7 @@ from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
 from secateurs.types import SecateursError
 
 _SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
+_MODELS = str(Path(__file__).parent.parent / "models")
 
 
 _RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_", "resize_", "set_")
@@ -136,9 +137,9 @@ class Recorder(TorchDispatchMode):
 
 
 def where() -> str:
-    """File and line of the nearest caller outside of torch and of this package."""
+    """File and line of the nearest caller outside of torch and of this package (its models apart)."""
     frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED_FILES):
+    while frame is not None and (file := frame.f_code.co_filename).startswith(_SKIPPED_FILES) and not file.startswith(_MODELS):
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:
         return "torch"

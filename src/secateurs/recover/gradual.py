@@ -17,7 +17,7 @@ from secateurs.prune import prune_
 from secateurs.recover.checkpoint import load_weights
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.schedules import Schedule
-from secateurs.types import Allocator, Hook, Pattern, Run, SecateursError, Solver
+from secateurs.types import Allocator, Coupling, Hook, Pattern, Run, SecateursError, Solver
 
 Rewind = Literal["weights", "learning_rate"]
 
@@ -67,7 +67,7 @@ def gradual(
         run.masks.replace_(masks)
 
     times = _Times(schedule, begin, end, every)
-    return _Gradual(prune, times, rewind, rewind_to, dropout, dead).hook()
+    return _Gradual(prune, times, rewind, rewind_to, dropout, dead, isinstance(pattern, Coupling)).hook()
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class _Gradual:
     rewind_to: int | str | Path
     dropout: bool
     dead: bool
+    coupled: bool = False
     original_dropout: dict[str, float] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     beginning: dict[str, Any] = field(default_factory=dict)
@@ -129,8 +130,8 @@ class _Gradual:
         if self.rewind == "weights" and run.epoch == self.rewind_to:
             self.weights = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
         sparsity = self.times.sparsity(run)
-        if sparsity is None or (sparsity <= run.masks.sparsity and run.masks):
-            return
+        if sparsity is None or (run.masks and not self.coupled and sparsity <= run.masks.sparsity):
+            return  # where units are coupled, masks hold more than their fraction of the weights
         self.prune(run, sparsity)
         if self.dead and self.times.is_last(run):
             zero_dead_(run.model, run.masks, run.task.example)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from secateurs.report.measure import curve, layers, measure, reasons
+from secateurs.report.measure import curve, latencies, layers, measure, reasons
 from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
@@ -25,6 +25,7 @@ __all__ = [
     "curve",
     "environment",
     "html",
+    "latencies",
     "layer_bars",
     "layers",
     "measure",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from secateurs.costs import file_bytes, nonzero_macs, nonzero_params, params, trace_macs
+from secateurs.forward import call, evaluating
 from secateurs.patterns import find_weights
 from secateurs.recover import evaluate
 from secateurs.report.record import Curve, Entry, Layer, Point
@@ -35,6 +38,42 @@ def measure(name: str, model: nn.Module, task: Task, path: str | Path | None = N
         bytes=file_bytes(path) if path is not None else None,
         seconds=seconds,
     )
+
+
+def latencies(models: Sequence[nn.Module], example: Any, passes: int = 30, most: float = 5.0) -> tuple[float, ...]:
+    """Median milliseconds of a forward pass of each model, in evaluation mode; they take turns, so that all see the same machine.
+
+    After three passes to warm up, each runs ``passes`` times, or fewer once ``most`` seconds have gone by, but once at least.
+
+    >>> one, other = latencies((nn.Linear(3, 2), nn.Linear(3, 2)), torch.zeros(1, 3), passes=3)
+    >>> one > 0
+    True
+    """
+    times: list[list[float]] = [[] for _ in models]
+    start = time.perf_counter()
+    for turn in range(-3, passes):
+        if turn > 0 and time.perf_counter() - start > most:
+            break
+        for model, found in zip(models, times, strict=True):
+            milliseconds = _timed(model, example)
+            if turn >= 0:
+                found.append(milliseconds)
+    return tuple(median(found) for found in times)
+
+
+def _timed(model: nn.Module, example: Any) -> float:
+    with evaluating(model):
+        _wait()
+        start = time.perf_counter()
+        call(model, example)
+        _wait()
+        return 1e3 * (time.perf_counter() - start)
+
+
+def _wait() -> None:
+    """Until an accelerator has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def layers(model: nn.Module, example: Any = None) -> tuple[Layer, ...]:
