@@ -56,6 +56,12 @@ def cnn_task() -> Task:
     )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave slow tests out where they are not asked for."""
+    if item.get_closest_marker("slow") and os.environ.get("SECATEURS_ALL") != "1":
+        pytest.skip("slow: runs with SECATEURS_ALL=1")
+
+
 def pytest_report_header() -> str:
     """Say whether the tests on real data run."""
     return f"SECATEURS_DATA: {os.environ.get('SECATEURS_DATA', 'not set, so the tests on real data skip')}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.forward import call, nested, tensors_in
+from secateurs.patterns.coupled import coupled_sites
 from zoo.subject import Subject
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
@@ -38,6 +39,7 @@ class Outcome:
     reloaded: bool = False
     put_back: tuple[sc.types.Skipped, ...] = ()
     seconds: float = 0.0
+    nothing: bool = False
     failure: str = ""
 
     @property
@@ -52,17 +54,18 @@ def halve(subject: Subject) -> Outcome:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _halve(subject, outcome)
+            try_halving(subject, outcome)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         outcome.failure = f"{type(error).__name__}: {first}"
     return outcome
 
 
-def _halve(subject: Subject, outcome: Outcome) -> None:
+def try_halving(subject: Subject, outcome: Outcome) -> None:
+    """Fill in the outcome of one subject; raises whatever goes wrong."""
     model, example = subject.make(), subject.example()
     start = time.perf_counter()
-    sites = sc.find_sites(model, sc.Channel(), example)
+    sites = coupled_sites(model, sc.Channel(), example, None)  # find_sites would raise where there are none
     outcome.seconds = time.perf_counter() - start
     outcome.exact = len(sites)
     for item in sites.skipped:
@@ -71,6 +74,10 @@ def _halve(subject: Subject, outcome: Outcome) -> None:
         elif not item.name.startswith(("operation ", "trace")) and "lies within each unit" not in item.reason:
             outcome.pinned += 1
             outcome.reasons[_in_short(item.reason)] += 1
+    size = sum(parameter.numel() for parameter in model.parameters())
+    outcome.parameters, outcome.nothing = (size, size), not sites
+    if outcome.nothing:
+        return
     masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), sc.Task(example))
     masked = subject.make()
     masks.apply_(masked)

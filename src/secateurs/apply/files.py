@@ -97,7 +97,9 @@ def _save_config(model: nn.Module, folder: Path) -> None:
     """The configuration beside the weights: that of the class as it makes the model, before it is made small again."""
     config = getattr(model, "config", None)
     if not hasattr(config, "save_pretrained"):
-        raise SecateursError(f"{folder} is a folder, but {type(model).__name__} has no Hugging Face config to put there: name a file")
+        raise SecateursError(
+            f"{folder} is a folder, but {type(model).__name__} has no Hugging Face config to put there: name a file"
+        )
     config.save_pretrained(folder)
 
 

@@ -41,13 +41,17 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Step:
-    """One shrinking: everything that it takes to do it again on a model as it was before."""
+    """One shrinking: everything that it takes to do it again on a model as it was before.
+
+    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out.
+    """
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
     cuts: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     attributes: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     rewrites: dict[str, list[Rewrite]] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
+    zeros: list[str] = field(default_factory=list)
 
     def to_document(self) -> dict[str, Any]:
         """What JSON can hold; lists of kept indices that occur again and again are written once."""
@@ -70,7 +74,8 @@ class Step:
                 for name, changes in document["attributes"].items()
             }
             shapes = {str(name): [_natural(size) for size in shape] for name, shape in document["shapes"].items()}
-            return Step(shapes, cuts, attributes, rewrites, [str(name) for name in document["identities"]])
+            gone = [[str(name) for name in document[key]] for key in ("identities", "zeros")]
+            return Step(shapes, cuts, attributes, rewrites, *gone)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise FileError(f"the record of how the model was shrunk is damaged ({error!r})") from error
 
@@ -388,8 +393,7 @@ def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
     try:
         for step in steps:
             _require_same(model, step)
-            for name in step.identities:
-                replace_module_(model, name, nn.Identity(), undo)
+            take_out_(model, step, undo)
             cut_(model, step.cuts, undo)
             set_attributes_(model, step.attributes, undo)
             rewrite_(model, step.rewrites, undo)
@@ -398,6 +402,22 @@ def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
         undo()
         raise
     return undo
+
+
+class Zero(nn.Module):
+    """What is left of a branch that adds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros like the input."""
+        return torch.zeros_like(x)
+
+
+def take_out_(model: nn.Module, step: Step, undo: Undo) -> None:
+    """Replace the modules that do nothing any more."""
+    for name in step.identities:
+        replace_module_(model, name, nn.Identity(), undo)
+    for name in step.zeros:
+        replace_module_(model, name, Zero(), undo)
 
 
 def replace_module_(model: nn.Module, name: str, new: nn.Module, undo: Undo) -> None:
@@ -429,7 +449,7 @@ def _require_same(model: nn.Module, step: Step) -> None:
                 raise FileError(
                     f"the model was shrunk from one whose {path}.{key} is {old}, but here it is {here}: its class has changed"
                 )
-    for path in (*step.rewrites, *step.identities):
+    for path in (*step.rewrites, *step.identities, *step.zeros):
         if path not in modules:
             raise FileError(
                 f"the model was shrunk from one with a module {path!r}, but {type(model).__name__} has none of that name"

@@ -14,6 +14,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateurs.apply.attention import attend
+from secateurs.apply.fold import fold_constants_
+from secateurs.apply.idle import idle_modules
 from secateurs.apply.mask import Masks
 from secateurs.apply.resize import (
     Rewrite,
@@ -26,6 +28,7 @@ from secateurs.apply.resize import (
     rewrite_,
     rewritten,
     set_attributes_,
+    take_out_,
     takes_sizes,
 )
 from secateurs.forward import call, nested, run_example, tensors_in
@@ -39,12 +42,17 @@ Gone = Mapping[Axis, Tensor]
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What `shrink_` did: units before and after by site, parameters before and after, and what could not be done, and why."""
+    """What `shrink_` did: units before and after by site, parameters before and after, and what could not be done, and why.
+
+    ``layers`` were taken out whole; ``folded`` constant units went into the biases of the layers that read them.
+    """
 
     sites: dict[str, tuple[int, int]] = field(default_factory=dict)
     parameters: tuple[int, int] = (0, 0)
     skipped: tuple[Skipped, ...] = ()
     largest_difference: float = 0.0
+    layers: tuple[str, ...] = ()
+    folded: int = 0
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -52,6 +60,8 @@ class Shrunk:
             f"{before:,} -> {after:,} parameters; outputs differ from the masked model's by at most {self.largest_difference:.1e}"
         ]
         lines += [f"  {name}: {was} -> {now}" for name, (was, now) in self.sites.items()]
+        lines += [f"  taken out: {name}" for name in self.layers]
+        lines += [f"  {self.folded} constant units folded into biases"] if self.folded else []
         lines += [f"  left as it was: {item.name}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
 
@@ -60,6 +70,9 @@ def shrink_(
     model: nn.Module, masks: Masks | None = None, example: Any = None, *, optimizer: torch.optim.Optimizer | None = None
 ) -> Shrunk:
     """Remove every unit that is zero in all its weights, or that nothing reads: tensors become smaller, answers stay the same.
+
+    Units that pruning has made constant go too, once what they add is in the biases of the layers that read them; layers that do
+    nothing any more (a residual block whose branch is gone) are taken out.
 
     Gradients and the optimizer's state shrink with their parameters, which stay the same objects, so training goes on. Whether the
     smaller model gives the masked one's answers is checked on the example, in float64 where that is possible; sites for which it does
@@ -80,8 +93,12 @@ def shrink_(
     if masks is not None:
         masks.apply_()
     example = example if example is not None or masks is None else masks.example
+    before = sum(parameter.numel() for parameter in model.parameters())
+    telling = [example, _telling(example)]
+    idle = _take_out_idle_(model, telling)
     structure = analyse(model, example)
     names = axis_names(structure)
+    folded = _fold_constants_(model, structure, telling)
     asked = set(masks.plan or ()) if masks is not None else set()
     present = present_units(model, structure)
     candidates = [axis for axis, there in present.items() if not there.all()]
@@ -90,7 +107,37 @@ def shrink_(
     work = _Work(model, structure, example, optimizer, present, names)
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
-    return work.finish()
+    return replace(work.finish(before), layers=idle, folded=folded)
+
+
+def _take_out_idle_(model: nn.Module, examples: list[Any]) -> tuple[str, ...]:
+    """Take out the layers that do nothing any more, where the answers stay the same; returns their names."""
+    step, undo = idle_modules(model, examples), Undo()
+    if not step.identities and not step.zeros:
+        return ()
+    reference, double = _answers(model, examples[-1])
+    try:
+        take_out_(model, step, undo)
+        _require_same(reference, _answers(model, examples[-1], double)[0])
+        remember_(model, step, undo)
+    except _FAILURES:
+        undo()
+        return ()
+    return (*step.identities, *step.zeros)
+
+
+def _fold_constants_(model: nn.Module, structure: Structure, examples: list[Any]) -> int:
+    """Move what constant channels add into the next biases, where the answers stay the same; returns how many there were."""
+    undo = Undo()
+    reference, double = _answers(model, examples[-1])
+    folded = fold_constants_(model, structure, examples, undo)
+    try:
+        if folded:
+            _require_same(reference, _answers(model, examples[-1], double)[0])
+    except _FAILURES:
+        undo()
+        return 0
+    return folded
 
 
 # ---------------------------------------------------------------- which units are gone
@@ -151,7 +198,6 @@ class _Work:
     difference: float = 0.0
 
     def __post_init__(self) -> None:
-        self.before = sum(parameter.numel() for parameter in self.model.parameters())
         self.inputs = _telling(self.example)
         self.reference, self.double = _answers(self.model, self.inputs)
 
@@ -169,7 +215,7 @@ class _Work:
             self.grow(candidates[:middle], check)
             self.grow(candidates[middle:], check)
 
-    def finish(self) -> Shrunk:
+    def finish(self, before: int) -> Shrunk:
         """The model with all that was accepted, and what came of it."""
         reason = self._attempt(self.accepted, check=False)
         if reason is not None:
@@ -177,7 +223,7 @@ class _Work:
         sites = {self.names.get(axis, repr(axis)): (axis.size, int(self.present[axis].sum())) for axis in self.accepted}
         skipped = tuple(Skipped(self.names.get(axis, repr(axis)), reason) for axis, reason in self.failed.items())
         after = sum(parameter.numel() for parameter in self.model.parameters())
-        return Shrunk(sites, (self.before, after), skipped, self.difference)
+        return Shrunk(sites, (before, after), skipped, self.difference)
 
     def _attempt(self, axes: Sequence[Axis], check: bool) -> str | None:
         """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was."""

@@ -35,22 +35,28 @@ def rms_norms(trace: Trace) -> dict[int, RmsNorm]:
     for place, op in enumerate(trace.ops):
         if op.name == "_fused_rms_norm" and op.args[2] in names:
             found[place] = RmsNorm(op.module, names[op.args[2]], 0.0, op.argument("eps") or 0.0, op.args[0])
-        elif op.name == "mean" and (norm := _written_out(op, makers, users, names)) is not None:
+        elif op.name == "mean" and (norm := _written_out(trace, op, makers, users, names)) is not None:
             found[place] = norm
     return found
 
 
-def _written_out(mean: Op, makers: dict[Value, Op], users: dict[Value, list[Op]], names: dict[Value, str]) -> RmsNorm | None:
+def _written_out(
+    trace: Trace, mean: Op, makers: dict[Value, Op], users: dict[Value, list[Op]], names: dict[Value, str]
+) -> RmsNorm | None:
     """``weight * x * rsqrt(x.pow(2).mean(-1) + eps)``, however it is written."""
     squares = makers.get(mean.args[0])
     last = (len(mean.args[0].shape) - 1, -1)
     if squares is None or not _squares(squares) or mean.argument("dim") not in ([last[0]], [-1], (last[0],), (-1,)):
         return None
     for added in _through(mean.outputs[0], users):
-        root = next((op for op in users.get(added.outputs[0], []) if op.name in ("rsqrt", "sqrt")), None) if added.name in ("add", "add_") else None
+        root = (
+            next((op for op in users.get(added.outputs[0], []) if op.name in ("rsqrt", "sqrt")), None)
+            if added.name in ("add", "add_")
+            else None
+        )
         eps = added.args[1] if len(added.args) > 1 else None
-        if root is None or not isinstance(eps, float):
-            continue
+        if root is None or eps not in trace.floats.get(mean.module, ()):
+            continue  # a number in the source, which no attribute can change
         for scaled in users.get(root.outputs[0], []):
             for product in _through(scaled.outputs[0], users):
                 weight = _weight(product, makers, names) if product.name == "mul" else None

@@ -185,7 +185,9 @@ def _repeat_interleave(args: Any, kwargs: Any, out: Any) -> list[Number]:
     times, dim = kwargs.get("repeats", args[1] if len(args) > 1 else None), kwargs.get("dim", args[2] if len(args) > 2 else None)
     if not isinstance(times, int) or dim is None:
         return []
-    return [Number(("repeats",) if "repeats" in kwargs else (1,), times, out, dim, lambda kept: int(kept.view(-1, times).any(0).sum()))]
+    return [
+        Number(("repeats",) if "repeats" in kwargs else (1,), times, out, dim, lambda kept: int(kept.view(-1, times).any(0).sum()))
+    ]
 
 
 def _unflatten(args: Any, kwargs: Any, out: Any) -> list[Number]:

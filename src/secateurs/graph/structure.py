@@ -95,7 +95,14 @@ class Structure:
             for dim in dims:
                 for term in normal(dim).terms:
                     free = [axis for factor in term for axis in _axes_of(factor) if not axis.pinned and not axis.approximate]
-                    found.update({axis: free[0] for axis in free[1:] if axis is not free[0]})
+                    for axis in free[1:]:
+                        outer = free[0]
+                        while outer in found and outer is not axis:
+                            outer = found[outer]
+                        if (
+                            outer is not axis
+                        ):  # shuffled channels are both within each other: the first that is met is the outer one
+                            found[axis] = free[0]
         return found
 
 

@@ -87,7 +87,8 @@ def values_in(nest: Any) -> Iterator[Value]:
 class Trace:
     """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs.
 
-    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of.
+    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of; ``floats``,
+    each module's attributes that are floating-point numbers.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     computed: set[Source] = field(default_factory=set)
+    floats: dict[str, set[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fake: bool = True
 
@@ -191,6 +193,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     with ready(model, fake, stack.append, stack.pop) as mode, tagged(model) as computed:
         if mode is not None:
             example = nested(example, mode.from_tensor)
+        trace.floats = {name: _floats(module) for name, module in model.named_modules()}
         trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
         trace.buffers = {name: recorder.value(tensor) for name, tensor in model.named_buffers()}
         trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
@@ -200,6 +203,13 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
     trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
     return trace
+
+
+def _floats(module: nn.Module) -> set[float]:
+    found = {value for value in module.__dict__.values() if type(value) is float}
+    if isinstance(module, nn.RMSNorm) and module.eps is None and module.weight is not None:
+        found.add(torch.finfo(module.weight.dtype).eps)
+    return found
 
 
 @contextmanager

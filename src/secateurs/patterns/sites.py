@@ -36,10 +36,10 @@ def find_sites(
     For `Channel` and `Head` the model is traced, and a site is an axis with all that is coupled to it; ``print(sites)`` shows them,
     and what was left alone and why. ``only`` and ``skip`` then mean sites by their names or by the layers that make them.
 
-    For patterns on single weights: without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the first layer and the classifier
-    where the pattern does not fit them; and the classifier where a unit is a whole output, since its outputs are the answer.
-    ``only`` names what takes part, ``skip`` what does not (``skip=()`` skips nothing). ``masks`` are those of an earlier pruning:
-    what they removed stays removed.
+    For patterns on single weights: without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the
+    first layer and the classifier where the pattern does not fit them; and the classifier where a unit is a whole output, since its
+    outputs are the answer. ``only`` names what takes part, ``skip`` what does not (``skip=()`` skips nothing). ``masks`` are those
+    of an earlier pruning: what they removed stays removed.
 
     Raises `PatternError` where no site is left, a name is unknown, or the pattern does not fit a chosen layer; `TaskError` where
     the model rejects the example.
@@ -90,7 +90,8 @@ def _coupled(
     found = tuple(with_alive(site, masks) for site in sites if site.name not in gone)
     skipped = (*sites.skipped, *left_alone)
     if not found:
-        raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {_listed(list(skipped))}")
+        why = "it multiplies no activations" if pattern.only_heads and not skipped else _listed(list(skipped))
+        raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {why}")
     return replace(sites, found=found, skipped=skipped)
 
 
