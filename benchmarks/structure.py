@@ -22,6 +22,7 @@ from statistics import median
 
 import torch
 from tables import markdown, write
+from torch import nn
 from zoo import CLASSIC, HAND_WRITTEN, TRANSFORMERS
 from zoo.halving import Outcome, halve
 
@@ -116,8 +117,9 @@ def billion() -> dict[str, float]:
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).eval()
+        model: nn.Module = LlamaForCausalLM(config)
         example = {"input_ids": torch.zeros(1, 32, dtype=torch.long), "use_cache": False}
+    model.eval()
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     sites = sc.find_sites(model, sc.Channel(), example)
     seconds = time.perf_counter() - start

@@ -29,6 +29,14 @@ def work():
     loss = torch.nn.functional.cross_entropy
     return sc.Task(inputs[:1], train=batches, validation=batches, test=batches, loss=loss, metric=accuracy, name="own")
 
+def attention():
+    return torch.nn.Sequential(torch.nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), torch.nn.Flatten(), torch.nn.Linear(8, 3))
+
+def sequences():
+    task = work()
+    batches = [(inputs[:, None], target) for inputs, target in task.train]
+    return sc.Task(batches[0][0][:1], train=batches, test=batches, loss=task.loss, metric=task.metric, name="sequences")
+
 def nothing():
     return 3
 """
@@ -79,6 +87,76 @@ def test_inspect_counts_the_nonzeros_of_a_weights_file(run, tmp_path: Path) -> N
     assert status == 0
     assert "8,192" in next(line for line in out.splitlines() if "fc1" in line)
     assert all(part in out for part in ("NofM", "2, 4", "Vector", "'inputs', length=8"))
+
+
+def test_inspect_shows_what_is_coupled_and_what_is_pinned(run) -> None:
+    status, out, _ = run("inspect", "resnet_20", "--channels", "--input-shape", "1,3,32,32")
+    assert status == 0
+    row = next(line for line in out.splitlines() if line.startswith(" layer1.0.conv1"))
+    assert row.split() == ["layer1.0.conv1", "16", "290", "layer1.0.conv1,", "layer1.0.conv2,", "layer1.0.bn1", "exact"]
+    assert "14 sites, 14 exact" in out
+    assert "linear: the model's output" in out
+
+
+def test_inspect_shows_attention_heads_alone(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    _, out, _ = run("inspect", "mine:attention", "--heads", "--input-shape", "2,1,8")
+    assert "0.self_attn:heads" in out
+    assert "linear1" not in out
+    _, out, _ = run("inspect", "mine:attention", "--channels", "--input-shape", "2,1,8")
+    assert "0.linear1" in out
+    assert "2: the model's output" in out
+
+
+@pytest.mark.parametrize(
+    ("amount", "cost"),
+    [
+        (("--keep-macs", "0.5"), lambda entry: entry.macs),
+        (("--keep-params", "0.3", "--allocator", "global"), lambda entry: entry.parameters),
+    ],
+    ids=["macs", "params"],
+)
+def test_channels_go_physically_within_the_budget(run, tmp_path: Path, amount: tuple[str, ...], cost: Callable) -> None:
+    training = ("--dense-epochs", "1", "--rounds", "2", "--epochs-per-round", "1")
+    status, out, err = run("prune", "digits_cnn", "--task", "digits", "--pattern", "channel", *amount, *training)
+    assert (status, err) == (0, "")
+    assert "ms shrunk" in " ".join(out.split())
+    folder = tmp_path / "secateurs-out"
+    record = read_record(folder / "record.json")
+    dense, planned, masked, pruned, reloaded = record.entries
+    assert [entry.name for entry in record.entries] == ["dense", "as planned", "masked", "pruned", "pruned, reloaded"]
+    assert 0.8 * float(amount[1]) < cost(pruned) / cost(dense) <= float(amount[1])
+    assert (planned.parameters, planned.macs) == (pruned.parameters, pruned.macs)
+    assert planned.bytes < pruned.bytes < planned.bytes + 10_000
+    assert pruned.nonzero == pruned.parameters < masked.parameters == dense.parameters
+    assert masked.metric == pruned.metric == reloaded.metric
+    assert any("at most" in note for note in record.notes)
+    assert [layer.parameters for layer in record.layers] == [layer.parameters for layer in sc.report.layers(digits_cnn())]
+    small = sc.load(folder / "pruned.safetensors", digits_cnn)
+    assert sc.params(small) == pruned.parameters
+    saved = sc.read_saved(folder / "pruned.safetensors")
+    assert (saved.pattern, saved.masks) == ("Channel()", ())
+    assert saved.plan is not None and saved.plan.promised
+
+
+def test_channels_go_in_rounds_down_to_the_sparsity_asked_for(run, tmp_path: Path) -> None:
+    arguments = ("--pattern", "channel(round_to=2)", "--sparsity", "0.5", "--rounds", "4", "--epochs-per-round", "1")
+    run("prune", "digits_cnn", "--task", "digits", *arguments)
+    plan = sc.read_saved(tmp_path / "secateurs-out" / "pruned.safetensors").plan
+    assert plan is not None
+    assert {share.kept / share.units for share in plan.shares.values()} == {0.5}
+
+
+def test_heads_go_physically(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    arguments = ("--pattern", "head", "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1")
+    status, _, err = run("prune", "mine:attention", "--task", "mine:sequences", *arguments)
+    assert (status, err) == (0, "")
+    sys.path.insert(0, str(tmp_path))
+    import mine
+
+    model = sc.load(tmp_path / "secateurs-out" / "pruned.safetensors", mine.attention)
+    assert model[0].self_attn.in_proj_weight.shape == (12, 8)
 
 
 def test_prune_takes_models_and_tasks_of_ones_own_and_leaves_files_that_load(run, tmp_path: Path) -> None:
@@ -159,6 +237,31 @@ def test_report_writes_the_page_of_a_record_again(run, tmp_path: Path) -> None:
         (("prune", "digits_cnn", "--task", "secateurs.models:digits_cnn"), "not a secateurs Task"),
         (("prune", "digits_cnn", "--task", "digits", "--sparsity", "1.5"), "1.5 is not in [0, 1)"),
         (("prune", "digits_cnn", "--task", "digits", "--skip", "fc9"), "no prunable layer is called 'fc9'"),
+        (("inspect", "digits_cnn", "--channels"), "give --task or --input-shape"),
+        (
+            ("inspect", "digits_cnn", "--task", "digits", "--heads"),
+            "Head() finds no site in Sequential; it multiplies no activations",
+        ),
+        (("inspect", "digits_cnn", "--task", "digits", "--pattern", "channel"), "see secateurs inspect MODEL --channels"),
+        (("inspect", "digits_cnn", "--task", "digits", "--channels", "--pattern", "2:4"), "give one of them"),
+        (("prune", "digits_cnn", "--task", "digits", "--pattern", "channel"), "not with none of them"),
+        (
+            ("prune", "digits_cnn", "--task", "digits", "--pattern", "channel", "--keep-macs", "0.5", "--keep-params", "0.5"),
+            "not with --keep-macs and --keep-params",
+        ),
+        (
+            ("prune", "digits_cnn", "--task", "digits", "--pattern", "channel", "--keep-macs", "50"),
+            "--keep-macs 50.0 is not in (0, 1]",
+        ),
+        (
+            ("prune", "digits_cnn", "--task", "digits", "--pattern", "channel", "--keep-macs", "0.0001"),
+            "raise the budget, let more layers take part",
+        ),
+        (("prune", "digits_cnn", "--task", "digits", "--keep-macs", "0.5"), "--keep-macs is for --pattern channel and head"),
+        (
+            ("prune", "digits_cnn", "--task", "digits", "--pattern", "head", "--keep-params", "0.5", "--allocator", "erdos-renyi"),
+            "densities are for single weights",
+        ),
         (("report", "absent.json"), "absent.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -37,7 +37,9 @@ def test_half_of_each_site_goes_and_nothing_else_changes(name: str) -> None:
     if outcome.nothing:
         assert outcome.approximate or outcome.pinned or not outcome.parameters[0], "nothing is found, and nothing says why"
         return
-    assert {item.name for item in outcome.put_back} == PUT_BACK.get(name, (set(), ""))[0], [item.reason for item in outcome.put_back]
+    assert {item.name for item in outcome.put_back} == PUT_BACK.get(name, (set(), ""))[0], [
+        item.reason for item in outcome.put_back
+    ]
     assert outcome.same, f"the small model's answers differ from the masked one's by {outcome.difference}"
     assert outcome.reloaded, "the file gives another model"
     before, after = outcome.parameters

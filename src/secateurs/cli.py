@@ -8,7 +8,7 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
@@ -454,7 +454,7 @@ def _tied(site: Site) -> str:
     return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
 
 
-def _layer_table(network: nn.Module, example: Any, tried: list[Pattern]) -> Table:
+def _layer_table(network: nn.Module, example: Any, tried: Sequence[Tiling]) -> Table:
     made = Table(title=type(network).__name__, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for heading in ("layer", "kind", "shape"):
         made.add_column(heading, no_wrap=True)

@@ -57,7 +57,7 @@ def prune_(
 
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
     """The masks of a site's parameters that a choice of units means."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for index, member in enumerate(site.members):
         mask = torch.ones(member.weight.shape, dtype=torch.bool, device=member.weight.device)
         spread(site, solution.kept.to(mask.device), mask, index)

@@ -25,6 +25,7 @@ from secateurs.report import (
     Curve,
     Entry,
     History,
+    Layer,
     Record,
     curve,
     environment,
@@ -101,34 +102,36 @@ def shrink_to_folder(
     """As `prune_to_folder` for a pattern on channels or heads: what is masked is removed for good before the model is saved.
 
     Then ``pruned.safetensors`` is a plain file of smaller tensors, with the record of how the class's own model becomes as small.
-    The record shows what the plan promised beside what was measured, and the latency of the dense model beside the small one's.
+    The report shows what the plan promised beside what was measured, and the latency of the dense model beside the small one's.
     """
-    rows: list[Entry] = []
+    masked: list[Entry] = []
     did: list[Shrunk] = []
+    plans: list[Plan | None] = []
 
     def prune_and_shrink(network: nn.Module) -> Run:
-        dense = load(Path(out) / "dense.safetensors", make)
         run = prune(network)
-        rows.extend([_planned(dense, task, run.masks.plan), replace(measure("masked", network, task), seconds=None)])
+        masked.append(measure("masked", network, task))
         did.append(shrink_(network, run.masks, task.example, optimizer=run.optimizer))
-        run.masks = Masks({}, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
+        run.masks = Masks(run.masks, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
+        plans.append(run.masks.plan)
         return run
 
     result = prune_to_folder(model, make, task, prune_and_shrink, out, **told)
     dense = load(result.folder / "dense.safetensors", make).to(next(model.parameters()).device)
     first, *others = result.record.entries
-    now = {layer.name: layer for layer in result.record.layers}
-    return _written(
-        replace(
-            result.record,
-            entries=(first, *rows, *others),
-            layers=tuple(
-                replace(was, nonzero=now[was.name].nonzero, macs=now[was.name].macs) for was in layers(dense, task.example)
-            ),
-            notes=(*result.record.notes, _in_words(did[0]), _faster(dense, model, task)),
-        ),
-        result.folder,
+    small = {layer.name: layer for layer in result.record.layers}
+    record = replace(
+        result.record,
+        entries=(first, _planned(dense, task, plans[0]), *masked, *others),
+        layers=tuple(_of_dense(layer, small.get(layer.name)) for layer in layers(dense, task.example)),
+        notes=(*result.record.notes, _in_words(did[0]), _faster(dense, model, task)),
     )
+    return _written(record, result.folder)
+
+
+def _of_dense(dense: Layer, small: Layer | None) -> Layer:
+    """What is left of a layer of the dense model; nothing where it was taken out whole."""
+    return replace(dense, nonzero=small.nonzero if small else 0, macs=small.macs if small else 0.0)
 
 
 def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
@@ -141,9 +144,11 @@ def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
 def _in_words(shrunk: Shrunk) -> str:
     """What shrinking did, in a sentence or two."""
     said = (
-        f"{len(shrunk.sites)} site{'s' * (len(shrunk.sites) != 1)} of the model got physically smaller; on the example the small model's outputs differ from the masked model's "
-        f"by at most {shrunk.largest_difference:.1e} of the largest."
+        f"{len(shrunk.sites)} site{'s' * (len(shrunk.sites) != 1)} of the model got physically smaller; on the example the small "
+        f"model's outputs differ from the masked model's by at most {shrunk.largest_difference:.1e} of the largest."
     )
+    if shrunk.layers:
+        said += f" Taken out whole: {', '.join(shrunk.layers)}."
     names = ", ".join(item.name for item in shrunk.skipped)
     return said + (f" Left as zeros, because the model cannot run smaller there: {names}." if names else "")
 

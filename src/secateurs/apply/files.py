@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from secateurs.apply import container
 from secateurs.apply.mask import Masks
-from secateurs.apply.resize import Step, Undo, replay_, steps_of
+from secateurs.apply.resize import Undo, replay_, steps_of
+from secateurs.apply.step import Step
 from secateurs.types import FileError, Plan, PlanError, SecateursError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -70,7 +71,7 @@ def save(
         stored.update(parts)
         if layout:
             layouts[name] = layout
-    document = {
+    document: dict[str, Any] = {
         "model": type(model).__name__,
         "pattern": masks.pattern if masks is not None else "",
         "plan": masks.plan.to_json() if masks is not None and masks.plan else None,
@@ -95,7 +96,7 @@ def _weights_in(path: str | Path) -> Path:
 
 def _save_config(model: nn.Module, folder: Path) -> None:
     """The configuration beside the weights: that of the class as it makes the model, before it is made small again."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "save_pretrained"):
         raise SecateursError(
             f"{folder} is a folder, but {type(model).__name__} has no Hugging Face config to put there: name a file"

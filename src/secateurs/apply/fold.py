@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,17 +25,15 @@ class _Reader:
     sign: float
 
 
-@torch.no_grad()
-def fold_constants_(model: nn.Module, structure: Structure, examples: list[Any], undo: Undo) -> int:
-    """Stop reading units that are the same number everywhere since nothing feeds them; returns how many.
+Work = list[tuple[Tensor, list[_Reader]]]
+"""For each axis the units that nothing feeds, and the layers that read them."""
 
-    A unit counts where all the weights that make it are zero, and its number is the same at every place of every example. What it
-    adds is moved to the reading layers' biases (or the means of the BatchNorm behind them); a convolution that pads with zeros does
-    not see the same number at its borders, so there only zeros count.
-    """
+
+def constant_units(model: nn.Module, structure: Structure) -> Work:
+    """The units whose weights are all zero, but that are read: they may be the same number everywhere."""
     parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
-    work: list[tuple[Tensor, list[_Reader]]] = []
+    work: Work = []
     for axis, places in structure.places.items():
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
@@ -43,6 +42,17 @@ def fold_constants_(model: nn.Module, structure: Structure, examples: list[Any],
         known = [reader for reader in readers if reader is not None]
         if bool(unfed.any()) and readers and len(known) == len(readers):
             work.append((unfed, known))
+    return work
+
+
+@torch.no_grad()
+def fold_constants_(model: nn.Module, work: Work, examples: list[Any], undo: Undo) -> int:
+    """Stop reading units that are the same number everywhere since nothing feeds them; returns how many.
+
+    A unit counts where its number is the same at every place of every example. What it adds is moved to the reading layers' biases (or
+    the means of the BatchNorm behind them); a convolution that pads with zeros does not see the same number at its borders, so there
+    only zeros count.
+    """
     watched = {id(reader.module): reader.module for _, readers in work for reader in readers}
     inputs = _inputs(model, list(watched.values()), examples)
     return sum(_fold_(unfed, readers, inputs, undo) for unfed, readers in work)
@@ -119,7 +129,7 @@ def _fold_(unfed: Tensor, readers: list[_Reader], inputs: dict[int, list[Tensor]
         added = weight[:, columns].flatten(2).sum(2) if weight.ndim > 2 else weight[:, columns]
         for tensor in (weight.data, reader.bias.data):
             before = tensor.clone()
-            undo.add(lambda tensor=tensor, before=before: tensor.copy_(before))
+            undo.add(partial(tensor.copy_, before))
         reader.bias.data += reader.sign * (added @ number[columns])
         weight.data[:, columns] = 0
     return int(folded.sum())

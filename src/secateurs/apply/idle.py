@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply.resize import Step
+from secateurs.apply.step import Step
 from secateurs.forward import run_example
 from secateurs.graph import untouched
 

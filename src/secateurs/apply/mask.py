@@ -17,9 +17,9 @@ _PARALLEL, _COMPILED = "module.", "_orig_mod."
 class Masks(Mapping[str, Tensor]):
     """Parameter name → bool tensor of its shape, ``True`` = kept; one byte a weight, and a hold on the parameters themselves.
 
-    ``plan``, ``pattern``, ``skipped`` and the ``example`` input tell how they came about. Weights are set to zero exactly (+0.0, NaN included), after each
-    step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an optimizer does cannot
-    bring them back.
+    ``plan``, ``pattern``, ``skipped`` and the ``example`` input tell how they came about. Weights are set to zero exactly (+0.0, NaN
+    included), after each step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an
+    optimizer does cannot bring them back.
 
     >>> layer = nn.Linear(2, 1)
     >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer)

@@ -7,106 +7,20 @@ given other sizes than its code writes down. The last is needed where a size is 
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import setitem
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from secateurs.apply.attention import attend
-from secateurs.graph import TABLE
+from secateurs.apply.rewrite import REWRITES, forward_rewritten
+from secateurs.apply.step import Rewrite, Step
 from secateurs.types import FileError
 
-_STEPS, _REWRITES = "_secateurs_steps", "_secateurs_rewrites"
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """One number in a call: ``path`` is where it stands, ``given`` what the code writes, ``new`` what it must be.
-
-    ``ordinal`` counts the calls that take sizes within one forward pass of the module, where it matters which of them it is. A split whose parts are no longer equal has
-    the path ``("pieces",)``, and the new length of each part.
-    """
-
-    ordinal: int | None
-    name: str
-    path: tuple[int | str, ...]
-    given: Any
-    new: Any
-
-
-@dataclass(frozen=True)
-class Step:
-    """One shrinking: everything that it takes to do it again on a model as it was before.
-
-    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out.
-    """
-
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    cuts: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-    attributes: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    rewrites: dict[str, list[Rewrite]] = field(default_factory=dict)
-    identities: list[str] = field(default_factory=list)
-    zeros: list[str] = field(default_factory=list)
-
-    def to_document(self) -> dict[str, Any]:
-        """What JSON can hold; lists of kept indices that occur again and again are written once."""
-        lists: list[list[int]] = []
-        cuts = {name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()}
-        return {**asdict(self), "cuts": cuts, "kept": lists}
-
-    @staticmethod
-    def from_document(document: Any) -> Step:
-        """Raises `FileError` where it is not what `to_document` made."""
-        try:
-            lists = [[_natural(index) for index in indices] for indices in document["kept"]]
-            cuts = {
-                str(name): {_natural(int(dim)): lists[_natural(place)] for dim, place in by_dim.items()}
-                for name, by_dim in document["cuts"].items()
-            }
-            rewrites = {str(name): [_rewrite(each) for each in entries] for name, entries in document["rewrites"].items()}
-            attributes = {
-                str(name): {str(key): [_size(old), _size(new)] for key, (old, new) in changes.items()}
-                for name, changes in document["attributes"].items()
-            }
-            shapes = {str(name): [_natural(size) for size in shape] for name, shape in document["shapes"].items()}
-            gone = [[str(name) for name in document[key]] for key in ("identities", "zeros")]
-            return Step(shapes, cuts, attributes, rewrites, *gone)
-        except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-            raise FileError(f"the record of how the model was shrunk is damaged ({error!r})") from error
-
-
-def _place(lists: list[list[int]], indices: list[int]) -> int:
-    if indices not in lists:
-        lists.append(indices)
-    return lists.index(indices)
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no index")
-    return value
-
-
-def _size(value: Any) -> Any:
-    """Attributes hold whole numbers, sequences of them, or a normalisation's ε."""
-    if isinstance(value, list):
-        return [_size(item) for item in value]
-    if type(value) not in (int, float, type(None)):
-        raise ValueError(f"{value!r} is no size")
-    return value
-
-
-def _rewrite(entry: Any) -> Rewrite:
-    path = tuple(entry["path"])
-    if not all(isinstance(part, (int, str)) for part in path):
-        raise ValueError(f"{path!r} is no path")
-    ordinal = entry["ordinal"]
-    return Rewrite(None if ordinal is None else _natural(ordinal), str(entry["name"]), path, entry["given"], entry["new"])
+_STEPS = "_secateurs_steps"
 
 
 # ---------------------------------------------------------------- tensors
@@ -116,9 +30,9 @@ class Undo:
     """What was changed, so that it can be put back, last first."""
 
     def __init__(self) -> None:
-        self._back: list[Callable[[], None]] = []
+        self._back: list[Callable[[], Any]] = []
 
-    def add(self, back: Callable[[], None]) -> None:
+    def add(self, back: Callable[[], Any]) -> None:
         self._back.append(back)
 
     def __call__(self) -> None:
@@ -153,8 +67,8 @@ def cut_(
             _cut_parameter(tensor, by_dim, undo, optimizer)
             done.add(id(tensor))
         else:
-            undo.add(lambda holder=holder, key=key, tensor=tensor: holder.__setitem__(key, tensor))
-            smaller = _kept(tensor, by_dim)
+            undo.add(partial(setitem, holder, key, tensor))
+            smaller = kept_of(tensor, by_dim)
             for other, other_key in slots.values():
                 if other[other_key] is tensor:
                     other[other_key] = smaller
@@ -178,13 +92,14 @@ def _cut_parameter(
 
     undo.add(back)
     parameter.grad = None
-    parameter.data = _kept(data, by_dim)
+    parameter.data = kept_of(data, by_dim)
     if gradient is not None:
-        parameter.grad = _kept(gradient, by_dim)
-    state.update({key: _kept(value, by_dim) for key, value in held.items()})
+        parameter.grad = kept_of(gradient, by_dim)
+    state.update({key: kept_of(value, by_dim) for key, value in held.items()})
 
 
-def _kept(tensor: Tensor, by_dim: Mapping[int, Sequence[int]]) -> Tensor:
+def kept_of(tensor: Tensor, by_dim: Mapping[int, Sequence[int]]) -> Tensor:
+    """Only the indices given of each dimension, in the memory format that the tensor had."""
     format_ = (
         torch.channels_last
         if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
@@ -269,103 +184,20 @@ def set_attributes_(model: nn.Module, attributes: Mapping[str, Mapping[str, Sequ
         slots = modules[name].__dict__
         for key, (_, new) in changes.items():
             old = slots[key]
-            undo.add(lambda slots=slots, key=key, old=old: slots.__setitem__(key, old))
+            undo.add(partial(setitem, slots, key, old))
             slots[key] = type(old)(new) if isinstance(old, (tuple, list)) else new
 
 
 # ---------------------------------------------------------------- sizes in the model's code
 
 
-class Rewriting(TorchFunctionMode):
-    """Gives the calls of one module's forward pass the sizes that its smaller weights need."""
-
-    def __init__(self, rewrites: Sequence[Rewrite]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._rewrites = rewrites
-        self._count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not takes_sizes(func):
-            return func(*args, **kwargs)
-        ordinal, self._count = self._count, self._count + 1
-        return rewritten(func, args, kwargs, self._meant(func, args, kwargs, ordinal))
-
-    def _meant(self, func: Any, args: Any, kwargs: Any, ordinal: int) -> list[Rewrite]:
-        """The rewrites that are meant for this call: its numbers fit them, and so does its place in the pass."""
-        return [
-            each
-            for each in self._rewrites
-            if each.name == func.__name__ and each.ordinal in (None, ordinal) and _fits(each, args, kwargs)
-        ]
-
-
-def _fits(rewrite: Rewrite, args: Any, kwargs: Any) -> bool:
-    if rewrite.path == ("pieces",):
-        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-        return args[0].shape[dim] == rewrite.given
-    try:
-        return at(args, kwargs, rewrite.path) == rewrite.given
-    except (IndexError, TypeError, AttributeError):
-        return False
-
-
-def at(args: Any, kwargs: Any, path: Sequence[int | str]) -> Any:
-    """The number that stands at a place in the arguments."""
-    here: Any = kwargs.get(path[0]) if isinstance(path[0], str) else args[path[0]]
-    for part in path[1:]:
-        here = getattr(here, part) if isinstance(part, str) else here[part]
-    return here
-
-
-def takes_sizes(func: Any) -> bool:
-    """Whether a call counts among those that take sizes: the same calls must count in every pass."""
-    return func in TABLE or func is attend
-
-
-def rewritten(func: Any, args: Any, kwargs: Any, rewrites: Sequence[Rewrite]) -> Any:
-    """Call a function with some of its numbers replaced."""
-    for each in rewrites:
-        if each.path == ("pieces",):
-            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-            return torch.split(args[0], each.new, dim)
-        args, kwargs = replaced(args, kwargs, each.path, each.new)
-    if func is functional.multi_head_attention_forward and rewrites:
-        return attend(*args, **kwargs)
-    return func(*args, **kwargs)
-
-
-def replaced(args: Any, kwargs: Any, path: Sequence[int | str], new: Any) -> tuple[Any, Any]:
-    """Arguments with one number replaced."""
-    if isinstance(path[0], str):
-        return args, {**kwargs, path[0]: _with(kwargs.get(path[0]), path[1:], new)}
-    return (*args[: path[0]], _with(args[path[0]], path[1:], new), *args[path[0] + 1 :]), kwargs
-
-
-def _with(value: Any, path: Sequence[int | str], new: Any) -> Any:
-    if not path:
-        return new
-    if isinstance(value, slice):
-        ends = {"start": value.start, "stop": value.stop, path[0]: new}
-        return slice(ends["start"], ends["stop"], value.step)
-    place = int(path[0])
-    return (*value[:place], _with(value[place], path[1:], new), *value[place + 1 :])
-
-
-def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    with Rewriting(getattr(self, _REWRITES)):
-        return type(self).forward(self, *args, **kwargs)
-
-
 def rewrite_(model: nn.Module, rewrites: Mapping[str, Sequence[Rewrite]], undo: Undo) -> None:
     """Let the forward passes of these modules run with other sizes than their code writes down."""
     for name, entries in rewrites.items():
         slots = model.get_submodule(name).__dict__
-        for key, new in ((_REWRITES, list(entries)), ("forward", types.MethodType(_forward, model.get_submodule(name)))):
+        for key, new in ((REWRITES, list(entries)), ("forward", MethodType(forward_rewritten, model.get_submodule(name)))):
             before = slots.get(key)
-            undo.add(
-                lambda slots=slots, key=key, before=before: slots.pop(key) if before is None else slots.__setitem__(key, before)
-            )
+            undo.add(partial(slots.pop, key) if before is None else partial(setitem, slots, key, before))
             slots[key] = new
 
 
@@ -380,7 +212,7 @@ def steps_of(model: nn.Module) -> list[Step]:
 def remember_(model: nn.Module, step: Step, undo: Undo) -> None:
     """Note a step on the model, so that it can be saved with it."""
     before = steps_of(model)
-    undo.add(lambda: model.__dict__.__setitem__(_STEPS, before))
+    undo.add(partial(setitem, model.__dict__, _STEPS, before))
     model.__dict__[_STEPS] = [*before, step]
 
 
@@ -425,7 +257,7 @@ def replace_module_(model: nn.Module, name: str, new: nn.Module, undo: Undo) -> 
     path, _, key = name.rpartition(".")
     parent = model.get_submodule(path)
     old = parent._modules[key]
-    undo.add(lambda: parent._modules.__setitem__(key, old))
+    undo.add(partial(setitem, parent._modules, key, old))
     parent._modules[key] = new
 
 

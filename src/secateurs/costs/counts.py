@@ -50,7 +50,8 @@ def _checked(plan: Plan, sizes: dict[str, int]) -> Plan:
     for name in plan.extents:
         if name in sizes and plan.size(name, whole=True) != sizes[name]:
             raise PlanError(
-                f"{name}: the plan measures {plan.size(name, whole=True)} elements, but it has {sizes[name]}: the plan belongs to another model"
+                f"{name}: the plan measures {plan.size(name, whole=True)} elements, but it has {sizes[name]}: "
+                "the plan belongs to another model"
             )
     for name, share in plan.shares.items():
         for parameter, per_unit in share.elements.items():

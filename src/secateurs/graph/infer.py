@@ -22,8 +22,9 @@ class Typing:
 
     ``produced``, ``consumed`` and ``scaled`` say which dimensions of a weight play which part; ``groups``, in how many groups a
     convolution's weight falls; ``products``, over which dimensions each matrix product and convolution runs (their product is its
-    MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand; ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted``
-    while an operation is looked at whose result nobody uses: it forbids nothing.
+    MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand;
+    ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted`` while an operation is looked at whose
+    result nobody uses: it forbids nothing.
     """
 
     types: dict[Value, Dims] = field(default_factory=dict)
@@ -145,6 +146,13 @@ def infer(trace: Trace) -> Typing:
     return typing
 
 
+def _by_output(found: list[Dims] | Dims | None, op: Op) -> list[Dims]:
+    """What a rule returned, as one list of dimensions for each output."""
+    if not found:
+        return [[]] if op.outputs[0].shape == () else []
+    return [found] if isinstance(found[0], Dim) else found
+
+
 def _used(trace: Trace) -> list[bool]:
     """Which operations' results, or what they write to, find their way into the outputs."""
     needed, used = set(trace.outputs), []
@@ -162,21 +170,19 @@ def _apply(typing: Typing, op: Op) -> None:
     inputs = list(op.inputs())
     fixed = all(typing.is_fixed(value) for value in inputs)
     origins = frozenset(name for value in inputs for name in typing.fixed.get(value, ()))
-    results = [] if found is None else [found] if (found and isinstance(found[0], Dim)) or not found else found
-    if op.outputs[0].shape == () and not results:
-        results = [[]]
+    results = _by_output(found, op)
     for place, value in enumerate(op.outputs):
         dims = results[place] if place < len(results) else None
-        if dims is None or [dim.size for dim in dims] != list(value.shape):  # type: ignore[union-attr]
+        if dims is None or [dim.size for dim in dims] != list(value.shape):
             if dims is not None:
                 typing.unknown.setdefault(op.name, op.where)
             reason = None if typing.muted else f"{op.name} at {op.where}"
             typing.pin((dim for each in inputs for dim in typing.dims(each)), reason or "")
             dims = [Dim.fresh(size, reason) for size in value.shape]
         if value in typing.types:
-            typing.same_all(typing.types[value], dims, op)  # type: ignore[arg-type]
+            typing.same_all(typing.types[value], dims, op)
         else:
-            typing.types[value] = dims  # type: ignore[assignment]
+            typing.types[value] = dims
         if fixed:
             typing.fixed.setdefault(value, origins)
         else:

@@ -55,7 +55,7 @@ def _written_out(
             else None
         )
         eps = added.args[1] if len(added.args) > 1 else None
-        if root is None or eps not in trace.floats.get(mean.module, ()):
+        if root is None or not isinstance(eps, float) or eps not in trace.floats.get(mean.module, ()):
             continue  # a number in the source, which no attribute can change
         for scaled in users.get(root.outputs[0], []):
             for product in _through(scaled.outputs[0], users):

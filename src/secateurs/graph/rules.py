@@ -89,11 +89,13 @@ def stretches(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], l
 
 
 def permute(t: Typing, op: Op) -> Dims:
+    """Dimensions in another order."""
     dims = t.dims(op.args[0])
     return [dims[place] for place in op.args[1]]
 
 
 def transpose(t: Typing, op: Op) -> Dims:
+    """Two dimensions change places."""
     dims = list(t.dims(op.args[0]))
     if len(dims) < 2:
         return dims
@@ -103,6 +105,7 @@ def transpose(t: Typing, op: Op) -> Dims:
 
 
 def squeeze(t: Typing, op: Op) -> Dims:
+    """Dimensions of size 1 go."""
     dims = t.dims(op.args[0])
     wanted = op.args[1] if len(op.args) > 1 else range(len(dims))
     gone = {place % len(dims) for place in (wanted if isinstance(wanted, (tuple, list, range)) else [wanted])} if dims else set()
@@ -110,24 +113,28 @@ def squeeze(t: Typing, op: Op) -> Dims:
 
 
 def unsqueeze(t: Typing, op: Op) -> Dims:
+    """A dimension of size 1 comes."""
     dims = list(t.dims(op.args[0]))
     dims.insert(op.args[1] % (len(dims) + 1), ONE)
     return dims
 
 
 def expand(t: Typing, op: Op) -> Dims:
+    """Dimensions of size 1 stretch to new axes."""
     dims, shape = t.dims(op.args[0]), op.outputs[0].shape
     padded = [ONE] * (len(shape) - len(dims)) + list(dims)
     return [dim if dim.size == size else Dim.fresh(size) for dim, size in zip(padded, shape, strict=True)]
 
 
 def repeat(t: Typing, op: Op) -> Dims:
+    """The whole again and again: repetitions × indices."""
     dims, times = t.dims(op.args[0]), op.args[1]
     padded = [ONE] * (len(times) - len(dims)) + list(dims)
     return [Dim.product(Dim.fresh(count), dim) for count, dim in zip(times, padded, strict=True)]
 
 
 def repeat_interleave(t: Typing, op: Op) -> Dims:
+    """Each index again and again: indices × repetitions."""
     dims, place = list(t.dims(op.args[0])), op.argument("dim")
     times = op.argument("repeats")
     if place is None or not isinstance(times, int):
@@ -137,6 +144,7 @@ def repeat_interleave(t: Typing, op: Op) -> Dims:
 
 
 def cat(t: Typing, op: Op) -> Dims:
+    """One dimension is the sum of the parts, the others are the same."""
     parts = [value for value in op.args[0] if value.shape != (0,)]
     place = op.argument("dim", 0) % len(parts[0].shape)
     dims = list(t.dims(parts[0]))
@@ -147,6 +155,7 @@ def cat(t: Typing, op: Op) -> Dims:
 
 
 def stack(t: Typing, op: Op) -> Dims:
+    """A new dimension numbers the operands."""
     values = op.args[0]
     dims = list(t.dims(values[0]))
     for other in values[1:]:
@@ -168,6 +177,7 @@ def pieces(t: Typing, op: Op) -> list[Dims]:
 
 
 def slice_(t: Typing, op: Op) -> Dims:
+    """A stretch of one dimension, or every n-th index of it."""
     dims = list(t.dims(op.args[0]))
     place, step = op.argument("dim", 0) % len(dims), op.argument("step", 1)
     size = dims[place].size
@@ -184,18 +194,21 @@ def slice_(t: Typing, op: Op) -> Dims:
 
 
 def select(t: Typing, op: Op) -> Dims:
+    """One index of one dimension."""
     dims = list(t.dims(op.args[0]))
     t.pin([dims.pop(op.args[1])], f"indexed by number at {op.where}")
     return dims
 
 
 def unbind(t: Typing, op: Op) -> list[Dims]:
+    """Every index of one dimension apart."""
     dims = list(t.dims(op.args[0]))
     t.pin([dims.pop(op.argument("dim", 0))], f"indexed by number at {op.where}")
     return [dims for _ in op.outputs]
 
 
 def pad(t: Typing, op: Op) -> Dims:
+    """Constants around what was there."""
     dims, widths = list(t.dims(op.args[0])), op.args[1]
     for i in range(len(widths) // 2):
         before, after = widths[2 * i], widths[2 * i + 1]
@@ -248,6 +261,7 @@ def index(t: Typing, op: Op) -> Dims:
 
 
 def embedding(t: Typing, op: Op) -> Dims:
+    """Rows of a table: its width goes on."""
     weight, ids = op.args[0], op.args[1]
     rows, width = t.dims(weight)
     t.pin([rows], f"looked up by index at {op.where}")
@@ -256,6 +270,7 @@ def embedding(t: Typing, op: Op) -> Dims:
 
 
 def embedding_bag(t: Typing, op: Op) -> list[Dims]:
+    """Sums of rows of a table: its width goes on."""
     rows, width = t.dims(op.args[0])
     t.pin([rows], f"looked up by index at {op.where}")
     t.produced.append((t.fixed.get(op.args[0], frozenset()), width))
@@ -264,6 +279,7 @@ def embedding_bag(t: Typing, op: Op) -> list[Dims]:
 
 
 def index_select(t: Typing, op: Op) -> Dims:
+    """Some indices of one dimension, by number."""
     dims, place = list(t.dims(op.args[0])), op.args[1]
     reason = f"looked up by index at {op.where}"
     t.pin([dims[place]], reason)
@@ -310,6 +326,7 @@ def gather(t: Typing, op: Op) -> Dims:
 
 
 def index_put(t: Typing, op: Op) -> Dims:
+    """The dimensions that are written by index stay whole, the others are those of what is written."""
     dims, indices = t.dims(op.args[0]), op.args[1]
     reason = f"written by index at {op.where}"
     taken = 0
@@ -331,6 +348,7 @@ def index_put(t: Typing, op: Op) -> Dims:
 
 
 def mm(t: Typing, op: Op) -> Dims:
+    """Rows and columns go on, what lies between is contracted."""
     a, b = op.args[-2:] if op.name.startswith("add") else op.args[:2]
     (rows, common), (other, columns) = t.dims(a), t.dims(b)
     t.same(common, other, op)
@@ -348,6 +366,7 @@ def _broadcast(t: Typing, op: Op, value: Value, dims: Dims) -> None:
 
 
 def bmm(t: Typing, op: Op) -> Dims:
+    """The same, many times over; of two activations, these are heads."""
     a, b = op.args[1:3] if op.name.startswith("baddbmm") else op.args[:2]
     (batch, rows, common), (also, other, columns) = t.dims(a), t.dims(b)
     t.same(batch, also, op)
@@ -362,6 +381,7 @@ def bmm(t: Typing, op: Op) -> Dims:
 
 
 def mv(t: Typing, op: Op) -> Dims:
+    """A matrix with a vector."""
     a, b = op.args[-2:] if op.name.startswith("add") else op.args[:2]
     rows, common = t.dims(a)
     t.same(common, t.dims(b)[0], op)
@@ -373,6 +393,7 @@ def mv(t: Typing, op: Op) -> Dims:
 
 
 def dot(t: Typing, op: Op) -> Dims:
+    """Two vectors."""
     a, b = op.args[:2]
     t.same(t.dims(a)[0], t.dims(b)[0], op)
     t.contraction(a, b, [], [], t.dims(a)[0])
@@ -381,6 +402,7 @@ def dot(t: Typing, op: Op) -> Dims:
 
 
 def linear(t: Typing, op: Op) -> Dims:
+    """The last dimension is contracted with a weight ``(out, in)``."""
     x, weight = op.args[:2]
     (*rows, common), (out, other) = t.dims(x), t.dims(weight)
     t.same(common, other, op)
@@ -392,6 +414,7 @@ def linear(t: Typing, op: Op) -> Dims:
 
 
 def convolution(t: Typing, op: Op) -> Dims:
+    """Channels are groups × channels of one group, on either side."""
     x, weight, bias = op.args[:3]
     transposed, groups = op.argument("transposed", False), op.argument("groups", 1)
     first, second, *kernel = t.dims(weight)
@@ -503,6 +526,7 @@ def along(kind: str) -> Rule:
 
 
 def batch_norm(t: Typing, op: Op) -> list[Dims]:
+    """One number for each channel, from elsewhere, or in training from all the other dimensions."""
     dims = list(t.dims(op.args[0]))
     if op.argument("training", False):  # a weight that is standardised, say
         t.approximate([dims[0], *dims[2:]], f"{op.name} at {op.where} reduces over it")
@@ -516,6 +540,7 @@ def batch_norm(t: Typing, op: Op) -> list[Dims]:
 
 
 def layer_norm(t: Typing, op: Op) -> list[Dims]:
+    """The last dimensions are reduced over and scaled."""
     dims, shape = list(t.dims(op.args[0])), op.args[1]
     last = dims[len(dims) - len(shape) :]
     t.summed += last
@@ -529,6 +554,7 @@ def layer_norm(t: Typing, op: Op) -> list[Dims]:
 
 
 def group_norm(t: Typing, op: Op) -> list[Dims]:
+    """Channels are groups × channels of one group, which are reduced over."""
     x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
     dims = list(t.dims(x))
     group, inner = t.split(dims[1], dims[1].size // groups, op)
@@ -540,6 +566,7 @@ def group_norm(t: Typing, op: Op) -> list[Dims]:
 
 
 def weight_norm(t: Typing, op: Op) -> list[Dims]:
+    """A weight is divided by its norm."""
     dims = list(t.dims(op.args[0]))
     _broadcast(t, op, op.args[1], dims)
     t.pin(t.dims(op.args[1]), f"divided by its norm at {op.where}, which would be 0; remove the parametrization first")
@@ -560,6 +587,7 @@ def spatial(t: Typing, op: Op) -> list[Dims]:
 
 
 def im2col(t: Typing, op: Op) -> Dims:
+    """Channels × window, at each position."""
     *batch, channels = t.dims(op.args[0])[:-2]
     made = op.outputs[0].shape
     window = Dim.fresh(made[-2] // channels.size, f"a window's extent at {op.where}")
@@ -567,6 +595,7 @@ def im2col(t: Typing, op: Op) -> Dims:
 
 
 def col2im(t: Typing, op: Op) -> Dims:
+    """Channels × window back into space."""
     *batch, columns, positions = t.dims(op.args[0])
     made = op.outputs[0].shape
     channels, window = t.split(columns, columns.size // made[-3], op)
@@ -575,6 +604,7 @@ def col2im(t: Typing, op: Op) -> Dims:
 
 
 def unfold(t: Typing, op: Op) -> Dims:
+    """Windows along one dimension."""
     dims = list(t.dims(op.args[0]))
     place = op.args[1] % len(dims)
     reason = f"cut into windows at {op.where}"
@@ -586,6 +616,7 @@ def unfold(t: Typing, op: Op) -> Dims:
 
 
 def pixel_shuffle(t: Typing, op: Op) -> Dims:
+    """Channels are channels × a square of pixels."""
     *batch, channels, height, width = t.dims(op.args[0])
     outer, _ = t.split(channels, op.args[1] ** 2, op)
     t.pin([_], f"becomes space at {op.where}")
@@ -593,12 +624,14 @@ def pixel_shuffle(t: Typing, op: Op) -> Dims:
 
 
 def pixel_unshuffle(t: Typing, op: Op) -> Dims:
+    """A square of pixels becomes channels."""
     *batch, channels, height, width = t.dims(op.args[0])
     inner = Dim.fresh(op.args[1] ** 2, f"was space at {op.where}")
     return [*batch, Dim.product(channels, inner), *_new_space(t, op, [height, width], op.outputs[0].shape[-2:])]
 
 
 def channel_shuffle(t: Typing, op: Op) -> Dims:
+    """Groups × channels change places."""
     dims = list(t.dims(op.args[0]))
     groups = op.args[1]
     outer, inner = t.split(dims[1], dims[1].size // groups, op)
@@ -608,6 +641,7 @@ def channel_shuffle(t: Typing, op: Op) -> Dims:
 
 
 def diagonal(t: Typing, op: Op) -> Dims:
+    """Two dimensions become one."""
     dims = list(t.dims(op.args[0]))
     a, b = op.argument("dim1", 0) % len(dims), op.argument("dim2", 1) % len(dims)
     if op.argument("offset", 0) == 0 and dims[a].size == dims[b].size:

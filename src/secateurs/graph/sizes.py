@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -125,7 +125,7 @@ class SizeCalls(TorchFunctionMode):
     """Notes every call that takes sizes while a model runs; `value` gives a tensor its name in the trace."""
 
     def __init__(self, stack: list[str], value: Callable[[Tensor], Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[SizeCall] = []
         self._stack, self._value = stack, value
 
@@ -290,7 +290,7 @@ def _scale(args: Any, kwargs: Any, out: Any) -> list[Number]:
 
 def _multi_head(args: Any, kwargs: Any, out: Any) -> list[Number]:
     heads = args[4]
-    weight = args[5] if args[5] is not None else kwargs.get("q_proj_weight")
+    weight = kwargs.get("q_proj_weight") if kwargs.get("use_separate_proj_weight") else args[5]
     if weight is None:
         return []
     rows = args[3]

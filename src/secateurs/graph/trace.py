@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -140,9 +141,9 @@ class Recorder(TorchDispatchMode):
 
 def where() -> str:
     """File and line of the nearest caller outside of torch and of this package (its models apart)."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and (file := frame.f_code.co_filename).startswith(_SKIPPED_FILES) and not file.startswith(_MODELS):
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if frame is None:
         return "torch"
     path = Path(frame.f_code.co_filename)
@@ -278,9 +279,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         inside = [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, OrderedDict, list, set)]
         held.append((module.__dict__, dict(module.__dict__), inside))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
         for slots, before, inside in held:
             slots.clear()
             slots.update(before)

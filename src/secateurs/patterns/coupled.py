@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateurs.graph import Axis, Dim, Place, Structure, analyse, extent, normal
 from secateurs.patterns.canonical import layout_of
 from secateurs.patterns.shapes import check_length, check_within, written
-from secateurs.types import Coupling, Extents, Member, PatternError, Site, Sites, Skipped, Within
+from secateurs.types import Coupling, Extents, Member, PatternError, Product, Site, Sites, Skipped, Within
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def _extents(structure: Structure, names: Mapping[Axis, str], found: Mapping[Axis, Site]) -> Extents:
     """Sizes of every tensor that the sites reach, and the MACs of the model, in numbers of kept units."""
     known = {axis: names[axis] for axis in found}
-    extents = {
+    extents: dict[str, tuple[Product, ...]] = {
         name: (tuple(extent(dim, known) for dim in dims),)
         for name, dims in {**structure.parameters, **structure.buffers}.items()
         if any(axis in known for dim in dims for axis in dim.axes())

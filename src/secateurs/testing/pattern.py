@@ -65,6 +65,7 @@ def _check_reason(pattern: Tiling, shape: Sequence[int], reason: str) -> None:
 
 
 def _check_site(site: Site, weight: Weight, where: str) -> None:
+    assert isinstance(site.pattern, Tiling), f"{where}: the site is of another pattern, {site.pattern!r}"
     tile = site.pattern.tile(weight.shape)
     sizes = len(tile) == len(weight.shape) - 1 and all(isinstance(size, int) and size > 0 for size in tile)
     assert sizes, f"{where}: tile gives {tile}, not one whole number for each of (outputs, inputs, *kernel)"
@@ -87,7 +88,8 @@ def _check_site(site: Site, weight: Weight, where: str) -> None:
 
 def _check_units(site: Site, unit_of: Tensor, tile: Sequence[int], where: str) -> None:
     covered = unit_of >= 0
-    assert covered.all() or site.pattern.tail == "keep", f"{where}: {int((~covered).sum())} elements belong to no unit"
+    tail = site.pattern.tail if isinstance(site.pattern, Tiling) else "error"
+    assert covered.all() or tail == "keep", f"{where}: {int((~covered).sum())} elements belong to no unit"
     sizes = torch.bincount(unit_of[covered], minlength=site.units)
     assert (sizes == site.elements_per_unit).all(), (
         f"{where}: units have {sorted(set(sizes.tolist()))} elements, not {site.elements_per_unit} each: "

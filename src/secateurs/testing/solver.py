@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from secateurs.patterns import Element, Filter, NofM, find_sites, misfit
 from secateurs.patterns.canonical import find_weights
 from secateurs.testing.specimens import LAYERS, Specimen, earlier_masks, unchanged, with_evidence
-from secateurs.types import Pattern, PlanError, Site, Sites, Solution, Solver, Stats
+from secateurs.types import PlanError, Site, Sites, Solution, Solver, Stats, Tiling
 
-_PATTERNS: tuple[Pattern, ...] = (Element(), Element(within="row"), NofM(2, 4), Filter())
+_PATTERNS: tuple[Tiling, ...] = (Element(), Element(within="row"), NofM(2, 4), Filter())
 
 # What the weights are made of before the solver looks at them: nothing, many ties, nothing but ties.
 _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,7 +56,7 @@ def _redraw_(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
             parameter.copy_(make(parameter))
 
 
-def _fitting(model: nn.Module, pattern: Pattern, masks: object) -> Sites | None:
+def _fitting(model: nn.Module, pattern: Tiling, masks: object) -> Sites | None:
     names = [weight.parameter for weight in find_weights(model)[0] if misfit(pattern, weight.shape) is None]
     return find_sites(model, pattern, only=names, masks=masks) if names else None  # type: ignore[arg-type]
 

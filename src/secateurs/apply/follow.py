@@ -1,0 +1,220 @@
+"""What must follow once tensors are smaller: attributes that hold sizes, ε and weights of normalisations, sizes in the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from secateurs.apply.attention import attend
+from secateurs.apply.resize import Undo
+from secateurs.apply.rewrite import at, rewritten, takes_sizes
+from secateurs.apply.step import Rewrite
+from secateurs.forward import call, nested
+from secateurs.graph import Choice, SizeCall, Structure, Value, kept, ready
+from secateurs.types import SecateursError
+
+
+def _measured(structure: Structure, choice: Choice, value: Value, dim: int) -> Tensor:
+    return kept(structure.typing.dims(value)[dim], choice)
+
+
+def attributes_of_code(model: nn.Module, structure: Structure, choice: Choice) -> dict[str, dict[str, list[Any]]]:
+    """Attributes that the code passes to torch as sizes, where all its uses agree on the new one; and numbers of heads."""
+    uses: dict[tuple[str, str, int | None], set[int]] = {}
+    for size_call in structure.trace.sizes:
+        for number in size_call.numbers:
+            source = getattr(number.given, "source", None)
+            if source is not None and source not in structure.trace.computed:
+                uses.setdefault(source, set()).add(number.measure(_measured(structure, choice, number.tensor, number.dim)))
+    modules = dict(model.named_modules())
+    changes: dict[str, dict[str, list[Any]]] = {}
+    for (path, attribute, place), values in uses.items():
+        old = modules[path].__dict__[attribute]
+        here = old if place is None else old[place]
+        if len(values) != 1 or (new := next(iter(values))) == here:
+            continue
+        known = changes.setdefault(path, {}).setdefault(attribute, [old, old if place is None else list(old)])
+        if place is None:
+            known[1] = new
+        else:
+            known[1][place] = new
+    for op in structure.trace.ops:  # without weights, nothing else tells such a layer how many channels come in
+        norm: Any = modules[op.module]
+        if (
+            isinstance(norm, nn.modules.batchnorm._NormBase)
+            and norm._parameters["weight"] is None
+            and isinstance(op.args[0], Value)
+        ):
+            old, new = norm.num_features, int(_measured(structure, choice, op.args[0], 1).sum())
+            if op.args[0].shape[1] == old != new:
+                changes.setdefault(op.module, {})["num_features"] = [old, new]
+    for axis, stay in choice.items():
+        if axis.heads is not None:
+            fixed = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
+            _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), fixed, axis.size, int(stay.sum()))
+    return {path: found for path, found in changes.items() if found}
+
+
+@torch.no_grad()
+def rescale_(model: nn.Module, structure: Structure, choice: Choice, undo: Undo) -> dict[str, dict[str, list[Any]]]:
+    """Root-mean-square normalisations over fewer features scale as before; returns the attributes that hold their ε."""
+    parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
+    changes: dict[str, dict[str, list[Any]]] = {}
+    for norm in {norm.parameter: norm for norm in structure.typing.rms_norms.values()}.values():
+        stay = _measured(structure, choice, norm.source, len(norm.source.shape) - 1)
+        more = len(stay) / int(stay.sum())
+        if more == 1:
+            continue
+        weight = parameters[norm.parameter]
+        before = weight.data
+        undo.add(partial(setattr, weight, "data", before))
+        weight.data = (before + norm.offset) * more**0.5 - norm.offset
+        for key, value in modules[norm.module].__dict__.items():
+            if type(value) is float and value == norm.eps:
+                changes.setdefault(norm.module, {})[key] = [value, value * more]
+            elif key == "eps" and value is None:
+                changes.setdefault(norm.module, {})[key] = [None, torch.finfo(weight.dtype).eps * more]
+    return changes
+
+
+def _count_heads(module: nn.Module, changes: dict[str, list[Any]], computed: set[str], before: int, after: int) -> None:
+    """Attributes that count heads and that no call shows, because the code writes −1 in their place."""
+    for key, value in module.__dict__.items():
+        if "heads" in key and type(value) is int and value % before == 0 and key not in changes and key not in computed:
+            changes[key] = [value, value // before * after]
+
+
+# ---------------------------------------------------------------- sizes in the code
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one call that takes sizes must be given once the model is smaller."""
+
+    name: str
+    numbers: tuple[tuple[Sequence[int | str], Any], ...]
+    pieces: tuple[int, list[int]] | None
+    narrower: bool
+
+
+def _wanted(structure: Structure, choice: Choice, size_call: SizeCall) -> _Wanted:
+    kept_of = [(number, _measured(structure, choice, number.tensor, number.dim)) for number in size_call.numbers]
+    pieces = size_call.pieces
+    lengths = [] if pieces is None else [int(_measured(structure, choice, value, pieces.dim).sum()) for value in pieces.tensors]
+    return _Wanted(
+        size_call.name,
+        tuple((number.path, number.measure(stay)) for number, stay in kept_of),
+        None if pieces is None else (pieces.dim, lengths),
+        any(not bool(stay.all()) for _, stay in kept_of),
+    )
+
+
+class _Comparing(TorchFunctionMode):
+    """Runs the shrunk model beside the trace of the whole one: where a call gives a size that is no more right, the right one."""
+
+    def __init__(self, structure: Structure, choice: Choice) -> None:
+        super().__init__()
+        self._calls = iter([_wanted(structure, choice, size_call) for size_call in structure.trace.sizes])
+        self.stack: list[list[Any]] = [["", 0]]
+        self._found: dict[str, dict[tuple[int, Any], Rewrite]] = {}
+        self._right: set[tuple[str, str, Any, Any]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not takes_sizes(func):
+            return func(*args, **kwargs)
+        wanted = next(self._calls, None)
+        if wanted is None or wanted.name != _name(func):
+            raise SecateursError("the model takes another path once it is smaller")
+        name, ordinal = self.stack[-1]
+        for frame in self.stack:
+            frame[1] += 1
+        rewrites = [Rewrite(ordinal, wanted.name, *each) for each in _needed(wanted, func, args, kwargs)]
+        for each in rewrites:
+            known = self._found.setdefault(name, {}).setdefault((ordinal, each.path), each)
+            if known != each:
+                raise SecateursError(f"{name or 'the model'} is called more than once, and would need other sizes each time")
+        changed = {each.path: each.new for each in rewrites}
+        for path, given in _given(wanted, args, kwargs):
+            if path not in changed:
+                self._right.add((name, wanted.name, path, given))
+            for outer, _ in self.stack[:-1]:  # sees the calls of the modules within, too
+                self._right.add((outer, wanted.name, path, _hashable(changed.get(path, given))))
+        return rewritten(func, args, kwargs, rewrites)
+
+    def rewrites(self) -> dict[str, list[Rewrite]]:
+        """What was wrong, by module. Where all calls with one number need the same new one, their order does not matter."""
+        found = {}
+        for name, entries in self._found.items():
+            alike: dict[Any, set[Any]] = {}
+            for each in entries.values():
+                alike.setdefault((each.name, each.path, each.given), set()).add(str(each.new))
+            everywhere = {key for key, news in alike.items() if len(news) == 1 and (name, *key) not in self._right}
+            anywhere = [
+                replace(each, ordinal=None) if (each.name, each.path, each.given) in everywhere else each
+                for each in entries.values()
+            ]
+            found[name] = list({str(each): each for each in anywhere}.values())
+        return found
+
+
+def _hashable(new: Any) -> Any:
+    return tuple(new) if isinstance(new, list) else new
+
+
+def _given(wanted: _Wanted, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """The numbers that a call was given, with their places."""
+    if wanted.pieces is not None:
+        yield ("pieces",), args[0].shape[wanted.pieces[0]]
+    else:
+        yield from ((tuple(path), at(args, kwargs, path)) for path, _ in wanted.numbers)
+
+
+def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Where the numbers of a call are not what they must be: place, what is given, what must be."""
+    if wanted.pieces is not None:
+        dim, lengths = wanted.pieces
+        try:
+            found = [piece.shape[dim] for piece in func(*args, **kwargs)]
+        except RuntimeError:
+            found = []
+        if found != lengths:
+            yield ("pieces",), args[0].shape[dim], lengths
+        return
+    fused = func is functional.multi_head_attention_forward and wanted.narrower
+    for path, new in wanted.numbers:
+        given = at(args, kwargs, path)
+        if new is not None and (fused or (given not in (new, -1) and not (func is attend and path == ("scale",)))):
+            yield tuple(path), None if given is None else int(given), new
+
+
+def _name(func: Any) -> str:
+    return functional.multi_head_attention_forward.__name__ if func is attend else func.__name__
+
+
+def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example: Any) -> dict[str, list[Rewrite]]:
+    """The sizes that the model's code gives wrongly now, by module."""
+    comparing, trace = _Comparing(structure, choice), structure.trace
+    with ready(model, trace.fake, lambda name: comparing.stack.append([name, 0]), lambda: comparing.stack.pop()) as mode:
+        inputs = example if mode is None else nested(example, mode.from_tensor)
+        with mode or nullcontext(), comparing:
+            call(model, inputs)
+    return comparing.rewrites()
+
+
+def unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """Torch's encoder layers whose attention is narrower now must not take their fused path, which knows only the usual shape."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer))
+    return {
+        name: {"activation_relu_or_gelu": [layer.activation_relu_or_gelu, 0]}
+        for name, layer in layers
+        if f"{name}.self_attn".removeprefix(".") in rewrites and layer.activation_relu_or_gelu
+    }

@@ -1,0 +1,100 @@
+"""Forward passes with other sizes than their code writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from secateurs.apply.attention import attend
+from secateurs.apply.step import Rewrite
+from secateurs.graph import TABLE
+
+REWRITES = "_secateurs_rewrites"
+"""The attribute of a module that holds its rewrites."""
+
+
+class Rewriting(TorchFunctionMode):
+    """Gives the calls of one module's forward pass the sizes that its smaller weights need."""
+
+    def __init__(self, rewrites: Sequence[Rewrite]) -> None:
+        super().__init__()
+        self._rewrites = rewrites
+        self._count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not takes_sizes(func):
+            return func(*args, **kwargs)
+        ordinal, self._count = self._count, self._count + 1
+        return rewritten(func, args, kwargs, self._meant(func, args, kwargs, ordinal))
+
+    def _meant(self, func: Any, args: Any, kwargs: Any, ordinal: int) -> list[Rewrite]:
+        """The rewrites that are meant for this call: its numbers fit them, and so does its place in the pass."""
+        return [
+            each
+            for each in self._rewrites
+            if each.name == func.__name__ and each.ordinal in (None, ordinal) and _fits(each, args, kwargs)
+        ]
+
+
+def _fits(rewrite: Rewrite, args: Any, kwargs: Any) -> bool:
+    if rewrite.path == ("pieces",):
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        return args[0].shape[dim] == rewrite.given
+    try:
+        return at(args, kwargs, rewrite.path) == rewrite.given
+    except (IndexError, TypeError, AttributeError):
+        return False
+
+
+def at(args: Any, kwargs: Any, path: Sequence[int | str]) -> Any:
+    """The number that stands at a place in the arguments."""
+    here: Any = kwargs.get(path[0]) if isinstance(path[0], str) else args[path[0]]
+    for part in path[1:]:
+        here = getattr(here, part) if isinstance(part, str) else here[part]
+    return here
+
+
+def takes_sizes(func: Any) -> bool:
+    """Whether a call counts among those that take sizes: the same calls must count in every pass."""
+    return func in TABLE or func is attend
+
+
+def rewritten(func: Any, args: Any, kwargs: Any, rewrites: Sequence[Rewrite]) -> Any:
+    """Call a function with some of its numbers replaced."""
+    for each in rewrites:
+        if each.path == ("pieces",):
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+            return torch.split(args[0], each.new, dim)
+        args, kwargs = replaced(args, kwargs, each.path, each.new)
+    if func is functional.multi_head_attention_forward and rewrites:
+        return attend(*args, **kwargs)
+    return func(*args, **kwargs)
+
+
+def replaced(args: Any, kwargs: Any, path: Sequence[int | str], new: Any) -> tuple[Any, Any]:
+    """Arguments with one number replaced."""
+    if isinstance(path[0], str):
+        return args, {**kwargs, path[0]: _with(kwargs.get(path[0]), path[1:], new)}
+    return (*args[: path[0]], _with(args[path[0]], path[1:], new), *args[path[0] + 1 :]), kwargs
+
+
+def _with(value: Any, path: Sequence[int | str], new: Any) -> Any:
+    if not path:
+        return new
+    if isinstance(value, slice):
+        ends = {"start": value.start, "stop": value.stop, path[0]: new}
+        return slice(ends["start"], ends["stop"], value.step)
+    place = int(path[0])
+    return (*value[:place], _with(value[place], path[1:], new), *value[place + 1 :])
+
+
+def forward_rewritten(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward pass of the module's class, with the sizes that its smaller weights need."""
+    with Rewriting(getattr(self, REWRITES)):
+        return type(self).forward(self, *args, **kwargs)
