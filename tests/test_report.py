@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -26,6 +27,7 @@ from secateurs.report import (
     Record,
     environment,
     html,
+    latencies,
     layer_bars,
     metric_curve,
     read_record,
@@ -590,3 +592,26 @@ def test_any_record_gives_a_page(record: Record) -> None:
 
 def test_page_is_deterministic() -> None:
     assert full_page() == html(Record.from_json(FULL.to_json()))
+
+
+def test_latencies_are_measured_in_turn_without_gradients_and_leave_the_mode_alone() -> None:
+    calls: list[tuple[str, bool, bool]] = []
+
+    class Noted(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append((self.name, self.training, torch.is_grad_enabled()))
+            return x
+
+    models = Noted("dense"), Noted("small")
+    found = latencies(models, torch.zeros(1), passes=4)
+    assert [name for name, *_ in calls] == ["dense", "small"] * 7
+    assert {(training, gradients) for _, training, gradients in calls} == {(False, False)}
+    assert all(model.training for model in models)
+    assert len(found) == 2 and min(found) > 0
+    calls.clear()
+    latencies(models, torch.zeros(1), passes=1000, most=0.0)
+    assert len(calls) == 2 * 4

@@ -16,10 +16,95 @@ from zoo.halving import Outcome, try_halving
 
 SUBJECTS = {subject.name: subject for subject in [*TRANSFORMERS, *HAND_WRITTEN, *CLASSIC]}
 
-SITES: dict[str, int] = {}
+SITES: dict[str, int] = {
+    "bert": 5,
+    "roberta": 5,
+    "distilbert": 5,
+    "deberta": 5,
+    "gpt2": 4,
+    "opt": 4,
+    "gpt_neox": 4,
+    "bloom": 4,
+    "mpt": 6,
+    "falcon": 3,
+    "llama": 5,
+    "mistral": 5,
+    "qwen2": 5,
+    "qwen3": 5,
+    "gemma": 5,
+    "phi": 4,
+    "mixtral": 5,
+    "mamba": 7,
+    "t5": 7,
+    "bart": 10,
+    "whisper": 11,
+    "vit": 4,
+    "deit": 4,
+    "beit": 4,
+    "swin": 6,
+    "segformer": 7,
+    "convnext": 4,
+    "clip": 8,
+    "wav2vec2": 6,
+    "lenet_view": 4,
+    "alexnet_like": 5,
+    "option_a": 5,
+    "bottlenecks": 5,
+    "linear_squeeze_excite": 2,
+    "grouped_shuffle": 1,
+    "inception": 7,
+    "unet": 7,
+    "pyramid": 6,
+    "norms": 2,
+    "conv3d": 4,
+    "res2net": 6,
+    "selective_kernel": 3,
+    "nano_gpt": 2,
+    "timm_vit": 4,
+    "einsum_attention": 1,
+    "llama_enable_gqa": 2,
+    "complex_rotary": 1,
+    "torch_attention": 2,
+    "torch_encoder": 4,
+    "window_attention": 2,
+    "head_slices": 6,
+    "lstm_stacked_bidirectional": 2,
+    "gru_tagger": 2,
+    "hand_written_lstm": 1,
+    "tied_language_model": 1,
+    "wave_net": 6,
+    "mlp_mixer": 2,
+    "graph_attention": 1,
+    "capsules": 3,
+    "shared_layers": 2,
+    "bare_parameters": 2,
+    "hard_coded": 1,
+    "early_exit": 1,
+    "softmax_channels": 0,
+    "permuted": 0,
+    "no_parameters": 0,
+    "lenet_5": 3,
+    "googlenet": 57,
+    "resnet_20": 14,
+    "mobilenet_v3_small": 26,
+    "shufflenet_v2": 14,
+    "densenet_shallow": 17,
+    "efficientnet_b0": 28,
+    "unet_classic": 12,
+    "lstm_language_model": 2,
+}
 """The cross-section, with the number of sites that are found in each model: a rule that forgets how to do something shows here."""
 
-PUT_BACK: dict[str, tuple[set[str], str]] = {}
+ALIGNED = "torch multiplies the experts' matrices only where their rows are multiples of 16 bytes, and half of 28 floats are not"
+PUT_BACK: dict[str, tuple[set[str], str]] = {
+    "qwen2_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
+    "qwen3_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
+    "deepseek_v3": ({"model.layers.1.mlp.experts.gate_up_proj[0:28]"}, ALIGNED),
+    "head_modules": (
+        {f"heads.{head}.query" for head in range(3)},
+        "the code takes the scale of attention from out_features, which cannot be both the width and what it was trained with",
+    ),
+}
 """Subject → the sites that are masked but cannot be removed, and why."""
 
 
@@ -27,7 +112,7 @@ def case(name: str) -> object:
     return pytest.param(name, id=name, marks=() if name in SITES else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(case, SUBJECTS))
+@pytest.mark.parametrize("name", [case(name) for name in SUBJECTS])
 def test_half_of_each_site_goes_and_nothing_else_changes(name: str) -> None:
     outcome = Outcome(name, "")
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections import Counter
@@ -89,7 +90,7 @@ def try_halving(subject: Subject, outcome: Outcome) -> None:
 
 def _in_short(reason: str) -> str:
     """The reason without the place that it names."""
-    return "operation " + reason.split(" at ")[0] if " at " in reason else reason
+    return re.sub(r" at \S+:\d+", "", reason)
 
 
 def _comes_back(model: nn.Module, subject: Subject, example: Any) -> bool:

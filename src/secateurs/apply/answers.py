@@ -86,7 +86,7 @@ def require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     for one, other in zip(before, after, strict=True):
         if not one.numel():
             continue
-        tolerance = {torch.float64: 2e-5, torch.float32: 2e-4}.get(one.dtype, 2e-2)
+        tolerance = {torch.float64: 3e-6, torch.float32: 2e-4}.get(one.dtype, 2e-2)
         same = torch.isfinite(one) == torch.isfinite(other)
         scale = float(torch.where(torch.isfinite(one), one, 0).abs().max()) or 1.0
         difference = float(torch.where(torch.isfinite(one) & torch.isfinite(other), one - other, 0).abs().max()) / scale

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from secateurs.graph import TABLE, Number
+
 
 def attend(
     query: Tensor,
@@ -49,8 +51,9 @@ def attend(
     if not batched:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-    separate = use_separate_proj_weight or in_proj_weight is None
-    weights = (q_proj_weight, k_proj_weight, v_proj_weight) if separate else in_proj_weight.chunk(3)  # type: ignore[union-attr]
+    separate = use_separate_proj_weight
+    packed = None if separate or in_proj_weight is None else in_proj_weight.chunk(3)
+    weights = packed or (q_proj_weight, k_proj_weight, v_proj_weight)
     biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     q, k, v = (
         functional.linear(x, w, b)  # type: ignore[arg-type]
@@ -88,3 +91,17 @@ def _additive(mask: Tensor, scores: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(scores.dtype)
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
+
+
+def _sizes(args: Any, kwargs: Any, out: Any) -> list[Number]:
+    """The number of heads; the scale stays what it is."""
+    heads = int.__int__(kwargs["num_heads"])
+    weight, count = (kwargs["in_proj_weight"], 3) if kwargs["in_proj_weight"] is not None else (kwargs["q_proj_weight"], 1)
+    rows, scale = weight.shape[0] // count, kwargs["scale"]
+    return [
+        Number(("num_heads",), kwargs["num_heads"], weight, 0, lambda kept: int(kept[:rows].view(heads, -1).any(1).sum())),
+        Number(("scale",), None, weight, 0, lambda kept: scale),
+    ]
+
+
+TABLE[attend] = _sizes  # a model that was shrunk once calls it, and may be shrunk again

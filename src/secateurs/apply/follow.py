@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from secateurs.apply.attention import attend
 from secateurs.apply.resize import Undo
 from secateurs.apply.rewrite import at, rewritten, takes_sizes
 from secateurs.apply.step import Rewrite
 from secateurs.forward import call, nested
-from secateurs.graph import Choice, SizeCall, Structure, Value, kept, ready
+from secateurs.graph import Choice, SizeCall, Source, Structure, Value, kept, ready
 from secateurs.types import SecateursError
 
 
@@ -26,16 +24,38 @@ def _measured(structure: Structure, choice: Choice, value: Value, dim: int) -> T
     return kept(structure.typing.dims(value)[dim], choice)
 
 
-def attributes_of_code(model: nn.Module, structure: Structure, choice: Choice) -> dict[str, dict[str, list[Any]]]:
-    """Attributes that the code passes to torch as sizes, where all its uses agree on the new one; and numbers of heads."""
-    uses: dict[tuple[str, str, int | None], set[int]] = {}
+Changes = dict[str, dict[str, list[Any]]]
+"""Module → attribute → [old, new]."""
+
+
+def attributes_of_code(model: nn.Module, structure: Structure, choice: Choice, follow: bool = True) -> Changes:
+    """Attributes that the code passes to torch as sizes, where all its uses agree on the new one; and numbers of heads.
+
+    ``follow=False`` leaves all but those of torch's own layers as they are.
+    """
+    modules = dict(model.named_modules())
+    changes = _passed(modules, structure, choice)
+    _count_channels(modules, structure, choice, changes)
+    for axis, stay in choice.items():
+        if axis.heads is not None:
+            fixed = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
+            _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), fixed, axis.size, int(stay.sum()))
+    return {path: found for path, found in changes.items() if found and (follow or _is_torch(modules[path]))}
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _passed(modules: Mapping[str, nn.Module], structure: Structure, choice: Choice) -> Changes:
+    """Attributes that are passed to torch as sizes."""
+    uses: dict[Source, set[int]] = {}
     for size_call in structure.trace.sizes:
         for number in size_call.numbers:
             source = getattr(number.given, "source", None)
             if source is not None and source not in structure.trace.computed:
                 uses.setdefault(source, set()).add(number.measure(_measured(structure, choice, number.tensor, number.dim)))
-    modules = dict(model.named_modules())
-    changes: dict[str, dict[str, list[Any]]] = {}
+    changes: Changes = {}
     for (path, attribute, place), values in uses.items():
         old = modules[path].__dict__[attribute]
         here = old if place is None else old[place]
@@ -46,28 +66,27 @@ def attributes_of_code(model: nn.Module, structure: Structure, choice: Choice) -
             known[1] = new
         else:
             known[1][place] = new
-    for op in structure.trace.ops:  # without weights, nothing else tells such a layer how many channels come in
+    return changes
+
+
+def _count_channels(modules: Mapping[str, nn.Module], structure: Structure, choice: Choice, changes: Changes) -> None:
+    """Normalisations without weights: nothing but what comes in tells how many channels they have."""
+    for op in structure.trace.ops:
         norm: Any = modules[op.module]
-        if (
-            isinstance(norm, nn.modules.batchnorm._NormBase)
-            and norm._parameters["weight"] is None
-            and isinstance(op.args[0], Value)
-        ):
-            old, new = norm.num_features, int(_measured(structure, choice, op.args[0], 1).sum())
-            if op.args[0].shape[1] == old != new:
-                changes.setdefault(op.module, {})["num_features"] = [old, new]
-    for axis, stay in choice.items():
-        if axis.heads is not None:
-            fixed = {attribute for path, attribute, _ in structure.trace.computed if path == axis.heads}
-            _count_heads(modules[axis.heads], changes.setdefault(axis.heads, {}), fixed, axis.size, int(stay.sum()))
-    return {path: found for path, found in changes.items() if found}
+        x = op.args[0] if op.args else None
+        if not isinstance(norm, nn.modules.batchnorm._NormBase) or norm._parameters["weight"] is not None:
+            continue
+        if isinstance(x, Value) and len(x.shape) > 1 and x.shape[1] == norm.num_features:
+            new = int(_measured(structure, choice, x, 1).sum())
+            if new != norm.num_features:
+                changes.setdefault(op.module, {})["num_features"] = [norm.num_features, new]
 
 
 @torch.no_grad()
-def rescale_(model: nn.Module, structure: Structure, choice: Choice, undo: Undo) -> dict[str, dict[str, list[Any]]]:
+def rescale_(model: nn.Module, structure: Structure, choice: Choice, undo: Undo) -> Changes:
     """Root-mean-square normalisations over fewer features scale as before; returns the attributes that hold their ε."""
     parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
-    changes: dict[str, dict[str, list[Any]]] = {}
+    changes: Changes = {}
     for norm in {norm.parameter: norm for norm in structure.typing.rms_norms.values()}.values():
         stay = _measured(structure, choice, norm.source, len(norm.source.shape) - 1)
         more = len(stay) / int(stay.sum())
@@ -102,7 +121,6 @@ class _Wanted:
     name: str
     numbers: tuple[tuple[Sequence[int | str], Any], ...]
     pieces: tuple[int, list[int]] | None
-    narrower: bool
 
 
 def _wanted(structure: Structure, choice: Choice, size_call: SizeCall) -> _Wanted:
@@ -113,7 +131,6 @@ def _wanted(structure: Structure, choice: Choice, size_call: SizeCall) -> _Wante
         size_call.name,
         tuple((number.path, number.measure(stay)) for number, stay in kept_of),
         None if pieces is None else (pieces.dim, lengths),
-        any(not bool(stay.all()) for _, stay in kept_of),
     )
 
 
@@ -132,7 +149,7 @@ class _Comparing(TorchFunctionMode):
         if not takes_sizes(func):
             return func(*args, **kwargs)
         wanted = next(self._calls, None)
-        if wanted is None or wanted.name != _name(func):
+        if wanted is None or wanted.name != func.__name__:
             raise SecateursError("the model takes another path once it is smaller")
         name, ordinal = self.stack[-1]
         for frame in self.stack:
@@ -189,15 +206,10 @@ def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tupl
         if found != lengths:
             yield ("pieces",), args[0].shape[dim], lengths
         return
-    fused = func is functional.multi_head_attention_forward and wanted.narrower
     for path, new in wanted.numbers:
         given = at(args, kwargs, path)
-        if new is not None and (fused or (given not in (new, -1) and not (func is attend and path == ("scale",)))):
+        if new is not None and given not in (new, -1):
             yield tuple(path), None if given is None else int(given), new
-
-
-def _name(func: Any) -> str:
-    return functional.multi_head_attention_forward.__name__ if func is attend else func.__name__
 
 
 def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example: Any) -> dict[str, list[Rewrite]]:
@@ -210,7 +222,7 @@ def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example
     return comparing.rewrites()
 
 
-def unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+def unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> Changes:
     """Torch's encoder layers whose attention is narrower now must not take their fused path, which knows only the usual shape."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer))
     return {

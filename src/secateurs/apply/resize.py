@@ -7,16 +7,15 @@ given other sizes than its code writes down. The last is needed where a size is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import setitem
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply.rewrite import REWRITES, forward_rewritten
+from secateurs.apply.rewrite import REWRITES, RewrittenForward
 from secateurs.apply.step import Rewrite, Step
 from secateurs.types import FileError
 
@@ -92,6 +91,8 @@ def _cut_parameter(
 
     undo.add(back)
     parameter.grad = None
+    # Graphs of earlier passes that are still about know the parameter by its old shape; another dtype makes it forget them.
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
     parameter.data = kept_of(data, by_dim)
     if gradient is not None:
         parameter.grad = kept_of(gradient, by_dim)
@@ -166,13 +167,17 @@ SIZES: dict[type[nn.Module], Callable[[Any], dict[str, int]]] = {
 """Layer class → the attributes that its weights' shapes imply. What a layer passes to torch as a size is found without this table."""
 
 
-def implied(model: nn.Module) -> dict[str, dict[str, list[Any]]]:
-    """Attributes of torch's own layers that are not what the weights' shapes imply: module → attribute → [old, new]."""
+def implied(model: nn.Module, computed: Iterable[tuple[str, str, Any]] = ()) -> dict[str, dict[str, list[Any]]]:
+    """Attributes of torch's own layers that are not what the weights' shapes imply: module → attribute → [old, new].
+
+    Those that the model's code computes with (a scale of attention, say) stay as they are.
+    """
+    fixed = {(path, key) for path, key, _ in computed}
     found: dict[str, dict[str, list[Any]]] = {}
     for name, module in model.named_modules():
         rule = next((SIZES[base] for base in type(module).__mro__ if base in SIZES), None)
         for key, new in (rule(module) if rule else {}).items():
-            if (old := getattr(module, key)) != new:
+            if (old := getattr(module, key)) != new and (name, key) not in fixed:
                 found.setdefault(name, {})[key] = [old, new]
     return found
 
@@ -194,8 +199,9 @@ def set_attributes_(model: nn.Module, attributes: Mapping[str, Mapping[str, Sequ
 def rewrite_(model: nn.Module, rewrites: Mapping[str, Sequence[Rewrite]], undo: Undo) -> None:
     """Let the forward passes of these modules run with other sizes than their code writes down."""
     for name, entries in rewrites.items():
-        slots = model.get_submodule(name).__dict__
-        for key, new in ((REWRITES, list(entries)), ("forward", MethodType(forward_rewritten, model.get_submodule(name)))):
+        module = model.get_submodule(name)
+        slots = module.__dict__
+        for key, new in ((REWRITES, [*slots.get(REWRITES, []), list(entries)]), ("forward", RewrittenForward(module))):
             before = slots.get(key)
             undo.add(partial(slots.pop, key) if before is None else partial(setitem, slots, key, before))
             slots[key] = new
@@ -211,9 +217,9 @@ def steps_of(model: nn.Module) -> list[Step]:
 
 def remember_(model: nn.Module, step: Step, undo: Undo) -> None:
     """Note a step on the model, so that it can be saved with it."""
-    before = steps_of(model)
-    undo.add(partial(setitem, model.__dict__, _STEPS, before))
-    model.__dict__[_STEPS] = [*before, step]
+    slots, before = model.__dict__, model.__dict__.get(_STEPS)
+    undo.add(partial(slots.pop, _STEPS) if before is None else partial(setitem, slots, _STEPS, before))
+    slots[_STEPS] = [*(before or []), step]
 
 
 def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack
+from types import CodeType, MethodType
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from secateurs.apply.step import Rewrite
 from secateurs.graph import TABLE
 
 REWRITES = "_secateurs_rewrites"
-"""The attribute of a module that holds its rewrites."""
+"""The attribute of a module that holds its rewrites, those of each shrinking in turn."""
 
 
 class Rewriting(TorchFunctionMode):
@@ -62,7 +65,7 @@ def at(args: Any, kwargs: Any, path: Sequence[int | str]) -> Any:
 
 def takes_sizes(func: Any) -> bool:
     """Whether a call counts among those that take sizes: the same calls must count in every pass."""
-    return func in TABLE or func is attend
+    return func in TABLE
 
 
 def rewritten(func: Any, args: Any, kwargs: Any, rewrites: Sequence[Rewrite]) -> Any:
@@ -94,7 +97,22 @@ def _with(value: Any, path: Sequence[int | str], new: Any) -> Any:
     return (*value[:place], _with(value[place], path[1:], new), *value[place + 1 :])
 
 
-def forward_rewritten(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward pass of the module's class, with the sizes that its smaller weights need."""
-    with Rewriting(getattr(self, REWRITES)):
-        return type(self).forward(self, *args, **kwargs)
+class RewrittenForward:
+    """The forward pass of a module's class, with the sizes that its smaller weights need; it is copied and pickled with the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(MethodType(type(self.module).forward, self.module))
+
+    @property
+    def __code__(self) -> CodeType:
+        return type(self.module).forward.__code__  # torch.export asks for it
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as earlier_first:
+            for rewrites in reversed(getattr(self.module, REWRITES)):
+                earlier_first.enter_context(Rewriting(rewrites))
+            return type(self.module).forward(self.module, *args, **kwargs)

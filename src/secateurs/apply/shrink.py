@@ -182,15 +182,26 @@ class _Work:
         return Shrunk(sites, (before, after), skipped, self.difference)
 
     def _attempt(self, axes: list[Axis], check: bool) -> str | None:
-        """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was."""
+        """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was.
+
+        Where the code takes another way once its attributes have followed (``if self.repeats > 1``), they keep their values.
+        """
         if axes == self.done:
             return None
         self.undo()
         self.done = []
-        if not axes:
-            return None
+        reason = None
+        for follow in (True, False) if axes else ():
+            again = self._try({axis: self.present[axis] for axis in axes}, check, follow)
+            if again is None:
+                self.done = list(axes)
+                return None
+            reason = reason or again
+        return reason
+
+    def _try(self, choice: Choice, check: bool, follow: bool) -> str | None:
         try:
-            self._shrink({axis: self.present[axis] for axis in axes})
+            self._shrink(choice, follow)
             if check:
                 found, _ = answers(self.model, self.inputs, self.double)
                 self.difference = require_same(self.reference, found)
@@ -201,30 +212,29 @@ class _Work:
         except BaseException:
             self.undo()
             raise
-        self.done = list(axes)
         return None
 
-    def _shrink(self, choice: Choice) -> None:
+    def _shrink(self, choice: Choice, follow: bool) -> None:
         model, structure = self.model, self.structure
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-        cuts = _cuts(structure, choice)
-        shapes = {name: list(tensors[name].shape) for name in cuts}
-        self.cuts = cuts
-        cut_(model, cuts, self.undo, self.optimizer)
-        attributes = attributes_of_code(model, structure, choice)
-        for name, changes in rescale_(model, structure, choice, self.undo).items():
-            attributes[name] = {**attributes.get(name, {}), **changes}
-        set_attributes_(model, attributes, self.undo)
-        also = implied(model)
-        set_attributes_(model, also, self.undo)
-        for name, changes in also.items():
-            attributes[name] = {**attributes.get(name, {}), **changes}
+        self.cuts = _cuts(structure, choice)
+        shapes = {name: list(tensors[name].shape) for name in self.cuts}
+        attributes: dict[str, dict[str, list[Any]]] = {}
+        cut_(model, self.cuts, self.undo, self.optimizer)
+        self._set(attributes_of_code(model, structure, choice, follow), attributes)
+        self._set(rescale_(model, structure, choice, self.undo), attributes)
+        self._set(implied(model, structure.trace.computed), attributes)
         rewrites = rewrites_for(model, structure, choice, self.example)
-        for name, changes in unfused(model, rewrites).items():
-            set_attributes_(model, {name: changes}, self.undo)
-            attributes[name] = {**attributes.get(name, {}), **changes}
+        self._set(unfused(model, rewrites), attributes)
         rewrite_(model, rewrites, self.undo)
-        remember_(model, Step(shapes, cuts, attributes, rewrites), self.undo)
+        remember_(model, Step(shapes, self.cuts, attributes, rewrites), self.undo)
+
+    def _set(self, changes: Mapping[str, Mapping[str, list[Any]]], noted: dict[str, dict[str, list[Any]]]) -> None:
+        """Give attributes their new values, and note them."""
+        set_attributes_(self.model, changes, self.undo)
+        for name, found in changes.items():
+            for key, (old, new) in found.items():
+                noted.setdefault(name, {}).setdefault(key, [old, new])[1] = new
 
 
 FAILURES = (SecateursError, RuntimeError, TypeError, ValueError, IndexError, AssertionError, KeyError, AttributeError)

@@ -3,7 +3,7 @@
 from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
 from secateurs.graph.infer import Typing, infer
 from secateurs.graph.rules import RULES
-from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall
+from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
 from secateurs.graph.trace import Op, Trace, Value, plain, ready, record, untouched
 
@@ -19,6 +19,7 @@ __all__ = [
     "Pieces",
     "Place",
     "SizeCall",
+    "Source",
     "Structure",
     "Trace",
     "Typing",

@@ -24,7 +24,7 @@ class Typing:
     convolution's weight falls; ``products``, over which dimensions each matrix product and convolution runs (their product is its
     MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand;
     ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted`` while an operation is looked at whose
-    result nobody uses: it forbids nothing.
+    result nobody uses: it must run, but what it reduces over does not matter.
     """
 
     types: dict[Value, Dims] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Typing:
         return list(a)
 
     def pin(self, dims: Iterable[Dim], reason: str) -> None:
-        for dim in () if self.muted else dims:
+        for dim in dims:
             pin(dim, reason)
 
     def approximate(self, dims: Iterable[Dim], reason: str) -> None:
@@ -141,6 +141,8 @@ def infer(trace: Trace) -> Typing:
         typing.muted = not used[typing.place]
         _apply(typing, op)
     typing.muted = False
+    for (value, place), where in trace.measured.items():
+        typing.pin([typing.dims(value)[place]], f"the code computes with its size at {where}")
     for value in trace.outputs:
         typing.pin(typing.dims(value), "the model's output")
     return typing
@@ -176,8 +178,8 @@ def _apply(typing: Typing, op: Op) -> None:
         if dims is None or [dim.size for dim in dims] != list(value.shape):
             if dims is not None:
                 typing.unknown.setdefault(op.name, op.where)
-            reason = None if typing.muted else f"{op.name} at {op.where}"
-            typing.pin((dim for each in inputs for dim in typing.dims(each)), reason or "")
+            reason = f"{op.name} at {op.where}"
+            typing.pin((dim for each in inputs for dim in typing.dims(each)), reason)
             dims = [Dim.fresh(size, reason) for size in value.shape]
         if value in typing.types:
             typing.same_all(typing.types[value], dims, op)

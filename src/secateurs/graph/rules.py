@@ -699,8 +699,7 @@ def ending(count: int) -> Rule:
 
 def unknown(t: Typing, op: Op) -> Any:
     """Nothing is known: all that it touches is pinned, and the operation is listed."""
-    if not t.muted:
-        t.unknown.setdefault(op.name, op.where)
+    t.unknown.setdefault(op.name, op.where)
     return None
 
 

@@ -57,21 +57,20 @@ Source = tuple[str, str, "int | None"]
 """An attribute of the model: a module's name, the attribute's, and a place in it where it is a tuple."""
 
 
-class Tagged(int):
-    """A whole number that knows which attribute it came from, and tells when the code divides by it or takes a root of it.
+class Computing(int):
+    """A whole number that tells when the code divides by it, takes a root of it, or makes a floating-point number of it."""
 
-    Such an attribute must keep its value: ``(width // self.heads) ** -0.5`` would scale attention otherwise with fewer heads.
-    """
-
-    source: Source
-    computed: set[Source]
+    told: Callable[[], None]
 
     def _told(self) -> int:
-        self.computed.add(self.source)
+        self.told()
         return int.__int__(self)
 
     def __rfloordiv__(self, other: int) -> int:
         return other // self._told()
+
+    def __truediv__(self, other: float) -> float:
+        return self._told() / other
 
     def __rtruediv__(self, other: float) -> float:
         return other / self._told()
@@ -84,6 +83,26 @@ class Tagged(int):
 
     def __float__(self) -> float:
         return float(self._told())
+
+
+class Tagged(Computing):
+    """A number that knows which attribute it came from.
+
+    An attribute that the code computes with must keep its value: ``(width // self.heads) ** -0.5`` would scale attention otherwise with
+    fewer heads.
+    """
+
+    source: Source
+
+
+class Measured(Computing):
+    """The size of a tensor, as its ``shape`` told it. Where the code computes with it, fewer indices would change the answers."""
+
+    def __rfloordiv__(self, other: int) -> int:  # sizes divide sizes all the time, to give other sizes
+        return other // int.__int__(self)
+
+    def __rmod__(self, other: int) -> int:
+        return other % int.__int__(self)
 
 
 @contextmanager
@@ -111,7 +130,8 @@ def tagged(model: nn.Module) -> Iterator[set[Source]]:
 def _marked(value: Any, module: str, attribute: str, computed: set[Source]) -> Any:
     def tag(number: int, place: int | None) -> Tagged:
         made = Tagged(number)
-        made.source, made.computed = (module, attribute, place), computed
+        made.source = source = (module, attribute, place)
+        made.told = lambda: computed.add(source)
         return made
 
     if type(value) is int and value > 1:
@@ -122,25 +142,81 @@ def _marked(value: Any, module: str, attribute: str, computed: set[Source]) -> A
 
 
 class SizeCalls(TorchFunctionMode):
-    """Notes every call that takes sizes while a model runs; `value` gives a tensor its name in the trace."""
+    """Notes every call that takes sizes while a model runs, and every size that it computes with.
 
-    def __init__(self, stack: list[str], value: Callable[[Tensor], Any]) -> None:
+    `value` gives a tensor its name in the trace, `where` is the line of the user's code.
+    """
+
+    def __init__(self, stack: list[str], value: Callable[[Tensor], Any], where: Callable[[], str]) -> None:
         super().__init__()
         self.calls: list[SizeCall] = []
-        self._stack, self._value = stack, value
+        self.computed: dict[tuple[Any, int], str] = {}
+        self._stack, self._value, self._where = stack, value, where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        note = TABLE.get(func)
-        out = func(*args, **kwargs)
-        if note is not None:
-            found = note(args, kwargs, out)
-            numbers, pieces = found if isinstance(found, tuple) else (list(found), None)
-            numbers = [Number(n.path, n.given, self._value(n.tensor), n.dim, n.measure) for n in numbers]
-            if pieces is not None:
-                pieces = Pieces(tuple(self._value(tensor) for tensor in pieces.tensors), pieces.dim)
-            self.calls.append(SizeCall(self._stack[-1], len(self.calls), func.__name__, tuple(numbers), pieces))
+        for arg in args if func.__name__ in _SCALING else ():
+            if isinstance(arg, Measured):
+                arg.told()
+        out = func(*_plain(args), **_plain(kwargs))  # what torch's own code divides by is none of the model's business
+        if isinstance(out, torch.Size):
+            return torch.Size([self._measured(args[0], dim, size) for dim, size in enumerate(out)])
+        if func.__name__ == "size":
+            return self._measured(args[0], kwargs.get("dim", args[-1]) % args[0].ndim, out)
+        if (note := TABLE.get(func)) is not None:
+            self._note(func, *_parts(note(args, kwargs, out)))
         return out
+
+    def _note(self, func: Any, numbers: list[Number], pieces: Pieces | None) -> None:
+        named = [Number(n.path, n.given, self._value(n.tensor), n.dim, n.measure) for n in numbers]
+        if pieces is not None:
+            pieces = Pieces(tuple(self._value(tensor) for tensor in pieces.tensors), pieces.dim)
+        self.calls.append(SizeCall(self._stack[-1], len(self.calls), func.__name__, tuple(named), pieces))
+
+    def _measured(self, tensor: Tensor, dim: int, size: int) -> int:
+        """A size that tells where the code computes with it."""
+        if size < 2:
+            return size
+        value, made = self._value(tensor), Measured(size)
+
+        def told() -> None:
+            self.computed.setdefault((value, dim), self._where())
+
+        made.told = told
+        return made
+
+
+_SCALING = (
+    "mul",
+    "div",
+    "true_divide",
+    "mul_",
+    "div_",
+    "__mul__",
+    "__rmul__",
+    "__imul__",
+    "__truediv__",
+    "__rtruediv__",
+    "__itruediv__",
+)
+"""Calls by which a tensor is scaled: by one of its sizes, say."""
+
+
+def _parts(found: list[Number] | tuple[list[Number], Pieces | None]) -> tuple[list[Number], Pieces | None]:
+    return found if isinstance(found, tuple) else (list(found), None)
+
+
+def _plain(value: Any) -> Any:
+    """Arguments with whole numbers that know nothing."""
+    if isinstance(value, Computing):
+        return int.__int__(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (tuple, list, torch.Size):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, slice):
+        return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
+    return value
 
 
 Note = Callable[[Any, Any, Any], "list[Number] | tuple[list[Number], Pieces | None]"]
@@ -294,7 +370,7 @@ def _multi_head(args: Any, kwargs: Any, out: Any) -> list[Number]:
     if weight is None:
         return []
     rows = args[3]
-    scale = (rows // heads) ** -0.5
+    scale = (int.__int__(rows) // int.__int__(heads)) ** -0.5
     return [
         Number((4,), heads, weight, 0, lambda kept: int(kept[:rows].view(heads, -1).any(1).sum())),
         Number(("scale",), None, weight, 0, lambda kept: scale),

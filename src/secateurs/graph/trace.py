@@ -88,7 +88,8 @@ def values_in(nest: Any) -> Iterator[Value]:
 class Trace:
     """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs.
 
-    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of; ``floats``,
+    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of; ``measured``, the
+    dimensions whose size it computes with, and where; ``floats``,
     each module's attributes that are floating-point numbers.
     """
 
@@ -99,6 +100,7 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     computed: set[Source] = field(default_factory=set)
+    measured: dict[tuple[Value, int], str] = field(default_factory=dict)
     floats: dict[str, set[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fake: bool = True
@@ -198,11 +200,12 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
         trace.buffers = {name: recorder.value(tensor) for name, tensor in model.named_buffers()}
         trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
-        sizes = SizeCalls(stack, recorder.value)
+        sizes = SizeCalls(stack, recorder.value, where)
         with mode or nullcontext(), recorder, sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
     trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
+    trace.measured = sizes.computed
     return trace
 
 
