@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -67,9 +67,11 @@ def not_the_same(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each subject that something is to be said of."""
     lines = [f"- **{each.name}**: {each.failure}" for each in outcomes if each.failure]
     for each in outcomes:
-        if not each.failure and not each.same:
+        if each.failure or each.nothing:
+            continue
+        if not each.same:
             lines.append(f"- **{each.name}**: answers differ by {each.difference:.1e} of the largest")
-        if not each.failure and not each.reloaded and not each.nothing:
+        if not each.reloaded:
             lines.append(f"- **{each.name}**: the file gives another model")
         for reason, names in grouped(each).items():
             lines.append(f"- {each.name}: masked, but not removed: {names}: {reason}")
@@ -120,12 +122,18 @@ def billion() -> dict[str, float]:
         model: nn.Module = LlamaForCausalLM(config)
         example = {"input_ids": torch.zeros(1, 32, dtype=torch.long), "use_cache": False}
     model.eval()
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resident("VmRSS"), time.perf_counter()
     sites = sc.find_sites(model, sc.Channel(), example)
     seconds = time.perf_counter() - start
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    more = (resident("VmHWM") - before) / 2**20  # getrusage's peak would begin with that of the process that started this one
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "sites": len(sites), "seconds": seconds, "gibibytes": more}
+
+
+def resident(kind: str) -> int:
+    """KiB of this process in memory: VmRSS now, VmHWM at the most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def about_billion() -> str:

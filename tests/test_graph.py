@@ -297,6 +297,172 @@ def test_what_is_done_with_images(name):
     check(expected, *around(op, parts, images=True))
 
 
+def together(*functions: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Several operations of one kind, added up."""
+    return lambda m, h: torch.stack([function(h) for function in functions]).sum(0)
+
+
+KIND = {
+    "activations": together(
+        functional.silu,
+        functional.mish,
+        functional.hardswish,
+        functional.hardsigmoid,
+        functional.hardtanh,
+        functional.leaky_relu,
+        functional.elu,
+        functional.celu,
+        functional.selu,
+        functional.softplus,
+        functional.softshrink,
+        functional.logsigmoid,
+    ),
+    "comparisons": together(
+        lambda h: h * ((h > 0) & (h < 1) | ~(h > 2)),
+        lambda h: h * torch.logical_or(h > 0, torch.logical_not(h > 1)),
+        lambda h: h * torch.isin(h, torch.tensor([0.0])),
+        lambda h: h + torch.bucketize(h, torch.tensor([-1.0, 0.0, 1.0])),
+        lambda h: torch.nan_to_num(h.clamp_max(2).clamp_min(-2)) + torch.heaviside(h, torch.zeros_like(h)),
+    ),
+    "arithmetic": together(
+        lambda h: torch.addcdiv(h, h, h.abs() + 1), lambda h: 2 - h, lambda h: h // 0.3, lambda h: h.fmod(0.7) + h.remainder(0.7)
+    ),
+    "shapes in place": lambda m, h: h.clone().unsqueeze_(1).squeeze_(1).transpose_(1, 2).transpose_(1, 2),
+    "reductions over tokens": together(
+        lambda h: h.amin(1),
+        lambda h: h.std(1),
+        lambda h: h.prod(1),
+        lambda h: h.median(1).values,
+        lambda h: h.min(1).values,
+        lambda h: h.max(1).values,
+        lambda h: h.nansum(1),
+        lambda h: torch.var_mean(h, 1)[0],
+        lambda h: h.any(1).to(h),
+        lambda h: h.count_nonzero(1).to(h),
+        lambda h: h.kthvalue(2, dim=1).values,
+        lambda h: h.mode(1).values,
+        lambda h: h.aminmax(dim=1).max,
+    ),
+    "sums over channels": together(
+        lambda h: h * h.any(-1, keepdim=True),
+        lambda h: h * torch.linalg.vector_norm(h, 1, -1, keepdim=True),
+        lambda h: h * h.nansum(-1, True),
+    ),
+    "along tokens": together(
+        lambda h: h.cumprod(1),
+        lambda h: h.cummax(1).values,
+        lambda h: h.cummin(1).values,
+        lambda h: h.logcumsumexp(1),
+        lambda h: h.gather(1, h.argsort(1)),
+        lambda h: functional.softmin(h, 1),
+        lambda h: h.sort(1).values,
+        lambda h: h.diff(dim=1, prepend=h[:, :1]),
+    ),
+    "written by index": together(
+        lambda h: torch.zeros_like(h).index_add_(1, torch.tensor([0, 0, 1, 3]), h),
+        lambda h: h.index_copy(1, torch.tensor([0, 2]), h[:, :2]),
+        lambda h: h.index_fill(1, torch.tensor([1]), 0.5),
+        lambda h: h.scatter(1, torch.zeros(2, 4, 8, dtype=torch.long), h),
+        lambda h: h.scatter_reduce(1, torch.zeros(2, 4, 8, dtype=torch.long), h, "amax"),
+    ),
+    "vectors": lambda m, h: h * torch.vdot(h[0, 0], h[0, 1]) + (h[0] @ h[0, 0])[:, None],
+    "an inverse": lambda m, h: torch.linalg.inv(h @ h.mT + 9 * torch.eye(4).to(h)) @ h,
+    "a random mask": lambda m, h: h * (torch.rand(h.shape[1], 1) < 2),
+}
+
+
+@pytest.mark.parametrize("name", KIND)
+def test_what_goes_channel_by_channel(name):
+    check("first", *around(KIND[name], dict, images=False))
+
+
+def unpooled(h: Tensor) -> Tensor:
+    pooled, places = functional.max_pool2d(h, 2, return_indices=True)
+    return functional.max_unpool2d(pooled, places, 2)
+
+
+SPACE = {
+    "one": together(
+        *(
+            lambda h, mode=mode: functional.interpolate(h.flatten(2), 12, mode=mode)
+            for mode in ("nearest", "linear", "nearest-exact")
+        ),
+        *(lambda h, pool=pool: pool(h.flatten(2), 12) for pool in (functional.adaptive_avg_pool1d, functional.adaptive_max_pool1d)),
+        *(lambda h, pool=pool: pool(h.flatten(2), 3) for pool in (functional.avg_pool1d, functional.max_pool1d)),
+        *(
+            lambda h, mode=mode: functional.pad(h.flatten(2), (1, 1), mode=mode)[..., ::3][..., :12]
+            for mode in ("reflect", "replicate")
+        ),
+    ),
+    "two": together(
+        *(
+            lambda h, mode=mode: functional.interpolate(h, (5, 5), mode=mode)
+            for mode in ("nearest", "nearest-exact", "bilinear", "bicubic")
+        ),
+        *(lambda h, mode=mode: functional.interpolate(h, (5, 5), mode=mode, antialias=True) for mode in ("bilinear", "bicubic")),
+        *(
+            lambda h, mode=mode: functional.avg_pool2d(functional.pad(h, (0, 1, 1, 0), mode=mode), 3, 1)
+            for mode in ("reflect", "replicate", "circular")
+        ),
+        lambda h: unpooled(h)[..., :5, :5],
+    ),
+    "three": together(
+        *(
+            lambda h, mode=mode: functional.interpolate(h[:, :, None], (2, 3, 3), mode=mode).flatten(2, 3)
+            for mode in ("nearest", "trilinear")
+        ),
+        lambda h: functional.adaptive_avg_pool3d(h[:, :, None], (2, 3, 3)).flatten(2, 3),
+        lambda h: functional.adaptive_max_pool3d(h[:, :, None], (1, 6, 3)).flatten(2, 3),
+        lambda h: functional.max_pool3d(functional.pad(h[:, :, None], (0, 0, 0, 6, 0, 0), mode="replicate"), (1, 2, 2)).flatten(
+            2, 3
+        ),
+        lambda h: functional.avg_pool3d(functional.pad(h[:, :, None], (0, 0, 3, 3, 0, 0), mode="reflect"), (1, 2, 2)).flatten(2, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_what_is_done_with_space(name):
+    more = name == "one"  # three dimensions become four
+    check("first", *around(lambda m, h: SPACE[name](m, h)[:, :, None] if more else SPACE[name](m, h), dict, images=True))
+
+
+def test_bags_of_embeddings():
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags, self.last = nn.EmbeddingBag(11, 8, mode="sum"), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.last(self.bags(ids))
+
+    model, example = Bags().double(), torch.arange(6).view(2, 3)
+    masks = prune(model, example)
+    expected = model(example + 3)
+    assert sc.shrink_(model, masks).sites == {"bags": (8, 4)}
+    torch.testing.assert_close(model(example + 3), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "reduce", ["std", "prod", "amin", "max", "min", "median", "softmin", "cumprod", "cummax", "kthvalue", "argmin"]
+)  # fmt: skip
+def test_what_depends_on_how_many_channels_there_are(reduce):
+    def op(m: Any, h: Tensor) -> Tensor:
+        found = (
+            getattr(h, reduce)(*((2,) if reduce == "kthvalue" else ()), dim=-1)
+            if reduce != "softmin"
+            else functional.softmin(h, -1)
+        )
+        found = found if isinstance(found, Tensor) else found[0]
+        return h * (found if found.shape == h.shape else found[..., None])
+
+    model, example = around(op, dict, images=False)
+    first = op.__code__.co_firstlineno
+    lines = "|".join(str(line) for line in range(first, first + 5))
+    with pytest.raises(sc.PatternError, match=rf"first: .* at {HERE}:({lines}) "):
+        sc.find_sites(model, sc.Channel(), example)
+
+
 # ------------------------------------------------------------------------------------------------ pinned and approximate
 
 PINNED: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]]] = {
@@ -547,9 +713,9 @@ def test_an_unknown_operation_pins_what_it_touches_and_is_listed():
     check("a", model, example)
 
 
-def test_an_operation_whose_result_nobody_uses_pins_nothing():
+def test_what_reduces_over_channels_does_not_matter_where_nobody_uses_it():
     def op(m: Any, h: Tensor) -> Tensor:
-        sorted_halves(h), h.flip(-1)
+        h.mean(-1), h.softmax(-1)
         return h
 
     check("first", *around(op, dict, images=False))

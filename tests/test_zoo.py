@@ -100,10 +100,6 @@ PUT_BACK: dict[str, tuple[set[str], str]] = {
     "qwen2_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
     "qwen3_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
     "deepseek_v3": ({"model.layers.1.mlp.experts.gate_up_proj[0:28]"}, ALIGNED),
-    "head_modules": (
-        {f"heads.{head}.query" for head in range(3)},
-        "the code takes the scale of attention from out_features, which cannot be both the width and what it was trained with",
-    ),
 }
 """Subject → the sites that are masked but cannot be removed, and why."""
 

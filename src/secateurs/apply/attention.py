@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from secateurs.graph import TABLE, Number
-
 
 def attend(
     query: Tensor,
@@ -91,17 +89,3 @@ def _additive(mask: Tensor, scores: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(scores.dtype)
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
-
-
-def _sizes(args: Any, kwargs: Any, out: Any) -> list[Number]:
-    """The number of heads; the scale stays what it is."""
-    heads = int.__int__(kwargs["num_heads"])
-    weight, count = (kwargs["in_proj_weight"], 3) if kwargs["in_proj_weight"] is not None else (kwargs["q_proj_weight"], 1)
-    rows, scale = weight.shape[0] // count, kwargs["scale"]
-    return [
-        Number(("num_heads",), kwargs["num_heads"], weight, 0, lambda kept: int(kept[:rows].view(heads, -1).any(1).sum())),
-        Number(("scale",), None, weight, 0, lambda kept: scale),
-    ]
-
-
-TABLE[attend] = _sizes  # a model that was shrunk once calls it, and may be shrunk again

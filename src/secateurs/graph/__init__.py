@@ -1,11 +1,12 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
 from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
-from secateurs.graph.infer import Typing, infer
+from secateurs.graph.infer import infer
 from secateurs.graph.rules import RULES
 from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
 from secateurs.graph.trace import Op, Trace, Value, plain, ready, record, untouched
+from secateurs.graph.typed import Typing
 
 __all__ = [
     "RULES",

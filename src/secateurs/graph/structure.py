@@ -10,8 +10,9 @@ from typing import Any, Literal
 from torch import nn
 
 from secateurs.graph.axes import Axis, Dim, View, normal, occurrences
-from secateurs.graph.infer import Dims, Typing, infer
+from secateurs.graph.infer import infer
 from secateurs.graph.trace import Trace, record
+from secateurs.graph.typed import Dims, Typing
 
 Role = Literal["producer", "consumer", "scale"]
 """A weight makes the units of an axis, reads them, or only passes them on, one by one."""

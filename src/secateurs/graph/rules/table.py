@@ -1,0 +1,141 @@
+"""One table: ATen operation → what it says of the dimensions of its operands. No rule knows a model."""
+
+from __future__ import annotations
+
+import torch
+
+from secateurs.graph.rules.lookups import (
+    embedding,
+    embedding_bag,
+    ending,
+    gather,
+    index,
+    index_put,
+    index_select,
+    into,
+    ordered,
+    unknown,
+)
+from secateurs.graph.rules.pointwise import factory, identity, indexed_factory, pointwise, pointwise_with_notes
+from secateurs.graph.rules.products import bilinear, bmm, cdist, convolution, dot, grouped_mm, linear, mm, mv
+from secateurs.graph.rules.reductions import along, batch_norm, group_norm, layer_norm, reduction, weight_norm
+from secateurs.graph.rules.shapes import (
+    as_complex,
+    as_real,
+    cat,
+    diagonal,
+    expand,
+    glu,
+    pad,
+    permute,
+    pieces,
+    repeat,
+    repeat_interleave,
+    select,
+    slice_,
+    squeeze,
+    stack,
+    transpose,
+    unbind,
+    unsqueeze,
+    view,
+)
+from secateurs.graph.rules.space import channel_shuffle, col2im, im2col, pixel_shuffle, pixel_unshuffle, spatial, unfold
+from secateurs.graph.trace import Op, values_in
+from secateurs.graph.typed import Rule
+
+Names = dict[str, Rule]
+
+
+def _rows(rule: Rule, names: str) -> Names:
+    return dict.fromkeys(names.split(), rule)
+
+
+RULES: Names = {
+    **_rows(identity, "clone detach alias contiguous lift lift_fresh lift_fresh_copy _to_copy dropout zeros_like ones_like "
+            "empty_like full_like fill fill_ zero zero_ detach_ positive _conj resolve_conj resolve_neg _neg_view data "
+            "new_empty_strided_like requires_grad_ relu_ special_expit"),
+    **_rows(factory, "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"),
+    **_rows(indexed_factory, "arange linspace logspace eye rand randn randint randperm range tril_indices triu_indices hann_window "
+            "rand_like randn_like randint_like bernoulli bernoulli_ uniform_ normal_ normal multinomial"),
+    **_rows(pointwise, "copy_ copy where masked_fill masked_fill_ lerp addcmul addcdiv bitwise_and bitwise_or logical_and logical_or "
+            "logical_not isin bucketize nan_to_num complex polar view_as_real_like clamp clamp_min clamp_max expand_as rsub prelu "
+            "_prelu_kernel rrelu_with_noise celu heaviside fmod remainder gelu silu mish hardswish hardsigmoid hardtanh leaky_relu elu "
+            "softplus floor_divide softshrink threshold binary_cross_entropy mse_loss"),
+    **_rows(pointwise_with_notes, "log_sigmoid_forward native_dropout"),
+    **_rows(view, "view _unsafe_view reshape _reshape_alias flatten unflatten _reshape_copy view_copy ravel"),
+    **_rows(permute, "permute"),
+    **_rows(transpose, "transpose t swapaxes transpose_ t_ numpy_T"),
+    **_rows(squeeze, "squeeze squeeze_"),
+    **_rows(unsqueeze, "unsqueeze unsqueeze_"),
+    **_rows(expand, "expand broadcast_to expand_copy"),
+    **_rows(repeat, "repeat"),
+    **_rows(repeat_interleave, "repeat_interleave"),
+    **_rows(cat, "cat concat"),
+    **_rows(stack, "stack"),
+    **_rows(pieces, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split split_copy "
+            "split_with_sizes_copy"),
+    **_rows(slice_, "slice"),
+    **_rows(select, "select"),
+    **_rows(unbind, "unbind"),
+    **_rows(pad, "constant_pad_nd"),
+    **_rows(ordered("dims"), "flip"),
+    **_rows(ordered("dims"), "roll"),
+    **_rows(ordered("dim"), "topk sort argsort"),
+    **_rows(along("order"), "cumsum cumprod cummax cummin logcumsumexp"),
+    **_rows(index, "index"),
+    **_rows(index_put, "index_put index_put_ _unsafe_index_put"),
+    **_rows(index_select, "index_select"),
+    **_rows(into(3), "index_add index_add_ index_copy index_copy_ index_fill index_fill_ scatter scatter_ scatter_add scatter_add_ "
+            "scatter_reduce"),
+    **_rows(gather, "gather"),
+    **_rows(embedding, "embedding"),
+    **_rows(embedding_bag, "_embedding_bag embedding_bag _embedding_bag_forward_only"),
+    **_rows(mm, "mm addmm"),
+    **_rows(bmm, "bmm baddbmm"),
+    **_rows(mv, "mv addmv"),
+    **_rows(dot, "dot vdot"),
+    **_rows(linear, "linear"),
+    **_rows(convolution, "convolution _convolution convolution_overrideable"),
+    **_rows(bilinear, "_trilinear"),
+    **_rows(cdist, "_cdist_forward _euclidean_dist cdist"),
+    **_rows(reduction("sum"), "sum any all nansum linalg_vector_norm norm count_nonzero"),
+    **_rows(reduction("mean"), "mean var std var_mean std_mean amax amin max min aminmax logsumexp prod median nanmedian"),
+    **_rows(reduction("order"), "argmax argmin kthvalue mode"),
+    **_rows(along("softmax"), "_softmax _log_softmax softmax log_softmax _safe_softmax"),
+    **_rows(batch_norm, "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit cudnn_batch_norm "
+            "_batch_norm_no_update batch_norm _batch_norm_with_update miopen_batch_norm"),
+    **_rows(layer_norm, "native_layer_norm layer_norm _fused_rms_norm rms_norm"),
+    **_rows(group_norm, "native_group_norm"),
+    **_rows(weight_norm, "_weight_norm_interface _weight_norm"),
+    **_rows(spatial, "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d avg_pool1d avg_pool2d "
+            "avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool2d adaptive_max_pool1d "
+            "adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+            "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+            "upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
+            "replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d max_unpool2d fractional_max_pool2d"),
+    **_rows(im2col, "im2col"),
+    **_rows(col2im, "col2im"),
+    **_rows(unfold, "unfold"),
+    **_rows(pixel_shuffle, "pixel_shuffle"),
+    **_rows(pixel_unshuffle, "pixel_unshuffle"),
+    **_rows(channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    **_rows(diagonal, "diagonal"),
+    **_rows(glu, "glu"),
+    **_rows(as_complex, "view_as_complex"),
+    **_rows(as_real, "view_as_real"),
+    **_rows(grouped_mm, "_grouped_mm"),
+    **_rows(ending(2), "tril triu tril_ triu_ linalg_inv_ex"),
+}  # fmt: skip
+"""ATen operation → its rule; those that ATen itself tags as pointwise need no line."""
+
+
+def rule_of(op: Op) -> Rule:
+    """The rule of an operation: from the table, or what ATen's own tags say, or none."""
+    if op.name in RULES:
+        return RULES[op.name]
+    if torch.Tag.pointwise in op.func.tags:
+        return pointwise
+    if not any(True for _ in values_in((op.args, op.kwargs))):
+        return indexed_factory
+    return unknown
