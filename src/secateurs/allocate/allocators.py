@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from secateurs.allocate.apportion import apportion, bounds, fraction_kept, plan_of
+from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
 from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
 
@@ -61,9 +62,13 @@ def erdos_renyi(*, sparsity: float | None = None, keep: float | None = None, ker
 
 
 def _erdos_renyi_density(site: Site, kernel: bool) -> float:
-    member = site.members[0]
-    groups, outputs, inputs, *kernel_sizes = member.canonical(member.weight).shape
-    sizes = [groups * outputs, inputs, *(kernel_sizes if kernel else [])]
+    makers = [member for member in site.members if member.role == "producer" and member.weight.ndim > 1]
+    member = (makers or site.members)[0]
+    sizes = list(member.weight.shape)
+    if layout_of(member.module, member.attribute) is not None:  # a bare parameter has no groups, and its dimensions no names
+        groups, outputs, *others = member.canonical(member.weight).shape
+        sizes = [groups * outputs, *others]
+    sizes = sizes if kernel else sizes[:2]
     return sum(sizes) / torch.Size(sizes).numel()
 
 
@@ -92,9 +97,10 @@ def global_threshold(*, sparsity: float | None = None, keep: float | None = None
         if sites[0].pattern.within != "isomorphic":
             return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, who))
         kept: dict[str, int] = {}
+        apportion(sites, [1.0] * len(sites), _total(sites, fraction), floor, who)  # raises where the bounds do not admit the total
         for kind in dict.fromkeys(site.kind for site in sites):
             alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
-            kept |= _pooled(alike, _only(sites, scores, kind), _total(alike, fraction), floor, who)
+            kept |= _pooled(alike, _only(sites, scores, kind), _admitted(alike, _total(alike, fraction), floor), floor, who)
         return plan_of(sites, kept)
 
     return allocate
@@ -108,6 +114,7 @@ def _only(sites: Sites, scores: ScoresOf, kind: str) -> ScoresOf:
 def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) -> dict[str, int]:
     """Counts by one threshold. Sites that it would leave under their floor keep the floor, and the others compete for the rest."""
     apportion(sites, [1.0] * len(sites), total, floor, who)  # raises where the bounds do not admit the total
+    total = _admitted(sites, total, floor)
     at_floor: dict[str, int] = {}
     while True:
         pool = [site.name not in at_floor for site in sites]
@@ -116,6 +123,12 @@ def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) ->
         if starved.keys() <= at_floor.keys():
             return _stepped(sites, counts | at_floor, floor)
         at_floor |= starved
+
+
+def _admitted(sites: Sites, total: int, floor: int) -> int:
+    """The number of units nearest to a total that the sites' bounds admit."""
+    limits = [bounds(site, floor) for site in sites]
+    return min(max(total, sum(limit.low for limit in limits)), sum(limit.high for limit in limits))
 
 
 def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]:

@@ -26,12 +26,12 @@ def bounds(site: Site, floor: int) -> Bounds:
     >>> bounds(find_sites(nn.Linear(8, 4), Element(within="row"))[0], floor=1)
     Bounds(low=4, high=32, step=4)
     """
-    step = site.contest_count * min(site.step, site.units // site.contest_count)
+    # Where an earlier pruning left contests unequal, the fullest one decides: "at most" is what the others then mean.
+    left = site.units if site.alive is None else int(site.alive.sum(1).max()) * site.contest_count
+    step = site.contest_count * max(1, min(site.step, left // site.contest_count))
     if site.pattern.kept_of_each is not None:
         return Bounds(site.pattern.kept_of_each * step, site.pattern.kept_of_each * step, step)
-    # Where an earlier pruning left contests unequal, the fullest one decides: "at most" is what the others then mean.
-    fullest = site.available if step == 1 or site.alive is None else int(site.alive.sum(1).max()) * step
-    high = min(site.units, fullest) // step * step
+    high = left // step * step
     return Bounds(min(ceil(floor / step) * step, high), high, step)
 
 

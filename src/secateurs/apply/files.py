@@ -17,7 +17,7 @@ from secateurs.apply import container
 from secateurs.apply.mask import Masks
 from secateurs.apply.resize import Undo, replay_, steps_of
 from secateurs.apply.step import Step
-from secateurs.types import FileError, Plan, PlanError, SecateursError
+from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -83,25 +83,20 @@ def save(
     if steps := steps_of(model):
         document["shrunk"] = [step.to_document() for step in steps]
     target = _weights_in(path)
+    config: Any = getattr(model, "config", None)
+    if target != Path(path) and not hasattr(config, "save_pretrained"):
+        raise WriteError(
+            f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
+        )
     container.write(target, stored, document)
-    if target != Path(path):
-        _save_config(model, Path(path))
+    if target != Path(path):  # the class as it makes the model, before it is made small again
+        config.save_pretrained(path)
     return target.stat().st_size
 
 
 def _weights_in(path: str | Path) -> Path:
     """The file itself, or the one with the weights in a folder as Hugging Face's ``save_pretrained`` makes it."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-
-
-def _save_config(model: nn.Module, folder: Path) -> None:
-    """The configuration beside the weights: that of the class as it makes the model, before it is made small again."""
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "save_pretrained"):
-        raise SecateursError(
-            f"{folder} is a folder, but {type(model).__name__} has no Hugging Face config to put there: name a file"
-        )
-    config.save_pretrained(folder)
 
 
 def _made(model: Any, path: str | Path) -> nn.Module:

@@ -38,9 +38,11 @@ def constant_units(model: nn.Module, structure: Structure) -> Work:
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
         unfed = _unfed(axis, places, parameters)
+        if not bool(unfed.any()):
+            continue
         readers = [_reader(place, modules, structure) for place in places if place.role == "consumer"]
         known = [reader for reader in readers if reader is not None]
-        if bool(unfed.any()) and readers and len(known) == len(readers):
+        if readers and len(known) == len(readers):
             work.append((unfed, known))
     return work
 

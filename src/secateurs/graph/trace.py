@@ -243,16 +243,19 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
 
 def _forget(model: nn.Module) -> None:
     """Empty the caches of functions on and beside the model's classes: what they computed from fake tensors is fake."""
-    spaces = [vars(each) for module in model.modules() for each in (module, *type(module).__mro__)]
-    names = {base.__module__ for module in model.modules() for base in type(module).__mro__}
-    spaces += [vars(sys.modules[name]) for name in names if name in sys.modules and not name.startswith("torch.")]
-    for space in {id(space): space for space in spaces}.values():
-        for value in list(space.values()):
-            function = getattr(value, "__func__", value)
-            cells = getattr(function, "__closure__", None) or ()
-            for cached in (function, *(cell.cell_contents for cell in cells if _filled(cell))):
-                if isinstance(cached, functools._lru_cache_wrapper):
-                    cached.cache_clear()
+    classes = {base for module in model.modules() for base in type(module).__mro__ if not base.__module__.startswith("torch.")}
+    names = {base.__module__ for base in classes} - {"builtins"}
+    spaces = [vars(each) for each in (*model.modules(), *classes)] + [
+        vars(sys.modules[name]) for name in names if name in sys.modules
+    ]
+    for value in (
+        value for space in spaces for value in list(space.values()) if callable(value) or isinstance(value, staticmethod)
+    ):
+        function = getattr(value, "__func__", value)
+        cells = getattr(function, "__closure__", None) or ()
+        for cached in (function, *(cell.cell_contents for cell in cells if _filled(cell))):
+            if isinstance(cached, functools._lru_cache_wrapper):
+                cached.cache_clear()
 
 
 def _filled(cell: Any) -> bool:

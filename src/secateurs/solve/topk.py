@@ -18,6 +18,7 @@ from secateurs.types import (
     PatternError,
     PlanError,
     Scores,
+    SecateursError,
     Site,
     Solution,
     Statistic,
@@ -67,27 +68,48 @@ class TopK:
         return Solution(chosen if site.alive is None else chosen & site.alive)
 
     def _scores(self, site: Site, stats: Stats) -> Scores:
-        counted = _counted(site, self.criterion)
-        evidence = [(index, self._evidence(site, index, stats)) for index in counted]
+        evidence = evidence_of(site, self.criterion, stats)
         if len(site.members) == 1:
             scores = unit_scores(site, self.criterion, evidence[0][1])
         else:
             scores = joined_scores(site, self.criterion, evidence)
-        _require_finite(scores, [site.members[index].weight.detach() for index in counted], site, self.criterion)
+        _require_finite(scores, [site.members[index].weight.detach() for index, _ in evidence], site, self.criterion)
         return scores if site.alive is None else scores.masked_fill(~site.alive, -torch.inf)
 
-    def _evidence(self, site: Site, index: int, stats: Stats) -> Evidence:
-        member = site.members[index]
-        weight = member.weight.detach()
-        if weight.is_meta:
-            raise PatternError(f"{site.name}: its weight is on the meta device and has no values; load the weights first")
-        return Evidence(member.parameter, member.canonical(weight).float(), stats.get(member.parameter, {}))
 
+def evidence_of(site: Site, criterion: Criterion, stats: Stats) -> list[tuple[int, Evidence]]:
+    """The evidence of the members whose elements count in a score, by index: the weights that make the units, or all.
 
-def _counted(site: Site, criterion: Criterion) -> list[int]:
-    """Which members' elements count in a score: the weights that make the units, or all."""
+    Raises `PatternError` where a weight has no values, `SecateursError` where what the criterion needs of it was not observed.
+
+    >>> from torch import nn
+    >>> from secateurs.criteria import magnitude
+    >>> from secateurs.patterns import Channel, find_sites
+    >>> site = find_sites(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), Channel(), torch.zeros(1, 3))[0]
+    >>> [evidence.name for _, evidence in evidence_of(site, magnitude(), {})]
+    ['0.weight']
+    >>> [evidence.name for _, evidence in evidence_of(site, magnitude(members="all"), {})]
+    ['0.weight', '1.weight', '0.bias']
+    """
     made = [index for index, member in enumerate(site.members) if member.role == "producer" and member.weight.ndim > 1]
-    return made if criterion.members == "producers" and made else list(range(len(site.members)))
+    counted = made if criterion.members == "producers" and made else range(len(site.members))
+    return [(index, _evidence(site, index, criterion, stats)) for index in counted]
+
+
+def _evidence(site: Site, index: int, criterion: Criterion, stats: Stats) -> Evidence:
+    member = site.members[index]
+    weight = member.weight.detach()
+    if weight.is_meta:
+        raise PatternError(f"{site.name}: its weight is on the meta device and has no values; load the weights first")
+    observed = stats.get(member.parameter, {})
+    for statistic in criterion.needs:
+        if statistic not in observed:
+            way_out = "pass what observe(...) found" if member.role == "producer" else "which members='producers' counts alone"
+            raise SecateursError(
+                f"{site.name}: {criterion.name} needs {statistic.name} of {member.parameter}, but that was not observed: only "
+                f"weights that make units are, {way_out}; or skip=[{site.name!r}]"
+            )
+    return Evidence(member.parameter, member.canonical(weight).float(), observed)
 
 
 def _available(site: Site) -> int:
