@@ -32,7 +32,7 @@ def telling(example: Any) -> Any:
 
 
 def answers(model: nn.Module, inputs: Any, double: bool | None = None) -> tuple[list[Tensor], bool]:
-    """The model's floating-point outputs, in float64 where the model can do that; and whether it could."""
+    """The model's outputs, in float64 where the model can do that; and whether it could."""
     with untouched(model), plain():
         if double is not False and sum(parameter.numel() for parameter in model.parameters()) < _LARGE:
             try:
@@ -49,7 +49,9 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def _floats(output: Any) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors_in(output) if tensor.is_floating_point()]
+    """The output's numbers; of a model that answers with whole numbers alone, these."""
+    found = [tensor.clone() for tensor in tensors_in(output)]
+    return [tensor for tensor in found if tensor.is_floating_point()] or [tensor.double() for tensor in found]
 
 
 @contextmanager

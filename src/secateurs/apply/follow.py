@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from secateurs.apply.resize import Undo
 from secateurs.apply.rewrite import at, rewritten, takes_sizes
 from secateurs.apply.step import Rewrite
 from secateurs.forward import call, nested
-from secateurs.graph import Choice, SizeCall, Source, Structure, Value, kept, ready
+from secateurs.graph import Choice, SizeCall, Source, Structure, Value, is_users, kept, line_of, ready
 from secateurs.types import SecateursError
 
 
@@ -213,13 +214,33 @@ def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tupl
 
 
 def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example: Any) -> dict[str, list[Rewrite]]:
-    """The sizes that the model's code gives wrongly now, by module."""
+    """The sizes that the model's code gives wrongly now, by module.
+
+    Raises `SecateursError` with module and line where the code cannot run even with the right ones.
+    """
     comparing, trace = _Comparing(structure, choice), structure.trace
     with ready(model, trace.fake, lambda name: comparing.stack.append([name, 0]), lambda: comparing.stack.pop()) as mode:
         inputs = example if mode is None else nested(example, mode.from_tensor)
         with mode or nullcontext(), comparing:
-            call(model, inputs)
+            try:
+                call(model, inputs)
+            except SecateursError:
+                raise
+            except Exception as problem:  # whatever a model's code raises when its sizes do not fit any more
+                raise SecateursError(_told(problem, model)) from problem
     return comparing.rewrites()
+
+
+def _told(problem: Exception, model: nn.Module) -> str:
+    """What a model's code complained of, in which module and at which line."""
+    first = (str(problem).strip().splitlines() or [""])[0]
+    names = {id(module): name for name, module in model.named_modules()}
+    frames = [frame for frame, _ in walk_tb(problem.__traceback__) if id(frame.f_locals.get("self")) in names]
+    theirs = [frame for frame in frames if is_users(frame)] or frames
+    if not theirs:
+        return f"{type(problem).__name__}: {first}"
+    name = names[id(theirs[-1].f_locals["self"])] or type(model).__name__
+    return f"{type(problem).__name__}: {first} (in {name}, at {line_of(theirs[-1])})"
 
 
 def unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> Changes:

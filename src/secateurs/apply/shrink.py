@@ -112,7 +112,7 @@ def _take_out_idle_(model: nn.Module, examples: list[Any]) -> tuple[str, ...]:
         take_out_(model, step, undo)
         require_same(reference, answers(model, examples[-1], double)[0])
         remember_(model, step, undo)
-    except FAILURES:
+    except SecateursError:
         undo()
         return ()
     return (*step.identities, *step.zeros)
@@ -127,7 +127,7 @@ def _fold_constants_(model: nn.Module, structure: Structure, examples: list[Any]
     folded = fold_constants_(model, work, examples, undo)
     try:
         require_same(reference, answers(model, examples[-1], double)[0])
-    except FAILURES:
+    except SecateursError:
         undo()
         return 0
     return folded
@@ -205,10 +205,9 @@ class _Work:
             if check:
                 found, _ = answers(self.model, self.inputs, self.double)
                 self.difference = require_same(self.reference, found)
-        except FAILURES as problem:
+        except SecateursError as problem:
             self.undo()
-            first = (str(problem).strip().splitlines() or [""])[0]
-            return f"{type(problem).__name__}: {first}" if not isinstance(problem, SecateursError) else first
+            return str(problem).splitlines()[0]
         except BaseException:
             self.undo()
             raise
@@ -235,10 +234,6 @@ class _Work:
         for name, found in changes.items():
             for key, (old, new) in found.items():
                 noted.setdefault(name, {}).setdefault(key, [old, new])[1] = new
-
-
-FAILURES = (SecateursError, RuntimeError, TypeError, ValueError, IndexError, AssertionError, KeyError, AttributeError)
-"""What a model's code may raise when its sizes do not fit any more."""
 
 
 def _cuts(structure: Structure, choice: Choice) -> dict[str, dict[int, list[int]]]:

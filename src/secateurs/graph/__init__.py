@@ -5,7 +5,7 @@ from secateurs.graph.infer import infer
 from secateurs.graph.rules import RULES
 from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
-from secateurs.graph.trace import Op, Trace, Value, plain, ready, record, untouched
+from secateurs.graph.trace import Op, Trace, Value, is_users, line_of, plain, ready, record, untouched
 from secateurs.graph.typed import Typing
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "analyse",
     "extent",
     "infer",
+    "is_users",
     "kept",
+    "line_of",
     "normal",
     "occurrences",
     "plain",

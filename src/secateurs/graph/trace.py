@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateurs.forward import call, check_fit, evaluating, nested, run_example, tensors_in
 from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
-from secateurs.types import SecateursError
+from secateurs.types import SecateursError, TaskError
 
 _SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
 _MODELS = str(Path(__file__).parent.parent / "models")
@@ -144,10 +144,19 @@ class Recorder(TorchDispatchMode):
 def where() -> str:
     """File and line of the nearest caller outside of torch and of this package (its models apart)."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and (file := frame.f_code.co_filename).startswith(_SKIPPED_FILES) and not file.startswith(_MODELS):
+    while frame is not None and not is_users(frame):
         frame = frame.f_back
-    if frame is None:
-        return "torch"
+    return "torch" if frame is None else line_of(frame)
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code that is neither torch's nor ours."""
+    file = frame.f_code.co_filename
+    return not file.startswith(_SKIPPED_FILES) or file.startswith(_MODELS)
+
+
+def line_of(frame: FrameType) -> str:
+    """Folder, file and line of what a frame runs."""
     path = Path(frame.f_code.co_filename)
     return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
 
@@ -168,6 +177,8 @@ def record(model: nn.Module, example: Any) -> Trace:
     check_fit(model, example)
     try:
         return _recorded(model, example, fake=True)
+    except TaskError:
+        raise
     except Exception as problem:
         trace = _recorded(model, example, fake=False)
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
@@ -204,6 +215,11 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         with mode or nullcontext(), recorder, sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
+        if not trace.outputs:
+            raise TaskError(
+                f"the model returns {type(output).__name__}, in which no tensor can be found: what is pruned could not be compared; "
+                "return tensors, or tuples, lists, mappings or dataclasses of them"
+            )
     trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
     trace.measured = sizes.computed
     return trace

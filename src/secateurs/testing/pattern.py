@@ -13,7 +13,7 @@ from torch import Tensor
 from secateurs import patterns
 from secateurs.patterns import Weight, cut, find_sites, find_weights, misfit, spread
 from secateurs.testing.specimens import LAYERS, Specimen
-from secateurs.types import PatternError, Site, Tiling
+from secateurs.types import Pattern, PatternError, Site, Tiling
 
 _AWKWARD = ((1, 7, 13), (3, 7, 13), (1, 7, 13, 3), (2, 5, 11, 2, 3), (1, 7, 13, 1, 2, 3))
 
@@ -33,7 +33,7 @@ def check_pattern(pattern: Tiling, *, on: Sequence[Specimen] | None = None) -> N
     >>> check_pattern(NofM(2, 4))
     """
     assert isinstance(pattern, Tiling), f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Tiling"
-    _check_repr(pattern)
+    check_repr(pattern)
     fitting = 0
     for specimen in on or LAYERS:
         model = specimen.model()
@@ -50,7 +50,8 @@ def check_pattern(pattern: Tiling, *, on: Sequence[Specimen] | None = None) -> N
         _check_tail(pattern, shape)
 
 
-def _check_repr(pattern: Tiling) -> None:
+def check_repr(pattern: Pattern) -> None:
+    """Raise `AssertionError` where ``repr`` does not make an equal pattern again, or equal patterns have unequal hashes."""
     names: dict[str, Any] = {**vars(patterns), type(pattern).__name__: type(pattern)}
     try:
         again = eval(repr(pattern), names)

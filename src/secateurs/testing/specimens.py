@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.observe import observe
-from secateurs.types import SecateursError, Site, Sites, Statistic, Stats, Task
+from secateurs.patterns import find_sites
+from secateurs.prune import masks_of
+from secateurs.types import Pattern, PatternError, SecateursError, Site, Sites, Solution, Statistic, Stats, Task
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,54 @@ class _Tied(nn.Module):
         return output
 
 
+class _Residual(nn.Module):
+    """A residual block with normalisations, a grouped and a depthwise convolution, and a classifier of pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1, bias=False), _normalisation(12)
+        self.narrow, self.norm1 = nn.Conv2d(12, 8, 1, bias=False), _normalisation(8)
+        self.grouped, self.norm2 = nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False), _normalisation(16)
+        self.widen, self.depthwise = nn.Conv2d(16, 12, 1), nn.Conv2d(12, 12, 3, groups=12)
+        self.hidden, self.classifier = nn.Linear(12 * 4, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        y = torch.relu(self.norm2(self.grouped(torch.relu(self.norm1(self.narrow(x))))))
+        x = torch.relu(self.depthwise(x + self.widen(y)))
+        output: Tensor = self.classifier(torch.relu(self.hidden(x.flatten(1))))
+        return output
+
+
+def _normalisation(width: int) -> nn.BatchNorm2d:
+    """One that has seen data: no two channels have the same mean or variance."""
+    norm = nn.BatchNorm2d(width)
+    with torch.no_grad():
+        torch.linspace(-0.5, 0.5, width, out=norm.running_mean)
+        torch.linspace(0.5, 1.5, width, out=norm.running_var)
+    return norm
+
+
+class _Attention(nn.Module):
+    """A transformer block: positions, an RMSNorm on the residual stream, fused attention, a LayerNorm within the perceptron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Linear(6, 12), nn.Parameter(torch.zeros(5, 12))
+        self.norm, self.qkv, self.out = nn.RMSNorm(12), nn.Linear(12, 3 * 16, bias=False), nn.Linear(16, 12)
+        self.up, self.inner, self.down = nn.Linear(12, 10), nn.LayerNorm(10), nn.Linear(10, 12)
+        self.classifier = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.positions
+        q, k, v = self.qkv(self.norm(x)).view(len(x), 5, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-1, -2) / 2, dim=-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.down(torch.relu(self.inner(self.up(x))))
+        output: Tensor = self.classifier(x)
+        return output
+
+
 def _numbers(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -112,6 +162,13 @@ NETWORKS: tuple[Specimen, ...] = (
 )
 """Small networks: layers of unequal size, groups, a normalisation, tied weights."""
 
+COUPLED: tuple[Specimen, ...] = (
+    *NETWORKS,
+    Specimen("residual network", _Residual, _numbers(2, 3, 4, 4)),
+    Specimen("transformer block", _Attention, _numbers(2, 5, 6)),
+)
+"""Small networks with axes that many weights share: residual streams, groups, heads, normalisations of three kinds."""
+
 
 def with_evidence(specimen: Specimen, sites: Sites, needs: Sequence[Statistic]) -> Iterator[tuple[Site, Stats]]:
     """The sites whose weights can be observed, each with the statistics of one batch, the specimen's example."""
@@ -134,10 +191,34 @@ def earlier_masks(model: nn.Module, names: Iterable[str]) -> Mapping[str, Tensor
     return masks
 
 
+def sites_of(specimen: Specimen, pattern: Pattern, earlier: bool = False) -> Sites | None:
+    """The sites of a pattern on axes in a fresh specimen, or `None` where it has none.
+
+    With ``earlier=True`` as an earlier pruning may have left them: of each four units the second is gone.
+    """
+    model = specimen.model()
+    try:
+        sites = find_sites(model, pattern, specimen.example)
+    except PatternError:
+        return None
+    if not earlier:
+        return sites
+    masks: dict[str, Tensor] = {}
+    for site in sites:
+        left = torch.arange(site.units).view(site.contest_count, -1) % 4 != 1
+        for name, mask in masks_of(site, Solution(left)).items():
+            masks[name] = mask & masks.get(name, mask)
+    return find_sites(model, pattern, specimen.example, masks=masks)
+
+
 @contextmanager
 def unchanged(model: nn.Module, what: str) -> Iterator[None]:
-    """Raise `AssertionError` where the block changes a weight or a buffer of the model."""
+    """Raise `AssertionError` where the block changes a weight, a buffer or the mode of the model."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
     yield
-    for name, tensor in model.state_dict().items():
+    after = model.state_dict()
+    assert list(after) == list(before), f"{what} changed the names of weights to {list(after)}; it may only look"
+    for name, tensor in after.items():
         assert torch.equal(before[name], tensor), f"{what} changed {name}; it may only look"
+    assert modes == [module.training for module in model.modules()], f"{what} changed between training and evaluation mode"
