@@ -359,6 +359,7 @@ def report() -> None:
     dense, times = json.loads((CELLS / "dense.json").read_text()), json.loads((CELLS / "latency.json").read_text())
     spent = read(reported_jobs()[0])["spending"]
     threads = times.pop("threads")
+    cores = f"{threads} thread" + "s" * (threads > 1)
     about = (
         "`SECATEURS_DATA=… python benchmarks/resnet56.py`: the published ResNet-56 recognises "
         f"{dense['before']:.2f} % of the reported test images as JPEG, and {dense['after']:.2f} % after {spent['dense_epochs']} epochs "
@@ -366,7 +367,7 @@ def report() -> None:
         f"coupled, and the network is fine-tuned for {spent['epochs']} epochs of {spent['images']:,} images (SGD 0.9 Nesterov, lr "
         f"{LR}, cosine, bfloat16 mixed precision). Accuracy in % on 8,000 test images, mean ± standard deviation of seeds "
         f"{', '.join(map(str, SEEDS))}, which vary the fine-tuning only. Milliseconds are medians of {ROUNDS} interleaved rounds with "
-        f"{threads} threads in float32; in brackets, times as fast as dense (median of the rounds)."
+        f"{cores} in float32; in brackets, times as fast as dense (median of the rounds)."
     )
     latencies = [f"ms, batch {batch}" for batch in LATENCY_BATCHES]
     headings = ["network", "MACs", "parameters", "file, bytes", "accuracy, cut only", "fine-tuned", *latencies]

@@ -359,7 +359,7 @@ def main() -> None:
             print(speed_row(name, found[name]), result_row(name, found[name]), flush=True)
     about = (
         f"`python benchmarks/side_by_side.py`: channel sparsity {SPARSITY}, L2 magnitude, uniform, batches of one, "
-        f"{torch.get_num_threads()} threads; medians of {ROUNDS} interleaved runs on fresh copies, and medians of their quotients. "
+        f"threads: {torch.get_num_threads()}; medians of {ROUNDS} interleaved runs on fresh copies, and medians of their quotients. "
         "`prune_` and `shrink_` contain the analysis and the check of the result; `pruner.step()` contains neither, so the last "
         "column sets `prune_` and `shrink_` against pruner and step together. Equal: the largest difference from the network with "
         f"the removed numbers zeroed is at most {TOLERANCE:.0e} of the largest output. torch-pruning 1.6.1 was told which layer is "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import chain, pairwise
-from math import ceil
+from math import ceil, prod
 
 import pytest
 import torch
@@ -25,9 +25,10 @@ from secateurs.allocate import (
 )
 from secateurs.costs import bytes_, macs, params
 from secateurs.criteria import magnitude
-from secateurs.patterns import Element, Filter, Kernel, NofM, find_sites
+from secateurs.patterns import Channel, Element, Filter, Kernel, NofM, find_sites
+from secateurs.prune import masks_of
 from secateurs.solve import TopK
-from secateurs.types import Budget, PlanError, SecateursError
+from secateurs.types import Budget, PlanError, SecateursError, Solution
 
 ALLOCATORS = [uniform, erdos_renyi, global_threshold]
 
@@ -306,6 +307,69 @@ def test_more_than_an_earlier_pruning_left_in_all_is_an_error_that_says_so(make)
     masks = {"0.weight": torch.eye(4) > 0}
     with pytest.raises(PlanError, match=r"keeps 8 of 16 units, but only 4 are left by the earlier pruning: .* more sparsity"):
         plan_with(make(keep=0.5), linears(4, 4), masks=masks)
+
+
+# ------------------------------------------------------------------------------------------------ coupled weights
+
+
+def with_few_left(model, example, left, **pattern):
+    """The one site of a model after a pruning that left its first few units."""
+    site = find_sites(model, Channel(), example)[0]
+    masks = masks_of(site, Solution(torch.arange(site.units)[None] < left))
+    return find_sites(model, Channel(**pattern), example, masks=masks)
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0, (0, 0)), (3, (3, 3)), (10, (8, 8)), (16, (8, 16))])
+def test_a_site_with_less_left_than_it_keeps_multiples_of_keeps_what_it_has(left, expected):
+    sites = with_few_left(linears(3, 16, 2), torch.zeros(1, 3), left, round_to=8)
+    found = bounds(sites[0], 1)
+    assert (found.low, found.high) == expected
+    assert dict(uniform(keep=0.5)(sites, no_scores)) == {"0": min(left, 8)}
+
+
+@pytest.mark.parametrize("within", ["layer", "isomorphic", "model"])
+@pytest.mark.parametrize("keep", [0.02, 0.2, 0.5, 0.9, 1.0])
+def test_widths_are_multiples_of_round_to_and_no_site_is_emptied_however_little_is_kept(within, keep):
+    sites = find_sites(linears(3, 32, 16, 64, 5), Channel(within, round_to=8), torch.zeros(1, 3))
+    plan = uniform(keep=keep)(sites, scores_of(sites))
+    assert all(plan[name] >= 8 and plan[name] % 8 == 0 for name in plan)
+    assert keep < 1 or list(plan.values()) == [32, 16, 64]
+
+
+def test_a_budget_for_everything_keeps_everything_that_multiples_allow():
+    sites = find_sites(linears(3, 30, 17, 5), Channel("model", round_to=8), torch.zeros(1, 3))
+    assert dict(within_budget(Budget(params, keep=1.0), uniform)(sites, scores_of(sites))) == {"0": 24, "1": 16}
+
+
+def test_a_small_kind_of_sites_keeps_its_floor_and_the_others_their_fraction():
+    model = nn.Sequential(nn.Linear(3, 40), nn.Linear(40, 2, bias=False), nn.Linear(2, 5))
+    sites = find_sites(model, Channel("isomorphic"), torch.zeros(1, 3))
+    assert len({site.kind for site in sites}) == 2
+    assert dict(global_threshold(keep=0.2)(sites, scores_of(sites))) == {"0": 8, "1": 1}
+    budget = within_budget(Budget(params, keep=0.2), global_threshold)(sites, scores_of(sites))
+    assert all(budget.values())
+    with pytest.raises(PlanError, match="a floor of 1 in each of 2 sites already takes 2"):
+        global_threshold(keep=0.02)(sites, scores_of(sites))
+
+
+class Bare(nn.Module):
+    """A layer without a module of its own."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(shape)), nn.Conv2d(shape[0], 2, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.conv2d(x, self.weight))
+
+
+@pytest.mark.parametrize(("kernel", "sizes"), [(True, (8, 3, 2, 2)), (False, (8, 3))])
+def test_erdos_renyi_of_coupled_weights_goes_by_the_one_that_makes_the_units(kernel, sizes):
+    from secateurs.allocate.allocators import _erdos_renyi_density
+
+    site = find_sites(Bare(8, 3, 2, 2), Channel(), torch.randn(1, 3, 4, 4))[0]
+    layer = find_sites(nn.Sequential(nn.Conv2d(3, 8, 2), nn.Conv2d(8, 2, 1)), Channel(), torch.randn(1, 3, 4, 4))[0]
+    assert _erdos_renyi_density(site, kernel) == _erdos_renyi_density(layer, kernel) == sum(sizes) / prod(sizes)
 
 
 # ------------------------------------------------------------------------------------------------ budgets

@@ -14,18 +14,20 @@ from secateurs.apply import Masks, save
 from secateurs.costs import bytes_, macs, nonzero_macs, nonzero_params, params
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm
-from secateurs.patterns import Block, Element, Filter, Kernel, NofM, Vector, find_weights, misfit
+from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
 from secateurs.solve import TopK
 from secateurs.testing import (
+    COUPLED,
     LAYERS,
     NETWORKS,
     check_allocator,
     check_cost,
+    check_coupling,
     check_criterion,
     check_pattern,
     check_solver,
 )
-from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, Solver
+from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, PatternError, Solver
 
 ALL = {specimen.name for specimen in LAYERS}
 CONVOLUTIONS = {name for name in ALL if name.startswith("Conv") and name != "Conv1D (transposed)"}
@@ -63,17 +65,38 @@ PATTERNS: list[tuple[Pattern, set[str]]] = [
     (Filter(within="model"), ALL),
 ]
 
+ALL_NETWORKS = {specimen.name for specimen in COUPLED}
+
+# Each pattern on axes, and the networks in which it finds a site.
+COUPLINGS: list[tuple[Coupling, set[str]]] = [
+    (Channel(), ALL_NETWORKS),
+    (Channel(within="model"), ALL_NETWORKS),
+    (Channel(within="isomorphic"), ALL_NETWORKS),
+    (Channel(round_to=2), ALL_NETWORKS),
+    (Channel(approximate=True), ALL_NETWORKS),
+    (Head(), {"transformer block"}),
+    (Head(within="model"), {"transformer block"}),
+]
+
 # Each criterion, and which of the laws that not every criterion has are its laws.
 CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
     *((magnitude(p), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
     *((magnitude(p, mean=True), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
+    (magnitude(members="all"), {"keeps_order_when_scaled": True}),
+    (magnitude(p=1, mean=True, members="all"), {"keeps_order_when_scaled": True}),
     (random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
     (magnitude(p=1) * input_norm(), {"keeps_order_when_scaled": True}),
     (magnitude(p=2) * input_norm(p=1), {"keeps_order_when_scaled": True}),
     (magnitude(p=1) * random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
 ]
 
-SOLVERS: list[Solver] = [TopK(magnitude()), TopK(random()), TopK(magnitude(p=1) * input_norm())]
+SOLVERS: list[Solver] = [
+    TopK(magnitude()),
+    TopK(magnitude(members="all")),
+    TopK(random()),
+    TopK(magnitude(p=1) * input_norm()),
+    TopK(magnitude(members="all") * input_norm()),
+]
 
 
 def by_hand(**fraction: float) -> Allocator:
@@ -125,6 +148,17 @@ def test_each_pattern_keeps_its_laws_on_each_layer_and_fits_where_it_should(patt
 @pytest.mark.parametrize("pattern", [pattern for pattern, _ in PATTERNS], ids=repr)
 def test_each_pattern_fits_some_layer_and_treats_awkward_shapes_as_it_says(pattern):
     assert check_pattern(pattern) is None
+
+
+@pytest.mark.parametrize("specimen", COUPLED, ids=repr)
+@pytest.mark.parametrize(("pattern", "fits"), COUPLINGS, ids=lambda value: "" if isinstance(value, set) else repr(value))
+def test_each_pattern_on_axes_keeps_its_laws_on_each_network_and_fits_where_it_should(pattern, fits, specimen):
+    check_coupling(pattern, on=[specimen])
+    try:
+        found = len(find_sites(specimen.model(), pattern, specimen.example))
+    except PatternError:
+        found = 0
+    assert bool(found) == (specimen.name in fits)
 
 
 @pytest.mark.parametrize(("criterion", "laws"), CRITERIA, ids=lambda value: getattr(value, "name", ""))

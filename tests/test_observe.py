@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from secateurs.observe import input_norm, observe
-from secateurs.patterns import Element, find_sites
+from secateurs.patterns import Channel, Element, find_sites
 from secateurs.types import Accumulator, SecateursError, Statistic, Task, TaskError
 
 
@@ -148,6 +148,20 @@ def test_a_calibration_batch_of_another_kind_than_the_model_is_an_error(batch, m
 def test_a_weight_whose_inputs_cannot_be_seen_is_an_error_that_names_it(model, batch, name):
     with pytest.raises(SecateursError, match=rf"^{name}.*: .*skip it with skip=\["):
         observed(model, [batch], only=name)
+
+
+def test_the_inputs_of_a_bare_parameter_cannot_be_seen():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.last = nn.Parameter(torch.randn(8, 3)), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(nn.functional.linear(x, self.weight))
+
+    model, batch = Bare(), torch.randn(2, 3)
+    with pytest.raises(SecateursError, match="weight: the inputs of this weight cannot be observed"):
+        observe(model, find_sites(model, Channel(), batch), [input_norm()], Task(batch, calibration=[(batch, None)]))
 
 
 def test_a_layer_that_no_batch_passes_is_an_error_that_names_it():

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateurs import select
+from secateurs.allocate import uniform
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm, observe
-from secateurs.patterns import Block, Element, Filter, NofM, Vector, as_units, find_sites
+from secateurs.patterns import Block, Channel, Element, Filter, NofM, Vector, as_units, find_sites
+from secateurs.prune import prune_
 from secateurs.solve import TopK
 from secateurs.solve.topk import highest
-from secateurs.types import Criterion, Evidence, NonFiniteError, PatternError, PlanError, Task
+from secateurs.types import Criterion, Evidence, NonFiniteError, PatternError, PlanError, SecateursError, Task
 
 values = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, inf, -inf]) | st.floats(-3, 3, width=32)
 
@@ -237,6 +239,25 @@ def test_scores_that_are_not_finite_are_an_error_that_names_layer_and_criterion(
     _, site = one_linear()
     with pytest.raises(NonFiniteError, match=r"^weight: mine gave a score that is NaN or infinite from finite weights"):
         TopK(Criterion("mine", one_bad, lambda values, dims: values.sum(dims)))(site, 8, {})
+
+
+def test_a_criterion_of_all_members_that_needs_what_only_makers_see_is_an_error_with_two_ways_out():
+    model, batch = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 3)
+    task, weights = Task(example=batch, calibration=[(batch, None)]), model[0].weight.detach().clone()
+    said = r'0: .* needs input_norm\(p=2\) of 2.weight, which was not observed: .* members="producers", or skip=\[\'0\'\]'
+    with pytest.raises(SecateursError, match=said):
+        prune_(model, Channel(), TopK(magnitude(members="all") * input_norm()), uniform(keep=0.5), task)
+    assert torch.equal(model[0].weight, weights)
+    masks = prune_(model, Channel(), TopK(magnitude() * input_norm()), uniform(keep=0.5), task)
+    norms = (model[0].weight.detach().abs() * batch.pow(2).sum(0).sqrt()).pow(2).sum(1)
+    assert int((norms > 0).sum()) == 4
+    assert dict(masks.plan) == {"0": 4}
+
+
+def test_statistics_that_were_not_observed_are_an_error_that_names_them():
+    site = find_sites(nn.Linear(4, 2), Element())[0]
+    with pytest.raises(SecateursError, match=r"needs input_norm\(p=2\) of weight, .* give the stats that observe"):
+        TopK(magnitude() * input_norm())(site, 2, {})
 
 
 def test_weights_without_values_are_an_error():

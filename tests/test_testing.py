@@ -13,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import bounds, plan_of, uniform
+from secateurs.apply import Shrunk
 from secateurs.costs import params
 from secateurs.criteria import magnitude
 from secateurs.observe import input_norm
-from secateurs.patterns import Element
+from secateurs.patterns import Channel, Element, Head
 from secateurs.patterns.canonical import LAYOUTS, Layout
 from secateurs.solve import TopK
 from secateurs.testing import (
+    COUPLED,
     LAYERS,
-    NETWORKS,
     Specimen,
     check_allocator,
     check_cost,
+    check_coupling,
     check_criterion,
     check_pattern,
     check_solver,
 )
-from secateurs.types import Cost, Criterion, Evidence, PatternError, Plan, Sites, Solution, Statistic
+from secateurs.types import Cost, Criterion, Evidence, PatternError, Plan, Site, Sites, Skipped, Solution, Statistic
 
 calls = count()
 CUT = import_module("secateurs.patterns.cut")
@@ -39,7 +41,7 @@ LINEAR = [specimen for specimen in LAYERS if specimen.name == "Linear"]
 
 
 def test_specimens_have_no_zero_and_are_the_same_each_time():
-    for specimen in (*LAYERS, *NETWORKS):
+    for specimen in (*LAYERS, *COUPLED):
         first, second = specimen.model().state_dict(), specimen.model().state_dict()
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert all((parameter != 0).all() for parameter in specimen.model().parameters())
@@ -234,6 +236,222 @@ def test_a_tail_that_keeps_more_than_the_rest_is_found(monkeypatch):
         check_pattern(Block(2, 2))
 
 
+# ------------------------------------------------------------------------------------------------ patterns on axes
+
+PERCEPTRON, ATTENTION = COUPLED[:1], COUPLED[-1:]
+COUPLING = import_module("secateurs.testing.coupling")
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """A pattern of one's own: what `Channel` asks for, and nothing else."""
+
+    within: Any = "layer"
+    round_to: int = 1
+    approximate: bool = False
+    only_heads: bool = False
+    kept_of_each: Any = None
+
+
+class NamelessAxis(Neurons):
+    def __repr__(self) -> str:
+        return "<a pattern>"
+
+
+class MisnamedAxis(Neurons):
+    def __repr__(self) -> str:
+        return "Channel()"
+
+
+class UnequalAxis(Neurons):
+    def __hash__(self) -> int:
+        return next(calls)
+
+
+def test_a_pattern_on_axes_of_ones_own_passes():
+    assert check_coupling(Neurons(), on=PERCEPTRON) is None
+    assert check_coupling(Head(), on=PERCEPTRON) is None  # has no heads
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (object(), "lacks one of within"),
+        (Element(), "lacks one of within"),
+        (NamelessAxis(), "cannot be evaluated"),
+        (MisnamedAxis(), "another pattern"),
+        (UnequalAxis(), "another hash"),
+    ],
+)
+def test_a_broken_pattern_on_axes_is_found(pattern, said):
+    with pytest.raises(AssertionError, match=said):
+        check_coupling(pattern, on=PERCEPTRON)
+
+
+def test_a_pattern_on_axes_that_finds_nothing_is_found(monkeypatch):
+    def nothing(*_: Any) -> Sites:
+        raise PatternError("nothing here")
+
+    monkeypatch.setattr(COUPLING, "find_sites", nothing)
+    with pytest.raises(AssertionError, match="finds a site in none of"):
+        check_coupling(Channel())
+
+
+def looking(look: Callable[[nn.Module], object]) -> Callable[[Sites], Sites]:
+    def change(sites: Sites) -> Sites:
+        look(sites.model)
+        return sites
+
+    return change
+
+
+def each(change: Callable[[Site], Site]) -> Callable[[Sites], Sites]:
+    return lambda sites: replace(sites, found=tuple(map(change, sites)))
+
+
+BROKEN_SITES: dict[str, tuple[Callable[[Sites], Sites], str]] = {
+    "writes": (looking(lambda model: next(model.parameters()).data.mul_(2)), "find_sites changed 0.weight"),
+    "leaves a buffer": (looking(lambda model: model.register_buffer("seen", torch.ones(1))), "changed the names"),
+    "leaves another mode": (looking(lambda model: model.eval()), "between training and evaluation"),
+    "one name": (each(lambda site: replace(site, name="the site")), "two sites have one name"),
+    "no maker": (each(lambda site: replace(site, members=site.members[1:])), "no weight makes its units"),
+    "many contests": (each(lambda site: replace(site, contests=(2,))), "2 contests"),
+    "gone at first": (each(lambda site: replace(site, alive=torch.ones(1, site.units, dtype=torch.bool))), "before any pruning"),
+}
+
+
+@pytest.mark.parametrize("law", BROKEN_SITES)
+def test_broken_sites_of_axes_are_found(monkeypatch, law):
+    change, said = BROKEN_SITES[law]
+    right = COUPLING.find_sites
+    monkeypatch.setattr(COUPLING, "find_sites", lambda *given, **named: change(right(*given, **named)))
+    with pytest.raises(AssertionError, match=said):
+        check_coupling(Channel(), on=PERCEPTRON)
+
+
+def without_last(site: Site) -> Site:
+    left = site.members[:-1]
+    elements = sum(member.cut(member.canonical(member.weight))[0].numel() for member in left)
+    return replace(site, members=left, elements_per_unit=elements)
+
+
+def with_cut(change: Callable[[Tensor], Tensor]) -> Callable[[Site], Site]:
+    def changed_site(site: Site) -> Site:
+        first, *others = site.members
+        return replace(site, members=(replace(first, cut=lambda view: change(first.cut(view))), *others))
+
+    return changed_site
+
+
+BROKEN_COUPLINGS: dict[str, tuple[Callable[[Site], Site], str]] = {
+    "the view is a copy": (with_cut(lambda view: view.clone()), "a copy, not a view"),
+    "units are not in front": (with_cut(lambda view: view.movedim(0, -1)), "does not begin with the units"),
+    "units overlap": (with_cut(lambda view: view[:1].expand_as(view)), "two units share an element"),
+    "masks are copied": (with_cut(lambda view: view.clone() if view.dtype == torch.bool else view), "reaches 0 elements of 192"),
+    "elements are miscounted": (lambda site: replace(site, elements_per_unit=1), "but the site says 1"),
+    "a member is missing": (without_last, "change the model's answers: a member is missing"),
+    "rounds to nothing": (lambda site: replace(site, step=1), "no multiple of round_to=2"),
+}
+
+
+@pytest.mark.parametrize("law", BROKEN_COUPLINGS)
+def test_a_broken_coupling_is_found(monkeypatch, law):
+    change, said = BROKEN_COUPLINGS[law]
+    coupled = import_module("secateurs.patterns.coupled")
+    right = coupled._site
+    monkeypatch.setattr(coupled, "_site", lambda *given: change(right(*given)))
+    with pytest.raises(AssertionError, match=said):
+        check_coupling(Channel(round_to=2), on=PERCEPTRON)
+
+
+def inverted(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda site, solution: right(site, Solution(~solution.kept))
+
+
+def first_weight_alone(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda site, solution: dict(list(right(site, solution).items())[:1])
+
+
+def emptying(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda keep: lambda sites, scores: plan_of(sites, dict.fromkeys((site.name for site in sites), 0))
+
+
+def shrinking(change: Callable[..., Any]) -> Callable[..., Any]:
+    def broken(right: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda model, masks: change(model, right(model, masks))
+
+    return broken
+
+
+def spoiled(model: nn.Module, shrunk: Any) -> Any:
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    return shrunk
+
+
+def grown(model: nn.Module, shrunk: Any) -> Any:
+    model.register_parameter("more", nn.Parameter(torch.ones(7)))
+    return shrunk
+
+
+BROKEN_ROOMS: dict[str, tuple[str, Callable[[Callable[..., Any]], Callable[..., Any]], str]] = {
+    "masks the wrong units": ("masks_of", inverted, "the mask of 0.weight is wrong in 192 places"),
+    "masks one weight": ("masks_of", first_weight_alone, "masks of .*, not of"),
+    "empties": ("uniform", emptying, "the site is emptied"),
+    "spoils": ("shrink_", shrinking(spoiled), "answers otherwise than the masked one"),
+    "grows": ("shrink_", shrinking(grown), "promises .* parameters, but the shrunk model has"),
+    "shrinks nothing": ("shrink_", lambda right: lambda model, masks: Shrunk(), "keeps {}, but the plan {'0': "),
+    "gives up": (
+        "shrink_",
+        shrinking(lambda model, shrunk: replace(shrunk, skipped=(Skipped("2", "too hard"),))),
+        "left .*too hard",
+    ),
+}
+
+
+@pytest.mark.parametrize("law", BROKEN_ROOMS)
+def test_what_is_broken_behind_a_coupling_is_found(monkeypatch, law):
+    name, change, said = BROKEN_ROOMS[law]
+    monkeypatch.setattr(COUPLING, name, change(getattr(COUPLING, name)))
+    with pytest.raises(AssertionError, match=said):
+        check_coupling(Channel(), on=PERCEPTRON)
+
+
+@pytest.mark.parametrize(("cost", "said"), [("macs", "MACs, but"), ("0.bias", "parameters, but")])
+def test_a_promise_of_coupled_sites_that_is_not_kept_is_found(monkeypatch, cost, said):
+    coupled = import_module("secateurs.patterns.coupled")
+    right = coupled._extents
+    fixed = {"macs": (((100, ()),),), "0.bias": (((12, ()),),)}  # as if nothing were coupled to it
+    monkeypatch.setattr(coupled, "_extents", lambda *given: {**right(*given), cost: (fixed[cost],)})
+    with pytest.raises(AssertionError, match=said):
+        check_coupling(Channel(), on=PERCEPTRON)
+
+
+def test_earlier_masks_that_are_forgotten_are_found(monkeypatch):
+    monkeypatch.setattr("secateurs.patterns.sites.with_alive", lambda site, masks: site)
+    with pytest.raises(AssertionError, match="after masks of every second unit of 0, 12 of 12 units of 0 are left, not 6"):
+        check_coupling(Channel(), on=PERCEPTRON)
+
+
+def test_scores_that_do_not_move_with_their_units_are_found(monkeypatch):
+    monkeypatch.setattr(COUPLING, "_CRITERIA", (Criterion("by place", by_place, summed),))
+    with pytest.raises(AssertionError, match=r"must take their scores with them \(by place\)"):
+        check_coupling(Channel(), on=PERCEPTRON)
+
+
+def test_a_normalisation_that_is_taken_for_exact_is_found(monkeypatch):
+    """LayerNorm's width: the shrunk model answers otherwise, and a pattern that does not ask for that must not touch it."""
+
+    coupled = import_module("secateurs.patterns.coupled")
+    right = coupled.coupled_sites
+    monkeypatch.setattr(
+        "secateurs.patterns.sites.coupled_sites",
+        lambda model, pattern, *given: right(model, replace(pattern, approximate=True), *given),
+    )
+    with pytest.raises(AssertionError, match="answers otherwise than the masked one"):
+        check_coupling(Neurons(), on=ATTENTION)
+
+
 # ------------------------------------------------------------------------------------------------ criteria
 
 
@@ -288,6 +506,14 @@ CRITERIA: list[tuple[Criterion, str]] = [
 def test_a_broken_criterion_is_found(criterion, said):
     with pytest.raises(AssertionError, match=said):
         check_criterion(criterion)
+
+
+def test_scores_of_coupled_weights_that_do_not_move_with_their_units_are_found():
+    by_place_of_biases = Criterion(
+        "by place of biases", lambda e: by_place(e) if e.weight.ndim == 1 else e.weight.abs(), summed, members="all"
+    )
+    with pytest.raises(AssertionError, match="change places in every weight"):
+        check_criterion(by_place_of_biases)
 
 
 def test_random_draws_by_layer_pass_when_they_say_so_and_not_otherwise():
@@ -380,6 +606,15 @@ def changing(site: Any, kept: int, chosen: Tensor) -> Solution:
     return Solution(chosen)
 
 
+def last_of_ties(site: Any, kept: int, chosen: Tensor) -> Solution:
+    (scores,) = TopK(magnitude()).scores([site], {})
+    return Solution(exactly(-scores.flip(1), replace(site, alive=None if site.alive is None else site.alive.flip(1)), kept).flip(1))
+
+
+def one_less_of_coupled(site: Any, kept: int, chosen: Tensor) -> Solution:
+    return TopK(magnitude())(site, max(kept - 1, 0), {}) if len(site.members) > 1 else Solution(chosen)
+
+
 def shuffled(site: Any, kept: int, chosen: Tensor) -> Solution:
     (scores,) = TopK(magnitude()).scores([site], {})
     return Solution(exactly(torch.rand(scores.shape), site, kept))
@@ -393,6 +628,7 @@ SOLVERS: dict[str, tuple[OwnSolver, str]] = {
     "lowest first": (OwnSolver(lowest_first), "scores higher than one that it keeps"),
     "ties all kept": (OwnSolver(with_ties), "equal weights.*it keeps|many ties.*it keeps"),
     "one less": (OwnSolver(one_less), "it keeps"),
+    "the last of ties": (OwnSolver(last_of_ties), "of units that score the same, the first must stay"),
     "reviving": (OwnSolver(reviving), "came back"),
     "changing the model": (OwnSolver(changing), "changed weight"),
     "numbers, not bools": (OwnSolver(lambda site, kept, chosen: Solution(chosen.float())), "not torch.bool"),
@@ -415,6 +651,26 @@ def test_a_broken_solver_is_found(law):
     solver, said = SOLVERS[law]
     with pytest.raises(AssertionError, match=said):
         check_solver(solver, on=LINEAR)
+
+
+def test_a_solver_that_is_broken_on_coupled_weights_alone_is_found():
+    assert check_solver(OwnSolver(one_less_of_coupled), on=LINEAR) is None
+    with pytest.raises(AssertionError, match=r"with Channel\(\) on perceptron, 0, .* it keeps"):
+        check_solver(OwnSolver(one_less_of_coupled))
+
+
+def test_a_solver_may_refuse_coupled_weights_and_nothing_else():
+    def refusing(refused: Callable[[Any], bool]) -> Callable[[Any, Tensor], Tensor]:
+        def score(site: Any, scores: Tensor) -> Tensor:
+            if refused(site):
+                raise PatternError("not this one")
+            return scores
+
+        return score
+
+    assert check_solver(OwnSolver(score=refusing(lambda site: len(site.members) > 1))) is None
+    with pytest.raises(PatternError, match="not this one"):
+        check_solver(OwnSolver(score=refusing(lambda site: True)))
 
 
 def test_a_solver_that_is_not_deterministic_is_found_even_where_choice_is_not_by_score():
@@ -480,6 +736,12 @@ def first_loses(**fraction: float) -> Any:
     return allocate
 
 
+def less_of_kinds(plan: Plan, sites: Sites) -> Plan:
+    if sites[0].pattern.within != "isomorphic":
+        return plan
+    return plan_of(sites, {site.name: max(1, plan[site.name] - 1) for site in sites})
+
+
 def forgetful_shares(plan: Plan, sites: Sites) -> Plan:
     return replace(plan, shares={name: replace(share, elements={}) for name, share in plan.shares.items()})
 
@@ -492,6 +754,8 @@ ALLOCATORS: dict[str, tuple[Callable[..., Any], str]] = {
     "empties a site": (with_counts(lambda kept, site: 0), "is emptied"),
     "more than there are": (with_counts(lambda kept, site: site.units + site.contest_count), "can be kept"),
     "uneven contests": (with_counts(lambda kept, site: kept - (site.contest_count > 1)), "same in each"),
+    "rounds to nothing": (with_counts(lambda kept, site: kept - (site.step > 1)), "no multiple of 4"),
+    "kinds pay for each other": (changed(less_of_kinds), r"Channel\(within='isomorphic'\).* units in all, not"),
     "leaves a site out": (
         changed(lambda plan, sites: replace(plan, shares=dict(list(plan.shares.items())[1:]))),
         "not the sites",

@@ -126,9 +126,8 @@ def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) ->
 
 
 def _admitted(sites: Sites, total: int, floor: int) -> int:
-    """The number of units nearest to a total that the sites' bounds admit."""
-    limits = [bounds(site, floor) for site in sites]
-    return min(max(total, sum(limit.low for limit in limits)), sum(limit.high for limit in limits))
+    """The number of units nearest to a total that leaves each site its floor and asks for none that is gone."""
+    return min(max(total, sum(bounds(site, floor).low for site in sites)), sum(site.available for site in sites))
 
 
 def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]:

@@ -28,7 +28,9 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
         limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
         units = sum(site.units for site in sites)
         limits = [bounds(site, floor) for site in sites]
-        low, high = max(1, sum(each.low for each in limits)), sum(each.high for each in limits)
+        low = max(1, sum(each.low for each in limits))
+        # Sites that keep multiples round down by themselves, each from what it would keep.
+        high = sum(site.available if site.step > 1 else each.high for site, each in zip(sites, limits, strict=True))
 
         def plan_with(total: int) -> Plan:
             return allocator(keep=total / units, floor=floor)(sites, scores)

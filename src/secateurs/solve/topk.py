@@ -104,10 +104,12 @@ def _evidence(site: Site, index: int, criterion: Criterion, stats: Stats) -> Evi
     observed = stats.get(member.parameter, {})
     for statistic in criterion.needs:
         if statistic not in observed:
-            way_out = "pass what observe(...) found" if member.role == "producer" else "which members='producers' counts alone"
+            why = "give the stats that observe(...) found"
+            if member.role != "producer":
+                why = 'of coupled weights only those that make the units are; count those alone, with members="producers"'
             raise SecateursError(
-                f"{site.name}: {criterion.name} needs {statistic.name} of {member.parameter}, but that was not observed: only "
-                f"weights that make units are, {way_out}; or skip=[{site.name!r}]"
+                f"{site.name}: {criterion.name} needs {statistic.name} of {member.parameter}, which was not observed: "
+                f"{why}, or skip=[{site.name!r}]"
             )
     return Evidence(member.parameter, member.canonical(weight).float(), observed)
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import nan
 
 from secateurs.criteria import magnitude
-from secateurs.patterns import Element, Filter, find_sites
+from secateurs.patterns import Channel, Element, Filter, find_sites
 from secateurs.solve import TopK
-from secateurs.testing.specimens import NETWORKS, Specimen, earlier_masks, unchanged
-from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
+from secateurs.testing.specimens import COUPLED, NETWORKS, Specimen, earlier_masks, sites_of, unchanged
+from secateurs.types import Allocator, Pattern, Plan, PlanError, Scores, SecateursError, Site, Sites
 
+_TILINGS: tuple[Pattern, ...] = (Element(), Element(within="row"), Filter(), Element(within="model"))
+_COUPLINGS = (
+    Channel(),
+    Channel(within="model"),
+    Channel(within="isomorphic"),
+    Channel(round_to=4),
+    Channel(within="model", round_to=4),
+)
 _KEEPS = (0.15, 0.25, 0.4, 0.5, 0.55, 0.75, 0.9, 1.0)
 _OUT_OF_RANGE: tuple[dict[str, float], ...] = (
     {"sparsity": 1.0},
@@ -30,7 +39,9 @@ def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: S
 
     - plans name every site, with whole numbers of units that are there; the same plan each time, and after JSON
     - the total is exact; where contests keep the same number each it may fall short by less than one unit a contest, and is
-      never over (``exact=False`` for allocators that decide site by site, or by another measure than units)
+      never over (``exact=False`` for allocators that decide site by site, or by another measure than units); with
+      ``within="isomorphic"`` that of each kind is, where its floors leave room for it
+    - with ``round_to`` sites keep multiples of their step, and smaller ones all that they have
     - no site is emptied, and none keeps what an earlier pruning removed
     - who keeps more keeps no less in total, and takes at most one unit a contest from a site
     - ``sparsity=1 - keep`` means the same as ``keep``, and fractions outside of their range are a `SecateursError`
@@ -43,11 +54,16 @@ def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: S
     plans = 0
     for specimen in on or NETWORKS:
         model = specimen.model()
-        for pattern in (Element(), Element(within="row"), Filter(), Element(within="model")):
+        for pattern in _TILINGS:
             for masks in (None, earlier_masks(model, [name for name, _ in model.named_parameters()])):
                 sites = find_sites(model, pattern, specimen.example, skip=(), masks=masks)
-                with unchanged(model, f"{make!r}"):
-                    plans += _check_sites(make, sites, exact, f"{make!r} with {pattern!r} on the {specimen.name}")
+                plans += _check_sites(make, sites, exact, f"{make!r} with {pattern!r} on the {specimen.name}")
+    for specimen in on or COUPLED:
+        for coupling in _COUPLINGS:
+            for earlier in (False, True):
+                found = sites_of(specimen, coupling, earlier)
+                if found is not None:
+                    plans += _check_sites(make, found, exact, f"{make!r} with {coupling!r} on the {specimen.name}")
     assert plans, f"{make!r} refuses every pattern that it was tried on"
 
 
@@ -66,6 +82,12 @@ def _scores_of(sites: Sites) -> Callable[[], Iterator[Scores]]:
 
 def _check_sites(make: Callable[..., Allocator], sites: Sites, exact: bool, where: str) -> int:
     """Check the plans of all fractions; returns how many there were."""
+    with unchanged(sites.model, f"{make!r}"):
+        return _check_fractions(make, sites, exact, where)
+
+
+def _check_fractions(make: Callable[..., Allocator], sites: Sites, exact: bool, where: str) -> int:
+    rounded = any(site.step > 1 for site in sites)
     previous: Plan | None = None
     plans = 0
     for keep in _KEEPS:
@@ -78,10 +100,11 @@ def _check_sites(make: Callable[..., Allocator], sites: Sites, exact: bool, wher
             continue
         plans += 1
         _check_plan(plan, sites, said)
-        if exact:
+        if exact and not rounded:
             _check_total(plan, sites, keep, said)
         if keep == 1:
-            assert all(plan[site.name] == site.units for site in sites), f"{said}: keeps {dict(plan)}, not everything"
+            everything = {site.name: site.units // _step(site) * _step(site) for site in sites}
+            assert dict(plan) == everything, f"{said}: keeps {dict(plan)}, not everything"
         assert make(keep=keep)(sites, _scores_of(sites)) == plan, f"{said}: another plan at the second call"
         if keep < 1:
             same = make(sparsity=1 - keep)(sites, _scores_of(sites))
@@ -102,8 +125,9 @@ def _check_plan(plan: Plan, sites: Sites, where: str) -> None:
         )
         assert kept >= 1, f"{where}: {site.name} is emptied"
         assert kept <= _available(site), f"{where}: {site.name} keeps {kept} units, but only {_available(site)} can be kept"
+        assert kept % _step(site) == 0, f"{where}: {site.name} keeps {kept} units, no multiple of {_step(site)}"
         share = plan.shares[site.name]
-        expected = (site.units, {member.parameter: site.elements_per_unit for member in site.members})
+        expected = (site.units, _elements(site))
         assert (share.units, dict(share.elements)) == expected, f"{where}: the plan's share of {site.name} is {share}"
     assert Plan.from_json(plan.to_json()) == plan, f"{where}: the plan is another one after JSON"
 
@@ -113,16 +137,36 @@ def _available(site: Site) -> int:
     return site.units if site.alive is None else int(site.alive.sum(1).max()) * site.contest_count
 
 
+def _step(site: Site) -> int:
+    """What a site keeps multiples of; one that is smaller than that keeps what it has."""
+    return max(1, min(site.step, _available(site)))
+
+
+def _elements(site: Site) -> dict[str, int]:
+    """Parameter → how many of its elements lie in one unit, in one member or in several."""
+    found = Counter[str]()
+    for member in site.members:
+        found[member.parameter] += member.cut(member.canonical(member.weight)).numel() // site.units
+    return dict(found)
+
+
 def _check_total(plan: Plan, sites: Sites, keep: float, where: str) -> None:
-    wanted, total = round(keep * sum(site.units for site in sites)), sum(plan.values())
-    step = max(site.contest_count for site in sites)
-    assert total <= wanted, f"{where}: keeps {total} units in all, more than {wanted}"
-    assert total > wanted - step, f"{where}: keeps {total} units in all, not {wanted}"
+    apart = sites[0].pattern.within == "isomorphic"
+    for kind in dict.fromkeys(site.kind if apart else "" for site in sites):
+        pool = [site for site in sites if site.kind == kind or not apart]
+        wanted, total = round(keep * sum(site.units for site in pool)), sum(plan[site.name] for site in pool)
+        if apart:
+            wanted = min(max(wanted, len(pool)), sum(map(_available, pool)))
+        step = max(site.contest_count for site in pool)
+        assert total <= wanted, f"{where}: keeps {total} units in all, more than {wanted}"
+        assert total > wanted - step, f"{where}: keeps {total} units in all, not {wanted}"
 
 
 def _check_grows(less: Plan, more: Plan, sites: Sites, where: str) -> None:
     assert sum(more.values()) >= sum(less.values()), f"{where}: keeps fewer units in all than a lower keep"
     for site in sites:
         lost = less[site.name] - more[site.name]
-        # One unit may go back and forth between sites when shares are rounded to whole numbers.
-        assert lost <= site.contest_count, f"{where}: {site.name} keeps {lost} units fewer than with a lower keep"
+        # One unit may go back and forth between sites when shares are rounded to whole numbers, or as many as another's step.
+        assert lost <= site.contest_count * max(each.step for each in sites), (
+            f"{where}: {site.name} keeps {lost} units fewer than with a lower keep"
+        )

@@ -8,9 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateurs.patterns import Element, Filter, Vector, find_sites, unit_scores
-from secateurs.testing.specimens import LAYERS, Specimen, unchanged, with_evidence
-from secateurs.types import Criterion, Evidence, Pattern, Scores, Site, Stats
+from secateurs.patterns import Channel, Element, Filter, Vector, find_sites, joined_scores, unit_scores
+from secateurs.solve import evidence_of
+from secateurs.testing.specimens import COUPLED, LAYERS, Specimen, sites_of, unchanged, with_evidence
+from secateurs.types import Criterion, Evidence, Member, Pattern, Scores, SecateursError, Site, Sites, Stats
+
+Counted = Sequence[tuple[int, Evidence]]
+"""The evidence of each member of a site whose elements count in a score, by the member's index."""
 
 _PATTERNS: tuple[Pattern, ...] = (Element(), Element(within="row"), Filter(), Vector("outputs", 2, tail="keep"))
 
@@ -23,7 +27,7 @@ def check_criterion(
     keeps_order_when_scaled: bool = False,
     on: Sequence[Specimen] | None = None,
 ) -> None:
-    """Raise `AssertionError` where a criterion breaks a law, on small layers of each kind (``on=`` to choose others).
+    """Raise `AssertionError` where a criterion breaks a law, on small layers of each kind and coupled ones (``on=`` to choose others).
 
     - scores are float32, finite, one a unit; ``reduce`` removes the dimensions that it is given
     - the same evidence gives the same scores, and weights and statistics are left as they were
@@ -41,58 +45,80 @@ def check_criterion(
         model = specimen.model()
         for pattern in _PATTERNS:
             sites = find_sites(model, pattern, skip=())
-            for site, observed in with_evidence(specimen, sites, () if stats is not None else criterion.needs):
-                where = f"{criterion.name} with {pattern!r} on {specimen.name}, {site.name}"
-                evidence = _evidence(site, observed if stats is None else stats)
-                with unchanged(model, where):
-                    _check_scores(criterion, site, evidence, where)
-                _check_product(criterion, site, evidence, where)
-                if permutes and pattern in (Element(), Filter()):
-                    _check_permutation(criterion, site, evidence, where)
-                if keeps_order_when_scaled:
-                    _check_scaling(criterion, site, evidence, where)
-                checked += 1
+            checked += _check_sites(criterion, specimen, sites, stats, permutes, keeps_order_when_scaled)
+    for specimen in on or COUPLED:
+        coupled = sites_of(specimen, Channel())
+        if coupled is not None:
+            checked += _check_sites(criterion, specimen, coupled, stats, permutes, keeps_order_when_scaled)
     assert checked, f"{criterion.name}: what it needs can be observed on none of {[specimen.name for specimen in on or LAYERS]}"
 
 
-def _evidence(site: Site, stats: Stats) -> Evidence:
-    member = site.members[0]
-    return Evidence(member.parameter, member.canonical(member.weight.detach()).float(), stats.get(member.parameter, {}))
+def _check_sites(criterion: Criterion, specimen: Specimen, sites: Sites, stats: Stats | None, permutes: bool, scales: bool) -> int:
+    """Check the sites of which everything can be observed that the criterion needs; returns how many there were."""
+    checked = 0
+    for site, observed in with_evidence(specimen, sites, () if stats is not None else criterion.needs):
+        where = f"{criterion.name} with {site.pattern!r} on {specimen.name}, {site.name}"
+        try:
+            evidence = evidence_of(site, criterion, observed if stats is None else stats)
+        except SecateursError:
+            continue
+        with unchanged(sites.model, where):
+            _check_scores(criterion, site, evidence, where)
+        _check_product(criterion, site, evidence, where)
+        if permutes and len(site.members) > 1:
+            _check_coupled_permutation(criterion, site, evidence, where)
+        elif permutes and site.pattern in (Element(), Filter()):
+            _check_permutation(criterion, site, evidence[0][1], where)
+        if scales:
+            _check_scaling(criterion, site, evidence, where)
+        checked += 1
+    return checked
 
 
-def _scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> Scores:
+def _joined(site: Site, criterion: Criterion, evidence: Counted) -> Scores:
+    """Scores of a site's units, whether they lie in one weight or in many."""
+    if len(site.members) == 1:
+        return unit_scores(site, criterion, evidence[0][1])
+    return joined_scores(site, criterion, evidence)
+
+
+def _scores(criterion: Criterion, site: Site, evidence: Counted, where: str) -> Scores:
     try:
-        return unit_scores(site, criterion, evidence)
+        return _joined(site, criterion, evidence)
     except (RuntimeError, IndexError) as error:
         raise AssertionError(
             f"{where}: no score for each unit ({error}); element must broadcast against the weight, reduce remove its dims"
         ) from error
 
 
-def _check_scores(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
-    before = {statistic: value.clone() for statistic, value in evidence.observed.items()}
+def _check_scores(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
+    before = [{statistic: value.clone() for statistic, value in each.observed.items()} for _, each in evidence]
     scores = _scores(criterion, site, evidence, where)
     assert scores.shape == (site.contest_count, site.units // site.contest_count), f"{where}: scores of shape {tuple(scores.shape)}"
     assert scores.dtype == torch.float32, f"{where}: scores are {scores.dtype}, not torch.float32"
     assert torch.isfinite(scores).all(), f"{where}: {int((~torch.isfinite(scores)).sum())} scores are NaN or infinite"
-    values = site.members[0].cut(criterion.element(evidence).expand(evidence.weight.shape))
     leading = len(site.contests) + len(site.competitors)
-    if values.ndim > leading:
-        joined = criterion.reduce(values, tuple(range(leading, values.ndim)))
-        assert joined.shape == values.shape[:leading], (
-            f"{where}: reduce gives {tuple(joined.shape)} for {tuple(values.shape)}; it must remove {values.ndim - leading}"
-        )
-    assert torch.equal(scores, unit_scores(site, criterion, evidence)), f"{where}: scores differ from one call to the next"
-    for statistic, value in evidence.observed.items():
-        assert torch.equal(before[statistic], value), f"{where}: it changed the statistic {statistic.name}"
+    for index, each in evidence:
+        values = site.members[index].cut(criterion.element(each).expand(each.weight.shape))
+        if values.ndim > leading:
+            joined = criterion.reduce(values, tuple(range(leading, values.ndim)))
+            assert joined.shape == values.shape[:leading], (
+                f"{where}: reduce gives {tuple(joined.shape)} for {tuple(values.shape)}; it must remove {values.ndim - leading}"
+            )
+    assert torch.equal(scores, _joined(site, criterion, evidence)), f"{where}: scores differ from one call to the next"
+    for observed, (_, each) in zip(before, evidence, strict=True):
+        for statistic, value in each.observed.items():
+            assert torch.equal(observed[statistic], value), f"{where}: it changed the statistic {statistic.name}"
 
 
-def _check_product(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
-    factor = torch.rand(evidence.weight.shape, generator=torch.Generator().manual_seed(2)) + 0.5
-    other = Criterion("factor", lambda _: factor, lambda values, dims: torch.full(values.shape[: -len(dims)], -1.0))
+def _check_product(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
+    def factor(each: Evidence) -> Tensor:
+        return torch.rand(each.weight.shape, generator=torch.Generator().manual_seed(2)) + 0.5
+
+    other = Criterion("factor", factor, lambda values, dims: torch.full(values.shape[: -len(dims)], -1.0))
     product = criterion * other
-    by_hand = replace(criterion, element=lambda e: criterion.element(e) * factor)
-    got, expected = unit_scores(site, product, evidence), unit_scores(site, by_hand, evidence)
+    by_hand = replace(criterion, element=lambda e: criterion.element(e) * factor(e))
+    got, expected = _joined(site, product, evidence), _joined(site, by_hand, evidence)
     assert torch.allclose(got, expected), (
         f"{where}: a product must multiply element by element, before the reduction of the left one"
     )
@@ -114,14 +140,38 @@ def _check_permutation(criterion: Criterion, site: Site, evidence: Evidence, whe
         )
 
 
+def _check_coupled_permutation(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
+    order = torch.randperm(site.units, generator=torch.Generator().manual_seed(site.units))
+    moved = [(index, _with_units_moved(site.members[index], each, order)) for index, each in evidence]
+    got, expected = _joined(site, criterion, moved), _joined(site, criterion, evidence)[:, order]
+    assert torch.allclose(got, expected, rtol=1e-4), (
+        f"{where}: units that change places in every weight must take their scores with them "
+        "(permutes=False if scores are drawn at random)"
+    )
+
+
+def _with_units_moved(member: Member, evidence: Evidence, order: Tensor) -> Evidence:
+    def moved(value: Tensor) -> Tensor:
+        # Copied into the layout of the weight, since the cut of another one need not be a view.
+        whole = member.canonical(torch.empty(member.weight.shape))
+        whole.copy_(value.expand(evidence.weight.shape))
+        units = member.cut(whole)
+        units.copy_(units[order])
+        return whole
+
+    observed = {statistic: moved(value) for statistic, value in evidence.observed.items()}
+    return replace(evidence, weight=moved(evidence.weight), observed=observed)
+
+
 def _reordered(value: Tensor, dim: int, order: Tensor) -> Tensor:
     return value.index_select(dim, order) if value.ndim > dim and value.shape[dim] == order.numel() else value
 
 
-def _check_scaling(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
-    scores = unit_scores(site, criterion, evidence)
+def _check_scaling(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
+    scores = _joined(site, criterion, evidence)
     order = scores.argsort(dim=1)
     for factor in (1e-3, 7.0):
-        scaled = unit_scores(site, criterion, replace(evidence, weight=evidence.weight * factor)).gather(1, order)
+        larger = [(index, replace(each, weight=each.weight * factor)) for index, each in evidence]
+        scaled = _joined(site, criterion, larger).gather(1, order)
         falls = scaled.diff(dim=1) < -1e-4 * scaled.abs()[:, 1:]
         assert not falls.any(), f"{where}: weights times {factor} give another order"

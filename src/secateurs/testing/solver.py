@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from secateurs.patterns import Element, Filter, NofM, find_sites, misfit
+from secateurs.patterns import Channel, Element, Filter, NofM, find_sites, misfit
 from secateurs.patterns.canonical import find_weights
-from secateurs.testing.specimens import LAYERS, Specimen, earlier_masks, unchanged, with_evidence
-from secateurs.types import PlanError, Site, Sites, Solution, Solver, Stats, Tiling
+from secateurs.testing.specimens import COUPLED, LAYERS, Specimen, earlier_masks, sites_of, unchanged, with_evidence
+from secateurs.types import NonFiniteError, Pattern, PlanError, SecateursError, Site, Sites, Solution, Solver, Stats, Tiling
 
 _PATTERNS: tuple[Tiling, ...] = (Element(), Element(within="row"), NofM(2, 4), Filter())
 
@@ -23,11 +23,13 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen] | None = None) -> None:
-    """Raise `AssertionError` where a solver breaks a law, on small layers of each kind (``on=`` to choose others).
+    """Raise `AssertionError` where a solver breaks a law, on small layers of each kind and on coupled weights (``on=`` to choose others).
 
     - it keeps exactly as many units as it is told, from none to all, the same number in each contest, whatever the ties
-    - the units kept score at least as high as those removed (``by_score=False`` where choice and adjustment are interleaved)
+    - the units kept score at least as high as those removed, of equal ones the first stay (``by_score=False`` where choice and
+      adjustment are interleaved)
     - units that an earlier pruning removed stay removed; more units than are left are a `PlanError`
+    - a `SecateursError` is a fair answer to coupled weights
     - the same site gives the same solution, new weights are finite and of the parameter's shape, and the model is untouched
 
     >>> from secateurs.criteria import magnitude
@@ -37,17 +39,39 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
     checked = 0
     for specimen in on or LAYERS:
         for pattern in _PATTERNS:
-            for kind, make in _WEIGHTS.items():
-                model = specimen.model()
-                _redraw_(model, make)
-                for masks in (None, earlier_masks(model, [name for name, _ in model.named_parameters()])):
-                    sites = _fitting(model, pattern, masks)
-                    for site, stats in with_evidence(specimen, sites, solver.needs) if sites else ():
-                        where = f"{solver!r} with {pattern!r} on {specimen.name}, {site.name}, {kind}"
-                        with unchanged(model, where):
-                            _check_site(solver, site, stats, by_score, where)
-                        checked += 1
+            for earlier in (False, True):
+                checked += _check_sites(solver, specimen, pattern, _fitting(specimen.model(), pattern, earlier), by_score)
+    for specimen in on or COUPLED:
+        for earlier in (False, True):
+            checked += _check_sites(solver, specimen, Channel(), sites_of(specimen, Channel(), earlier), by_score)
     assert checked, f"{solver!r}: what it needs can be observed on none of {[specimen.name for specimen in on or LAYERS]}"
+
+
+def _check_sites(solver: Solver, specimen: Specimen, pattern: Pattern, sites: Sites | None, by_score: bool) -> int:
+    """Check the sites that can be observed with weights of each kind; returns how many there were."""
+    if sites is None:
+        return 0
+    checked = 0
+    drawn = {name: weight.clone() for name, weight in sites.model.state_dict().items()}
+    for kind, make in _WEIGHTS.items():
+        sites.model.load_state_dict(drawn)
+        _redraw_(sites.model, make)
+        for site, stats in with_evidence(specimen, sites, solver.needs):
+            if len(site.members) > 1 and _refuses(solver, site, stats):
+                continue
+            where = f"{solver!r} with {pattern!r} on {specimen.name}, {site.name}, {kind}"
+            with unchanged(sites.model, where):
+                _check_site(solver, site, stats, by_score, where)
+            checked += 1
+    return checked
+
+
+def _refuses(solver: Solver, site: Site, stats: Stats) -> bool:
+    try:
+        list(solver.scores([site], stats))
+    except SecateursError as error:
+        return not isinstance(error, NonFiniteError)
+    return False
 
 
 def _redraw_(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
@@ -56,9 +80,10 @@ def _redraw_(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
             parameter.copy_(make(parameter))
 
 
-def _fitting(model: nn.Module, pattern: Tiling, masks: object) -> Sites | None:
+def _fitting(model: nn.Module, pattern: Tiling, earlier: bool) -> Sites | None:
     names = [weight.parameter for weight in find_weights(model)[0] if misfit(pattern, weight.shape) is None]
-    return find_sites(model, pattern, only=names, masks=masks) if names else None  # type: ignore[arg-type]
+    masks = earlier_masks(model, [name for name, _ in model.named_parameters()]) if earlier else None
+    return find_sites(model, pattern, only=names, masks=masks) if names else None
 
 
 def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where: str) -> None:
@@ -81,6 +106,9 @@ def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where:
             lowest_kept = scores.masked_fill(~kept, torch.inf).amin(1)
             highest_removed = scores.masked_fill(kept | ~alive, -torch.inf).amax(1)
             assert (lowest_kept >= highest_removed).all(), f"{said}: a unit that it removes scores higher than one that it keeps"
+            tied = (scores == lowest_kept[:, None]) & alive
+            passed_over = (tied & ~kept).cumsum(1) > 0
+            assert not (tied & kept & passed_over).any(), f"{said}: of units that score the same, the first must stay"
     try:
         solver(site, site.units + site.contest_count, stats)
     except PlanError:
