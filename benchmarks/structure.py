@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tables import markdown, write
@@ -119,7 +120,8 @@ def billion() -> dict[str, float]:
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     )
     with torch.device("meta"):
-        model: nn.Module = LlamaForCausalLM(config)
+        make: Any = LlamaForCausalLM  # annotated in some versions only
+        model: nn.Module = make(config)
         example = {"input_ids": torch.zeros(1, 32, dtype=torch.long), "use_cache": False}
     model.eval()
     before, start = resident("VmRSS"), time.perf_counter()
