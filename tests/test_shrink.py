@@ -737,3 +737,15 @@ def test_a_budget_is_met_by_the_model_that_is_left():
     masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), allocate, sc.Task(example=example))
     sc.shrink_(model, masks)
     assert 0.2 * before < sc.macs(model, example) == masks.plan.promised["macs"] <= 0.4 * before
+
+
+@pytest.mark.parametrize("choice", [{"only": ["0"]}, {"skip": ["0"]}])
+def test_what_is_promised_is_what_is_left_where_only_some_sites_take_part(choice: dict[str, list[str]]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    example = torch.randn(1, 4)
+    half = sc.within_budget(sc.Budget(sc.macs, keep=0.8), sc.uniform)
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), half, sc.Task(example=example), **choice)
+    assert masks.plan is not None
+    assert len(masks.plan) == 1
+    sc.shrink_(model, masks)
+    assert sc.macs(model, example) == masks.plan.promised["macs"] < 4 * 8 + 8 * 6 + 6 * 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -197,6 +197,22 @@ def _extents(structure: Structure, names: Mapping[Axis, str], found: Mapping[Axi
     }
     extents["macs"] = tuple(tuple(extent(dim, known) for dim in product) for product in structure.typing.products)
     return extents
+
+
+def extents_without(extents: Extents, whole: Mapping[str, int]) -> Extents:
+    """Extents in which sites that take no part any more keep all their units: name → how many there are.
+
+    >>> extents_without({"macs": ((((3, ("a", "b")),),),)}, {"b": 5})
+    {'macs': ((((15, ('a',)),),),)}
+    """
+
+    def kept_whole(number: int, sites: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        return number * prod(whole.get(site, 1) for site in sites), tuple(site for site in sites if site not in whole)
+
+    return {
+        name: tuple(tuple(tuple(kept_whole(*term) for term in dim) for dim in product) for product in products)
+        for name, products in extents.items()
+    }
 
 
 def with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:

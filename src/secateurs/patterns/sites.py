@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateurs.forward import run_example
 from secateurs.patterns.canonical import Weight, find_weights
-from secateurs.patterns.coupled import coupled_sites, names_of, with_alive
+from secateurs.patterns.coupled import coupled_sites, extents_without, names_of, with_alive
 from secateurs.patterns.cut import cut, misfit
 from secateurs.patterns.units import as_units
 from secateurs.types import Coupling, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
@@ -92,7 +92,8 @@ def _coupled(
     if not found:
         why = "it multiplies no activations" if pattern.only_heads and not skipped else _listed(list(skipped))
         raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {why}")
-    return replace(sites, found=found, skipped=skipped)
+    whole = {site.name: site.units for site in sites if site.name in gone}
+    return replace(sites, found=found, skipped=skipped, extents=extents_without(sites.extents, whole))
 
 
 def _selected(site: Site, selection: Selection) -> bool:
