@@ -1,0 +1,8 @@
+"""Running pruned models fast on a CPU: kernels for sparse weights, chosen layer by layer by timing them on this machine."""
+
+from secateurs.run.compile import Compiled, compile
+from secateurs.run.explain import Explanation
+from secateurs.run.machine import KernelError, available, instruction_set
+from secateurs.run.record import CompileError
+
+__all__ = ["CompileError", "Compiled", "Explanation", "KernelError", "available", "compile", "instruction_set"]

@@ -1,0 +1,169 @@
+"""Dense runtimes: what a sparse one has to beat, and falls back on. All but torch itself are optional."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.forward import call, nested, tensors_in
+
+Runner = Callable[[Any], Any]
+"""Takes what the model takes. Torch's give what the model gives, the others a tuple of its tensors, good until the next call."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why a back end cannot run a model here."""
+
+    reason: str
+
+
+Backend = Callable[[nn.Module, Any, int], Runner | Absent]
+"""``(model, example, threads)``: the example is what the model is called with, and fixes the shapes. How many threads torch has
+is a setting of the whole process, so for torch the caller sets it."""
+
+
+def torch_eager(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
+    """torch as it comes, in inference mode.
+
+    >>> torch_eager(nn.Linear(3, 2), torch.ones(1, 3), threads=1)(torch.ones(1, 3)).shape
+    torch.Size([1, 2])
+    """
+    return _inferring(_ready(model))
+
+
+def torch_channels_last(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
+    """torch with channels last in memory; converting the input counts."""
+    if not any(parameter.ndim == 4 for parameter in model.parameters()):
+        return Absent("the model has no two-dimensional convolution")
+    run = _inferring(copy.deepcopy(model).eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+    def channels_last(inputs: Any) -> Any:
+        return run(nested(inputs, lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor))
+
+    return channels_last
+
+
+def torch_frozen(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
+    """torch's graph with constants folded, batch normalisation too, in the layouts that oneDNN likes best."""
+    named = isinstance(example, Mapping)
+    arguments = {"example_kwarg_inputs": dict(example)} if named else {"example_inputs": example}
+    try:
+        with quiet(), torch.no_grad():
+            traced = torch.jit.trace(_ready(model), **arguments, strict=False, check_trace=False)
+            run = _inferring(torch.jit.optimize_for_inference(torch.jit.freeze(traced)))
+            run(example), run(example)  # the second call is the optimised one
+    except Exception as error:
+        return Absent(_reason(error))
+    return run
+
+
+def onnx_runtime(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
+    """ONNX Runtime, on what ``torch.onnx`` makes of the model, with all of its optimisations."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+        importlib.import_module("onnxscript")
+        positional, keywords = _arguments(example)
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(_ready(model), positional, kwargs=keywords, dynamo=True, verbose=False)
+        if program is None:
+            return Absent("torch.onnx made nothing of the model")
+        return onnx_session(runtime, program.model_proto.SerializeToString(), threads)
+    except Exception as error:
+        return Absent(_reason(error))
+
+
+def onnx_session(runtime: Any, graph: bytes | str, threads: int) -> Runner:
+    """ONNX Runtime on a graph that is there already, in memory or in a file."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(inputs: Any) -> Any:
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors_in(inputs), strict=True)}
+        return tuple(map(torch.from_numpy, session.run(None, feed)))
+
+    return run
+
+
+def openvino(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
+    """OpenVINO, for the latency of one stream, in float32 also where the processor has bfloat16."""
+    try:
+        package = importlib.import_module("openvino")
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(example)]
+        with quiet(), torch.no_grad():
+            graph = package.convert_model(_ready(model), example_input=example, input=shapes)
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # it would pin the caller's thread too
+        }
+        request = package.compile_model(graph, "CPU", settings).create_infer_request()
+    except Exception as error:
+        return Absent(_reason(error))
+
+    def run(inputs: Any) -> Any:
+        found = request.infer([tensor.numpy() for tensor in tensors_in(inputs)], share_inputs=True, share_outputs=True)
+        return tuple(map(torch.from_numpy, found.values()))
+
+    return run
+
+
+DENSE: Mapping[str, Backend] = {
+    "torch": torch_eager,
+    "torch, channels last": torch_channels_last,
+    "torch, frozen": torch_frozen,
+    "ONNX Runtime": onnx_runtime,
+    "OpenVINO": openvino,
+}
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """The model itself where it is in evaluation mode, else a copy that is."""
+    return copy.deepcopy(model).eval() if any(module.training for module in model.modules()) else model
+
+
+def _inferring(model: nn.Module) -> Runner:
+    def run(inputs: Any) -> Any:
+        with torch.inference_mode():
+            return call(model, inputs)
+
+    return run
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install {error.name}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes and warnings that converters write about their own inside; what matters comes as an exception."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

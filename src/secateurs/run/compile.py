@@ -1,0 +1,186 @@
+"""A model made ready to run: the kernels that are fastest here, and never slower than the best dense runtime at hand."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.forward import run_example
+from secateurs.run.backends import DENSE, Absent, Backend
+from secateurs.run.execute import Runner
+from secateurs.run.explain import Explanation, explain
+from secateurs.run.interpret import interpreter
+from secateurs.run.limits import Limits, limits
+from secateurs.run.lower import lower
+from secateurs.run.machine import InstructionSet, instruction_set
+from secateurs.run.memory import Memory
+from secateurs.run.nest import changed, leaves
+from secateurs.run.nodes import Network, Node, Value
+from secateurs.run.plan import plan
+from secateurs.run.record import CompileError, difference, record
+from secateurs.run.timing import Timing, measure, torch_threads
+from secateurs.run.tune import Tuned, choices, reckon, tune
+
+_CLEAR = 2.5
+"""Where the kernels are so many times as fast as torch, no other dense runtime is asked: none was ever seen that far ahead of it."""
+_SHAPES = 16
+"""Plans kept for different shapes of input."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model for one shape of input: how it runs, what each layer got, and what the race against dense runtimes came to."""
+
+    network: Network
+    run: Callable[[Any], Any]
+    chosen: str
+    tuned: Mapping[Node, Tuned]
+    race: Mapping[str, Timing]
+
+
+class Compiled:
+    """A model that runs as it was when it was compiled: call it like the model.
+
+    Inputs of another shape are planned when they come, and the plans are kept. Several threads may call it at once.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, threads: int, isa: InstructionSet | None, tuning: bool, dense: Any) -> None:
+        self.threads, self.isa = threads, isa
+        self._model, self._tuning, self._dense = model, tuning, dense
+        self._plans: dict[Any, Ready] = {}
+        self._planning = threading.Lock()
+        self._memory = Memory()
+        self._first = self._plan(example)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and kwargs:
+            raise CompileError("call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture")
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        ready = self._first
+        if difference(ready.network, inputs) is not None:
+            ready = self._for(inputs)
+        return ready.run(inputs)
+
+    def explain(self, inputs: Any = None) -> Explanation:
+        """What was chosen for each layer and why, for the example's shape, or for that of other inputs."""
+        ready = self._first if inputs is None else self._for(inputs)
+        limit = None if self.isa is None else limits(self.isa, self._memory)
+        return explain(ready, self.threads, self.isa, limit)
+
+    def _for(self, inputs: Any) -> Ready:
+        key = tuple(
+            (path, tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (path, repr(leaf)) for path, leaf in leaves(inputs)
+        )
+        with self._planning:
+            if key not in self._plans:
+                _require_cpu(inputs)
+                if len(self._plans) >= _SHAPES:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[key] = self._plan(inputs)
+            return self._plans[key]
+
+    def _plan(self, example: Any) -> Ready:
+        network = lower(record(self._model, example))
+        if self.isa is None:
+            return Ready(network, interpreter(network), "torch", {}, {})
+        if self._tuning:
+            tuned = tune(network, self.isa, self.threads, self._memory)
+        else:
+            tuned = reckon(network, self.isa, self.threads, limits(self.isa, self._memory))
+        runner = Runner(network, plan(network, self.isa, self.threads, choices(tuned)), self.threads)
+        run = _calling(network, runner)
+        if not self._tuning:
+            return Ready(network, run, "kernels", tuned, {})
+        return self._raced(network, run, tuned, example)
+
+    def _raced(self, network: Network, run: Callable[[Any], Any], tuned: Mapping[Node, Tuned], example: Any) -> Ready:
+        """Whichever is fastest of the kernels and the dense runtimes."""
+        with torch_threads(self.threads):
+            runs: dict[str, Callable[[Any], Any]] = {"kernels": run, "torch": interpreter(network)}
+            race = _race(runs, example, self.threads)
+            if race["kernels"].speed_over(race["torch"]) < _CLEAR:
+                made = {name: backend(self._model, example, self.threads) for name, backend in self._dense.items()}
+                runs |= {name: _shaped(network, each) for name, each in made.items() if not isinstance(each, Absent)}
+                race = _race(runs, example, self.threads)
+        chosen = min(race, key=lambda name: race[name].median)
+        return Ready(network, runs[chosen], chosen, tuned, race)
+
+
+def compile(  # noqa: A001
+    model: nn.Module,
+    example: Any,
+    *,
+    threads: int | None = None,
+    tune: bool = True,
+    dense: Mapping[str, Backend] | None = None,
+    isa: str | None = None,
+) -> Compiled:
+    """Make a pruned model fast on this CPU: ``fast = compile(model, example)``, then ``fast(x)`` in place of ``model(x)``.
+
+    Weights are packed without their zeros, batch normalisation, bias, activation and residual sums are done in the same pass, and each
+    layer gets the kernel that is fastest for it here, which may be torch's dense one. The whole is raced against the dense runtimes
+    in ``dense`` (by default torch and, where they are installed, ONNX Runtime and OpenVINO), and where one of those is faster, that
+    one runs. Answers agree with the model's to about 1e-5 of the largest, as the order of sums differs.
+
+    The model is copied: it may change or go afterwards. ``threads`` is by default what torch uses. Without ``tune`` nothing is timed:
+    choices come from the machine's limits, and there is no race. ``isa`` names an instruction set (by default the best one, or
+    ``$SECATEURS_ISA``). Measurements are remembered in ``~/.cache/secateurs``.
+
+    A zero weight is skipped, so that an infinite input there gives 0 where torch gives NaN.
+
+    Raises `TaskError` where the model rejects the example, `CompileError` where what it does depends on the numbers of its input.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    >>> fast = compile(model, torch.zeros(1, 3, 8, 8), threads=1, tune=False)
+    >>> x = torch.randn(1, 3, 8, 8)
+    >>> torch.allclose(fast(x), model(x), atol=1e-5)
+    True
+    """
+    run_example(model, example)
+    _require_cpu(example)
+    count = torch.get_num_threads() if threads is None else threads
+    if count < 1:
+        raise CompileError(f"threads={threads}: at least one is needed")
+    own = copy.deepcopy(model).eval().requires_grad_(False)
+    return Compiled(own, example, count, instruction_set(isa), tune, DENSE if dense is None else dense)
+
+
+def _require_cpu(inputs: Any) -> None:
+    for path, leaf in leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
+            raise CompileError(f"the input{path} is on {leaf.device}: the kernels run on the CPU; move it with .cpu()")
+
+
+def _calling(network: Network, runner: Runner) -> Callable[[Any], Any]:
+    """The runner as a function of what the model takes, giving what the model gives."""
+    alone = isinstance(network.result, Value)
+
+    def run(inputs: Any) -> Any:
+        found = runner(*(leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)))
+        return found[0] if alone else changed(network.result, dict(zip(runner.gives, found, strict=True)).__getitem__)
+
+    return run
+
+
+def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A dense runtime whose tensors are put where the model has them."""
+    places = [value for _, value in leaves(network.result) if isinstance(value, Value)]
+
+    def shaped(inputs: Any) -> Any:
+        found = run(inputs)
+        if not isinstance(found, tuple) or not all(isinstance(each, Tensor) for each in found):
+            return found  # torch gives what the model gives
+        named = dict(zip(places, (each.clone() for each in found), strict=True))
+        return changed(network.result, named.__getitem__)
+
+    return shaped
+
+
+def _race(runs: Mapping[str, Callable[[Any], Any]], example: Any, threads: int) -> dict[str, Timing]:
+    return measure({name: (lambda run=run: run(example)) for name, run in runs.items()}, rounds=15, seconds=5.0, threads=threads)

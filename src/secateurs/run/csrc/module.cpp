@@ -1,0 +1,285 @@
+// What Python sees: tables of kernels by instruction set, arenas and programs.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "program.h"
+
+namespace nb = nanobind;
+
+namespace secateurs {
+#if defined(__x86_64__)
+extern const Kernels kernels_avx512, kernels_avx2, kernels_baseline;
+#else
+extern const Kernels kernels_generic;
+#endif
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+using At = std::tuple<int32_t, int64_t>;
+
+Place place(const At &at) { return {std::get<0>(at), std::get<1>(at)}; }
+
+std::vector<const Kernels *> supported() {
+#if defined(__x86_64__)
+    std::vector<const Kernels *> found;
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) found.push_back(&kernels_avx512);
+    if (__builtin_cpu_supports("x86-64-v3")) found.push_back(&kernels_avx2);
+    found.push_back(&kernels_baseline);
+    return found;
+#else
+    return {&kernels_generic};
+#endif
+}
+
+const Kernels &kernels(const std::string &name) {
+    for (const Kernels *each : supported())
+        if (name == each->name) return *each;
+    throw std::invalid_argument("this machine has no instruction set " + name);
+}
+
+// Zeroed memory on huge pages where the system has them: strided panels would otherwise miss the translation cache at every channel.
+class Arena {
+  public:
+    explicit Arena(int64_t bytes) {
+        constexpr int64_t huge = int64_t(1) << 21;
+        size_ = (bytes / huge + 2) * huge;
+        base_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (base_ == MAP_FAILED) throw std::bad_alloc();
+        const uintptr_t aligned = (reinterpret_cast<uintptr_t>(base_) + huge - 1) / huge * huge;
+        data_ = reinterpret_cast<float *>(aligned);
+#if defined(MADV_HUGEPAGE)
+        madvise(data_, size_ - huge, MADV_HUGEPAGE);
+#endif
+    }
+    ~Arena() { munmap(base_, size_); }
+    Arena(const Arena &) = delete;
+    uintptr_t address() const { return reinterpret_cast<uintptr_t>(data_); }
+
+  private:
+    void *base_;
+    int64_t size_;
+    float *data_;
+};
+
+// A program, and what Python owns of that which its steps point to.
+struct Owner {
+    Program program;
+    std::vector<nb::object> kept;
+
+    template <typename T>
+    const T *keep(const Array<T> &array) {
+        kept.push_back(nb::cast(array));
+        return array.data();
+    }
+};
+
+std::vector<float *> pointers(const std::vector<uintptr_t> &addresses) {
+    std::vector<float *> found;
+    for (uintptr_t address : addresses) found.push_back(reinterpret_cast<float *>(address));
+    return found;
+}
+
+void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int stride, const Array<int32_t> &rows,
+              const Array<int32_t> &offsets, const Array<float> &values, const Array<int64_t> &blocks, const Array<int64_t> &chunks,
+              const Array<float> &bias, const Array<int64_t> &panels, const At &x, const At &y, const At &residual, int64_t y_stride,
+              int64_t residual_stride, int activation, float low, float high) {
+    auto step = std::make_unique<SpmmStep>();
+    step->kernel = kernels(isa).spmm(height, columns, stride);
+    if (!step->kernel) throw std::invalid_argument("there is no kernel of this height and number of columns");
+    step->spmm = {reinterpret_cast<const Row *>(owner.keep(rows)), owner.keep(offsets), owner.keep(values), owner.keep(bias), nullptr,
+                  nullptr, nullptr, y_stride, residual_stride, stride, activation, low, high};
+    step->blocks = reinterpret_cast<const Block *>(owner.keep(blocks));
+    step->chunks = owner.keep(chunks);
+    step->chunk_count = int64_t(chunks.size()) - 1;
+    step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
+    step->panel_count = int64_t(panels.size()) / 3;
+    step->x = place(x), step->y = place(y), step->residual = place(residual);
+    owner.program.add(std::move(step));
+}
+
+void add_move(Owner &owner, const std::string &isa, const Array<int32_t> &moves, const Array<int32_t> &table, int64_t images,
+              int64_t channels, int64_t group, const At &x, const At &y, int64_t x_image, int64_t y_image, int64_t x_stride,
+              int64_t y_stride, float fill) {
+    auto step = std::make_unique<MoveStep>();
+    step->kernel = kernels(isa).move;
+    step->moves = {reinterpret_cast<const Move *>(owner.keep(moves)), int64_t(moves.size()) / 5, owner.keep(table), x_stride, y_stride, fill};
+    step->channels = {images, channels, group};
+    step->x_image = x_image, step->y_image = y_image;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_window(Owner &owner, const std::string &isa, const Array<int32_t> &taps, const Array<float> &factors, int columns, int stride,
+                const Array<int64_t> &panels, int64_t panels_of_image, int64_t channels, int64_t group, const At &x, const At &y,
+                int64_t x_stride, int64_t y_stride) {
+    auto step = std::make_unique<WindowStep>();
+    step->kernel = kernels(isa).window;
+    step->window = {owner.keep(taps), int32_t(taps.size()), columns, stride, x_stride, y_stride, factors.size() ? owner.keep(factors) : nullptr};
+    step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
+    step->channels = {int64_t(panels.size()) / 3, channels, group};
+    step->panels_of_image = panels_of_image;
+    step->factors_of_panel = int64_t(columns) * kernels(isa).lanes;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_mean(Owner &owner, const std::string &isa, const Array<float> &weights, int columns, int64_t panels, int64_t images,
+              int64_t channels, int64_t group, const At &x, const At &y, int64_t x_image, int64_t x_panel, int64_t x_stride) {
+    auto step = std::make_unique<MeanStep>();
+    step->kernel = kernels(isa).mean;
+    step->mean = {owner.keep(weights), panels, x_panel, x_stride, columns};
+    step->channels = {images, channels, group};
+    step->x_image = x_image;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_pointwise(Owner &owner, const std::string &isa, const Array<float> &scale, const Array<float> &shift, int64_t panels,
+                   int64_t panels_of_image, int64_t channels, int64_t group, int64_t count, const At &x, const At &y, const At &z,
+                   const At &factors, const std::tuple<int64_t, int64_t, int64_t> &of_panel,
+                   const std::tuple<int64_t, int64_t, int64_t> &of_channel, int activation, float low, float high) {
+    auto step = std::make_unique<PointwiseStep>();
+    step->kernel = kernels(isa).pointwise;
+    const auto [x_stride, y_stride, z_stride] = of_channel;
+    step->pointwise = {scale.size() ? owner.keep(scale) : nullptr, shift.size() ? owner.keep(shift) : nullptr, x_stride, y_stride,
+                       z_stride, count, activation, low, high};
+    step->channels = {panels, channels, group};
+    step->panels_of_image = panels_of_image;
+    std::tie(step->x_panel, step->y_panel, step->z_panel) = of_panel;
+    step->x = place(x), step->y = place(y), step->z = place(z), step->factors = place(factors);
+    owner.program.add(std::move(step));
+}
+
+void add_tokens(Owner &owner, const std::string &isa, bool pack, int64_t positions, int64_t channels, int64_t row_stride,
+                int64_t channel_stride, int columns, int64_t panels, int64_t x_panel, int64_t y_panel, const At &x, const At &y) {
+    auto step = std::make_unique<TokensStep>();
+    step->kernel = pack ? kernels(isa).pack_tokens : kernels(isa).unpack_tokens;
+    step->tokens = {positions, channels, row_stride, channel_stride, columns};
+    step->panel_count = panels;
+    step->positions_of_panel = int64_t(columns) * kernels(isa).lanes;
+    step->x_panel = x_panel, step->y_panel = y_panel;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+GemvKernel gemv_kernel(const std::string &isa, const std::string &format, const std::string &values) {
+    const Kernels &table = kernels(isa);
+    for (int32_t i = 0; i < table.gemv_count; ++i)
+        if (format == table.gemv[i].format && values == table.gemv[i].values) return table.gemv[i].kernel;
+    return nullptr;
+}
+
+void add_gemv(Owner &owner, const std::string &isa, const std::string &format, const std::string &number, const Array<int32_t> &rows,
+              const Array<int64_t> &steps, const Array<int64_t> &nonzeros, const Array<int32_t> &spans, const Array<int32_t> &counts,
+              const Array<uint16_t> &codes, const Array<uint8_t> &data, const Array<float> &scale, const Array<float> &bias,
+              const Array<int64_t> &bounds, int64_t inputs, int64_t outputs, int32_t blocks, int64_t vectors, const At &x, const At &y,
+              float low, float high) {
+    auto step = std::make_unique<GemvStep>();
+    step->kernel = gemv_kernel(isa, format, number);
+    if (!step->kernel) throw std::invalid_argument("instruction set " + isa + " has no kernel for " + format + " of " + number);
+    step->gemv = {};
+    step->gemv.rows = owner.keep(rows), step->gemv.steps = owner.keep(steps), step->gemv.nonzeros = owner.keep(nonzeros);
+    step->gemv.spans = owner.keep(spans), step->gemv.counts = owner.keep(counts), step->gemv.codes = owner.keep(codes);
+    step->gemv.values = owner.keep(data), step->gemv.scale = scale.size() ? owner.keep(scale) : nullptr;
+    step->gemv.bias = owner.keep(bias), step->gemv.inputs = inputs, step->gemv.blocks = blocks;
+    step->gemv.activation = CLAMP, step->gemv.low = low, step->gemv.high = high;
+    step->bounds = owner.keep(bounds), step->job_count = int64_t(bounds.size()) - 1;
+    step->vectors = vectors, step->outputs = outputs;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_finish(Owner &owner, const std::string &isa, int64_t count, const At &y, const At &residual, int activation, float low,
+                float high) {
+    auto step = std::make_unique<FinishStep>();
+    step->activate = kernels(isa).activate;
+    step->count = count, step->activation = activation, step->low = low, step->high = high;
+    step->y = place(y), step->residual = place(residual);
+    owner.program.add(std::move(step));
+}
+
+}  // namespace
+}  // namespace secateurs
+
+NB_MODULE(_native, m) {
+    using namespace secateurs;
+    m.def("instruction_sets", [] {
+        std::vector<std::tuple<std::string, int>> found;
+        for (const Kernels *each : supported()) found.emplace_back(each->name, each->lanes);
+        return found;
+    }, "Name and lanes of each instruction set that this machine has, the best one first.");
+    m.def("activate", [](const std::string &isa, int kind, float low, float high, uintptr_t x, int64_t count) {
+        kernels(isa).activate(kind, low, high, reinterpret_cast<float *>(x), count);
+    });
+    m.def("peak", [](const std::string &isa) {
+        const Kernels &table = kernels(isa);
+        constexpr int64_t rounds = 2000000;
+        double best = 0;
+        for (int turn = 0; turn < 5; ++turn) {
+            const auto start = std::chrono::steady_clock::now();
+            volatile float kept = table.multiply_adds(rounds);
+            (void)kept;
+            const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            best = std::max(best, 2.0 * rounds * chains * table.lanes / seconds);
+        }
+        return best;
+    }, nb::arg("isa"), "Floating-point operations a second that one core can do.");
+    m.def("gemv_formats", [](const std::string &isa) {
+        std::vector<std::tuple<std::string, std::string>> found;
+        const Kernels &table = kernels(isa);
+        for (int32_t i = 0; i < table.gemv_count; ++i)
+            if (table.gemv[i].kernel) found.emplace_back(table.gemv[i].format, table.gemv[i].values);
+        return found;
+    }, nb::arg("isa"), "The formats for single vectors that an instruction set has kernels for.");
+    nb::class_<Arena>(m, "Arena").def(nb::init<int64_t>(), nb::arg("bytes")).def_prop_ro("address", &Arena::address);
+    nb::class_<Owner>(m, "Program")
+        .def(nb::init<>())
+        .def("__len__", [](const Owner &owner) { return owner.program.size(); })
+        .def("spmm", add_spmm, nb::arg("isa"), nb::arg("height"), nb::arg("columns"), nb::arg("stride"), nb::arg("rows"),
+             nb::arg("offsets"), nb::arg("values"), nb::arg("blocks"), nb::arg("chunks"), nb::arg("bias"), nb::arg("panels"), nb::arg("x"),
+             nb::arg("y"), nb::arg("residual"), nb::arg("y_stride"), nb::arg("residual_stride"), nb::arg("activation"), nb::arg("low"),
+             nb::arg("high"))
+        .def("move", add_move, nb::arg("isa"), nb::arg("moves"), nb::arg("table"), nb::arg("images"), nb::arg("channels"),
+             nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("y_image"), nb::arg("x_stride"),
+             nb::arg("y_stride"), nb::arg("fill"))
+        .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
+             nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),
+             nb::arg("x_stride"), nb::arg("y_stride"))
+        .def("mean", add_mean, nb::arg("isa"), nb::arg("weights"), nb::arg("columns"), nb::arg("panels"), nb::arg("images"),
+             nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("x_panel"), nb::arg("x_stride"))
+        .def("pointwise", add_pointwise, nb::arg("isa"), nb::arg("scale"), nb::arg("shift"), nb::arg("panels"),
+             nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("count"), nb::arg("x"), nb::arg("y"), nb::arg("z"),
+             nb::arg("factors"), nb::arg("of_panel"), nb::arg("of_channel"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+        .def("tokens", add_tokens, nb::arg("isa"), nb::arg("pack"), nb::arg("positions"), nb::arg("channels"), nb::arg("row_stride"),
+             nb::arg("channel_stride"), nb::arg("columns"), nb::arg("panels"), nb::arg("x_panel"), nb::arg("y_panel"), nb::arg("x"),
+             nb::arg("y"))
+        .def("gemv", add_gemv, nb::arg("isa"), nb::arg("format"), nb::arg("number"), nb::arg("rows"), nb::arg("steps"),
+             nb::arg("nonzeros"), nb::arg("spans"), nb::arg("counts"), nb::arg("codes"), nb::arg("data"), nb::arg("scale"), nb::arg("bias"),
+             nb::arg("bounds"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("blocks"), nb::arg("vectors"), nb::arg("x"), nb::arg("y"),
+             nb::arg("low"), nb::arg("high"))
+        .def("finish", add_finish, nb::arg("isa"), nb::arg("count"), nb::arg("y"), nb::arg("residual"), nb::arg("activation"),
+             nb::arg("low"), nb::arg("high"))
+        .def("run", [](const Owner &owner, const std::vector<uintptr_t> &buffers, int threads) {
+            const std::vector<float *> places = pointers(buffers);
+            nb::gil_scoped_release free;
+            owner.program.run(places.data(), threads);
+        }, nb::arg("buffers"), nb::arg("threads"))
+        .def("timed", [](const Owner &owner, const std::vector<uintptr_t> &buffers, int threads) {
+            const std::vector<float *> places = pointers(buffers);
+            nb::gil_scoped_release free;
+            return owner.program.timed(places.data(), threads);
+        }, nb::arg("buffers"), nb::arg("threads"), "Seconds that each step takes.");
+}

@@ -1,0 +1,200 @@
+// A list of steps on buffers, run in order by a team of threads: what a compiled model does between two operations of torch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace secateurs {
+
+// A place in one of the buffers that are given to each run.
+struct Place {
+    int32_t buffer;
+    int64_t offset;  // in floats
+    float *in(float *const *buffers) const { return buffers[buffer] + offset; }
+};
+constexpr int32_t NOWHERE = -1;
+
+struct Step {
+    virtual int64_t jobs() const = 0;
+    virtual void run(int64_t job, float *const *buffers) const = 0;
+    virtual ~Step() = default;
+};
+
+struct SpmmStep final : Step {
+    SpmmKernel kernel;
+    Spmm spmm;
+    const Block *blocks;
+    const int64_t *chunks;  // chunk i consists of blocks[chunks[i] ... chunks[i + 1])
+    const Panel *panels;
+    int64_t chunk_count, panel_count;
+    Place x, y, residual;
+
+    int64_t jobs() const override { return chunk_count * panel_count; }
+
+    void run(int64_t job, float *const *buffers) const override {
+        Spmm mine = spmm;
+        mine.x = x.in(buffers);
+        mine.y = y.in(buffers);
+        mine.residual = residual.buffer == NOWHERE ? nullptr : residual.in(buffers);
+        const int64_t chunk = job / panel_count;
+        kernel(mine, blocks + chunks[chunk], blocks + chunks[chunk + 1], panels[job % panel_count]);
+    }
+};
+
+// Work on all channels of several images or panels, a few channels a job.
+struct Channels {
+    int64_t outer, channels, group;
+    int64_t groups() const { return (channels + group - 1) / group; }
+    int64_t jobs() const { return outer * groups(); }
+    int64_t first(int64_t job) const { return job % groups() * group; }
+    int64_t count(int64_t job) const {
+        const int64_t left = channels - first(job);
+        return left < group ? left : group;
+    }
+};
+
+struct MoveStep final : Step {
+    MoveKernel kernel;
+    Moves moves;
+    Channels channels;  // outer: images
+    int64_t x_image, y_image;
+    Place x, y;
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t image = job / channels.groups(), first = channels.first(job);
+        kernel(moves, x.in(buffers) + image * x_image + first * moves.x_stride, y.in(buffers) + image * y_image + first * moves.y_stride,
+               channels.count(job));
+    }
+};
+
+struct WindowStep final : Step {
+    WindowKernel kernel;
+    Window window;
+    Channels channels;  // outer: panels
+    const Panel *panels;
+    int64_t panels_of_image, factors_of_panel;
+    Place x, y;
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t number = job / channels.groups(), first = channels.first(job);
+        Window mine = window;
+        if (window.factors) mine.factors += number % panels_of_image * factors_of_panel;
+        kernel(mine, x.in(buffers) + panels[number].x + first * window.x_stride, y.in(buffers) + panels[number].y + first * window.y_stride,
+               channels.count(job));
+    }
+};
+
+struct MeanStep final : Step {
+    MeanKernel kernel;
+    Mean mean;
+    Channels channels;  // outer: images
+    int64_t x_image;
+    Place x, y;
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t image = job / channels.groups(), first = channels.first(job);
+        kernel(mean, x.in(buffers) + image * x_image + first * mean.x_stride, y.in(buffers) + image * channels.channels + first,
+               channels.count(job));
+    }
+};
+
+struct PointwiseStep final : Step {
+    PointwiseKernel kernel;
+    Pointwise pointwise;
+    Channels channels;  // outer: panels
+    int64_t panels_of_image, x_panel, y_panel, z_panel;
+    Place x, y, z, factors;  // factors: one number for each channel of each image, instead of the scale
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t panel = job / channels.groups(), first = channels.first(job);
+        Pointwise mine = pointwise;
+        if (mine.scale) mine.scale += first;
+        if (mine.shift) mine.shift += first;
+        if (factors.buffer != NOWHERE) mine.scale = factors.in(buffers) + panel / panels_of_image * channels.channels + first;
+        kernel(mine, x.in(buffers) + panel * x_panel + first * mine.x_stride,
+               z.buffer == NOWHERE ? nullptr : z.in(buffers) + panel * z_panel + first * mine.z_stride,
+               y.in(buffers) + panel * y_panel + first * mine.y_stride, channels.count(job));
+    }
+};
+
+struct TokensStep final : Step {
+    TokensKernel kernel;
+    Tokens tokens;  // positions: of all panels
+    int64_t panel_count, positions_of_panel, x_panel, y_panel;
+    Place x, y;
+
+    int64_t jobs() const override { return panel_count; }
+
+    void run(int64_t job, float *const *buffers) const override {
+        Tokens mine = tokens;
+        mine.positions = tokens.positions - job * positions_of_panel;
+        if (mine.positions > positions_of_panel) mine.positions = positions_of_panel;
+        kernel(mine, x.in(buffers) + job * x_panel, y.in(buffers) + job * y_panel);
+    }
+};
+
+// Sparse weights times a few single vectors.
+struct GemvStep final : Step {
+    GemvKernel kernel;
+    Gemv gemv;
+    const int64_t *bounds;  // job i takes the groups bounds[i] ... bounds[i + 1]
+    int64_t job_count, vectors, outputs;
+    Place x, y;
+
+    int64_t jobs() const override { return job_count; }
+
+    void run(int64_t job, float *const *buffers) const override {
+        for (int64_t vector = 0; vector < vectors; ++vector)
+            kernel(gemv, x.in(buffers) + vector * gemv.inputs, y.in(buffers) + vector * outputs, bounds[job], bounds[job + 1]);
+    }
+};
+
+// y = activation(y + residual), in place, for numbers that lie one after the other.
+struct FinishStep final : Step {
+    ActivateKernel activate;
+    int64_t count;
+    int32_t activation;
+    float low, high;
+    Place y, residual;
+
+    static constexpr int64_t at_once = 4096;
+    int64_t jobs() const override { return (count + at_once - 1) / at_once; }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t first = job * at_once, left = count - first, size = left < at_once ? left : at_once;
+        float *const to = y.in(buffers) + first;
+        if (residual.buffer != NOWHERE) {
+            const float *const more = residual.in(buffers) + first;
+            for (int64_t i = 0; i < size; ++i) to[i] += more[i];
+        }
+        activate(activation, low, high, to, size);
+    }
+};
+
+class Program {
+  public:
+    Program() = default;
+    Program(const Program &) = delete;
+    void add(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+    int64_t size() const { return int64_t(steps_.size()); }
+    void run(float *const *buffers, int threads) const;
+    // Seconds that each step takes.
+    std::vector<double> timed(float *const *buffers, int threads) const;
+
+  private:
+    std::vector<std::unique_ptr<Step>> steps_;
+};
+
+}  // namespace secateurs

@@ -1,0 +1,102 @@
+// What the kernels are told: plain structs, the same for every instruction set.
+//
+// Numbers are float32; every stride and offset counts floats. Activations at rest lie as [panel][channel][column][lane], where
+// lanes and columns are output positions (see layout.py); convolutions with a window read [channel][row][column][lane].
+#pragma once
+
+#include <cstdint>
+
+namespace secateurs {
+
+// CLAMP is relu, relu6 and any other interval; none has no bounds.
+enum Activation : int32_t { CLAMP, HARD_SWISH, HARD_SIGMOID, SILU, GELU, GELU_TANH, SIGMOID, TANH };
+
+// One row (of `height` output channels) of the weights within one block of input channels.
+struct Row {
+    int32_t row;
+    int32_t count;  // nonzeros
+    int32_t flags;  // FIRST: begin with the bias; LAST: finish with residual and activation
+};
+enum : int32_t { FIRST = 1, LAST = 2 };
+
+// A block of input channels that fits the first cache: rows[first ... last), whose nonzeros begin at `nonzero`.
+struct Block {
+    int32_t first, last;
+    int64_t nonzero;
+};
+
+// Where one panel of output positions is read and written.
+struct Panel {
+    int64_t x, y, residual;
+};
+
+struct Spmm {
+    const Row *rows;
+    const int32_t *offsets;  // of each nonzero, from the panel's x
+    const float *values;     // `height` for each nonzero
+    const float *bias;
+    const float *x;
+    float *y;
+    const float *residual;              // or null
+    int64_t y_stride, residual_stride;  // from one output channel to the next
+    int32_t stride;                     // vectors from one input position to the next
+    int32_t activation;
+    float low, high;
+};
+typedef void (*SpmmKernel)(const Spmm &, const Block *first, const Block *last, const Panel &);
+
+// How one vector of the new layout comes about.
+enum MoveKind : int32_t { FILL, COPY, PERMUTE, GATHER };
+struct Move {
+    int32_t to, from;  // of channel 0
+    int32_t kind;
+    int32_t table;  // PERMUTE: lanes of the vector at `from`; GATHER: places in the channel. In either, -1 is fill
+    int32_t count;  // lanes that are written
+};
+struct Moves {
+    const Move *moves;
+    int64_t move_count;
+    const int32_t *table;
+    int64_t x_stride, y_stride;  // from one channel to the next
+    float fill;
+};
+typedef void (*MoveKernel)(const Moves &, const float *x, float *y, int64_t channels);
+
+// Windows over [channel][row][column][lane]: maximum, or sum times a factor for each position.
+struct Window {
+    const int32_t *taps;
+    int32_t tap_count, columns, stride;
+    int64_t x_stride, y_stride;
+    const float *factors;  // [column][lane] of this panel; null for the maximum
+};
+typedef void (*WindowKernel)(const Window &, const float *x, float *y, int64_t channels);
+
+// The weighted sum over all positions of a channel: [panel][channel][column][lane] -> one number a channel.
+struct Mean {
+    const float *weights;  // [panel][column][lane]
+    int64_t panels, panel_stride, x_stride;
+    int32_t columns;
+};
+typedef void (*MeanKernel)(const Mean &, const float *x, float *y, int64_t channels);
+
+// y = activation(x * scale + shift + z), with one scale and shift a channel; each of the three may be null.
+struct Pointwise {
+    const float *scale, *shift;
+    int64_t x_stride, y_stride, z_stride, count;  // `count` floats a channel
+    int32_t activation;
+    float low, high;
+};
+typedef void (*PointwiseKernel)(const Pointwise &, const float *x, const float *z, float *y, int64_t channels);
+
+// Between [position][channel] and [channel][column][lane] of one panel; positions beyond `positions` are zero, or are not written.
+struct Tokens {
+    int64_t positions, channels;  // of this panel
+    int64_t row_stride;           // from one position to the next
+    int64_t channel_stride;       // from one channel to the next
+    int32_t columns;
+};
+typedef void (*TokensKernel)(const Tokens &, const float *x, float *y);
+
+typedef void (*ActivateKernel)(int32_t activation, float low, float high, float *x, int64_t count);
+
+}  // namespace secateurs

@@ -1,0 +1,80 @@
+"""Runs a plan: programs of kernels, and torch for what lies between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.run.interpret import program
+from secateurs.run.machine import native_module
+from secateurs.run.nodes import Network, Node, Torch, Value
+from secateurs.run.plan import Plan, Segment, programs, values_in
+
+
+class Runner:
+    """A plan made ready to run: `run(*tensors)` gives the tensors of the network's result, in the order of `gives`.
+
+    Several threads may run it at once: the first uses the arena that is kept, the others one of their own.
+    """
+
+    def __init__(self, network: Network, made: Plan, threads: int) -> None:
+        self.threads = threads
+        self.bytes = made.floats * 4
+        self.programs = programs(made)
+        self._here = threading.local()
+        self.gives = list(dict.fromkeys(values_in(network.result)))
+        nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
+        self._run = program(nodes, network.inputs, self.gives, network.constants)
+        self._arena = native_module().Arena(self.bytes)
+        self._free = threading.Lock()
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        mine = self._free.acquire(blocking=False)
+        try:
+            arena = self._arena if mine else native_module().Arena(self.bytes)
+            self._here.address = arena.address
+            with torch.no_grad():
+                return self._run(*tensors)
+        finally:
+            if mine:
+                self._free.release()
+
+    def timed(self, *tensors: Tensor) -> list[tuple[str, float]]:
+        """One run, with the seconds of each step of the kernels."""
+        self._here.steps = []
+        try:
+            self(*tensors)
+            return self._here.steps
+        finally:
+            self._here.steps = None
+
+    def _node(self, segment: Segment) -> Torch:
+        """A segment as one function of torch tensors."""
+        native = self.programs[segment]
+        order = [value for value, _ in sorted(segment.outside.items(), key=lambda pair: pair[1].index)]
+        written = [order.index(value) for value in segment.writes]
+        shapes = [(place, order[place].shape) for place in written]
+        read = [order.index(value) for value in segment.reads]
+        here, count, names = self._here, len(order), [name for name, _ in segment.tasks]
+
+        def run(*tensors: Tensor) -> Any:
+            held = [tensor.contiguous() for tensor in tensors]
+            addresses = [here.address] + [0] * count
+            for place, tensor in zip(read, held, strict=True):
+                addresses[place + 1] = tensor.data_ptr()
+            made = [torch.empty(shape) for _, shape in shapes]
+            for (place, _), tensor in zip(shapes, made, strict=True):
+                addresses[place + 1] = tensor.data_ptr()
+            if getattr(here, "steps", None) is None:
+                native.run(addresses, self.threads)
+            else:
+                here.steps += zip(names, native.timed(addresses, self.threads), strict=True)
+            return made[0] if len(made) == 1 else made
+
+        return Torch("kernels", run, tuple(segment.reads), {}, tuple(segment.writes))
+
+

@@ -1,0 +1,125 @@
+"""What a compiled model does with each layer, and how near that is to what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from secateurs.run.limits import Limits
+from secateurs.run.machine import InstructionSet
+from secateurs.run.nodes import Conv, Linear, Node
+from secateurs.run.plan import positions_of
+from secateurs.run.timing import Timing
+from secateurs.run.tune import Tuned
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: milliseconds of torch's dense kernel and of ours, and which share of the machine's limit ours reaches."""
+
+    name: str
+    shape: str
+    sparsity: float
+    kernel: str
+    dense_ms: float
+    sparse_ms: float
+    of_limit: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs (the kernels, or a dense runtime that was faster), what the race came to, and a line for each layer."""
+
+    chosen: str
+    threads: int
+    isa: str
+    race_ms: Mapping[str, float]
+    layers: tuple[LayerReport, ...]
+    measured: bool
+
+    def __rich__(self) -> Table:
+        race = ", ".join(f"{name} {seconds:.2f} ms" for name, seconds in sorted(self.race_ms.items(), key=lambda pair: pair[1]))
+        title = f"runs: {self.chosen} ({self.isa}, {self.threads} thread{'s' * (self.threads > 1)})" + (f"; {race}" if race else "")
+        how = "measured" if self.measured else "reckoned"
+        table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+        for heading in ("layer", "shape", "sparsity", "kernel", f"dense ms, {how}", f"sparse ms, {how}", "of limit"):
+            table.add_column(heading, justify="left" if heading in ("layer", "shape", "kernel") else "right")
+        for each in self.layers:
+            numbers = f"{each.dense_ms:.3f}", f"{each.sparse_ms:.3f}", f"{each.of_limit:.0%}"
+            table.add_row(each.name, each.shape, f"{each.sparsity:.1%}", each.kernel, *numbers)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=150, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+class _Ready(Protocol):
+    """What `compile` made for one shape of input."""
+
+    @property
+    def chosen(self) -> str: ...
+    @property
+    def tuned(self) -> Mapping[Node, Tuned]: ...
+    @property
+    def race(self) -> Mapping[str, Timing]: ...
+
+
+def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limits | None) -> Explanation:
+    """Put what is known of a compiled model into a report."""
+    layers = tuple(
+        _layer(node, tuned, threads, limit)
+        for node, tuned in ready.tuned.items()
+        if isinstance(node, (Conv, Linear)) and limit is not None
+    )
+    race = {name: timing.median * 1e3 for name, timing in ready.race.items()}
+    measured = all(each.measured for each in ready.tuned.values())
+    return Explanation(ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured)
+
+
+def _layer(node: Conv | Linear, tuned: Tuned, threads: int, limit: Limits) -> LayerReport:
+    nonzeros = int((node.weight != 0).sum())
+    multiplications = nonzeros * positions_of(node)
+    moved = 4 * (nonzeros + _count(node.x.shape) + _count(node.out.shape))
+    least = limit.seconds(multiplications, moved if positions_of(node) == 1 else 0, threads)
+    outputs, inputs = node.weight.shape[0], node.weight.flatten(1).shape[1]
+    shape = f"{outputs} x {inputs}" if isinstance(node, Linear) else _conv_shape(node)
+    return LayerReport(
+        name=node.name,
+        shape=shape,
+        sparsity=1 - nonzeros / node.weight.numel(),
+        kernel=_kernel(tuned),
+        dense_ms=tuned.dense_seconds * 1e3,
+        sparse_ms=tuned.seconds * 1e3,
+        of_limit=least / tuned.seconds,
+    )
+
+
+def _conv_shape(node: Conv) -> str:
+    channels, height, width = node.x.shape[1:]
+    size = "x".join(map(str, node.weight.shape[2:]))
+    more = (f"/{node.stride[1]}" if node.stride != (1, 1) else "") + (f" in {node.groups} groups" if node.groups > 1 else "")
+    return f"{size}{more} {channels}->{node.weight.shape[0]} @{height}x{width}"
+
+
+def _kernel(tuned: Tuned) -> str:
+    choice = tuned.choice
+    if choice.dense:
+        return "torch, dense"
+    if choice.format is not None:
+        return f"vector, {choice.format}"
+    return f"spmm {choice.height}x1, {choice.block // 1024} KiB"
+
+
+def _count(shape: Any) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,301 @@
+"""Sparse weights for one vector at a time, ``y = W x``, packed for the kernels of ``csrc/gemv.inc``.
+
+Both formats sort the rows by their number of nonzeros and take 16 at a time: a *group*, one row a lane. A group is a sequence of
+*steps*, and a step multiplies at most one nonzero of each row.
+
+``"lanes"`` (AVX-512; the lane window). A step sees 32 consecutive inputs, held in two registers. Its code is two uint16: a mask
+of the lanes that are busy, and by how many inputs the window advances first (it starts at input 0 for each group, and never
+reaches past the last input unless there are fewer than 32). The values are those of the busy lanes only, lowest lane first. The
+place of the input within the window is kept in the lowest five bits of the value, and the value is the nearest to the weight that has those
+bits: ``"float32"`` is off by at most 16 units in the last place (2e-6 of each weight, 1e-6 on average); ``"int8"`` takes 16 bits,
+of which eleven are the weight, so that it is eight times finer than its name. Each group has a multiple of four steps, the last of which may be
+empty. Weights must be finite.
+
+``"columns"`` (any instruction set). Steps are full: 16 uint16 columns and 16 values. Lanes that have run out hold zeros, which
+the kernel leaves out by the count of each lane. Columns are counted within blocks of 65536; a group has the steps of all its blocks
+one after the other. ``"bfloat16"`` and ``"int8"`` are rounded to nearest; ``"float32"`` is exact.
+
+``"int8"`` is symmetric, with one scale for each row. Sums are float32 throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Format = Literal["lanes", "columns"]
+Values = Literal["float32", "bfloat16", "int8"]
+Array = NDArray[Any]
+
+LANES = 16
+WINDOW = 32
+ALIGN = 8  # windows begin at multiples of this: finer needs fewer steps, coarser makes more of the loads aligned
+UNROLL = 4
+BLOCK = 65536
+PADDING = 64  # readable bytes past the end of the values
+
+_FORMATS: dict[tuple[str, str], type[np.generic]] = {
+    ("lanes", "float32"): np.float32,
+    ("lanes", "int8"): np.int16,
+    ("columns", "float32"): np.float32,
+    ("columns", "bfloat16"): np.uint16,
+    ("columns", "int8"): np.int8,
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A sparse matrix in one of the two formats; the arrays are those of ``Gemv`` in ``csrc/gemv.h``."""
+
+    format: Format
+    values: Values
+    shape: tuple[int, int]
+    rows: Array  # int32 [groups, 16]: the output of each lane, -1 for none
+    steps: Array  # int64 [groups + 1]: where the steps of each group begin
+    nonzeros: Array  # int64 [groups + 1]: lanes: where the values of each group begin
+    spans: Array  # int32 [groups, blocks, 2]: columns: the steps in which every lane is busy, and all steps
+    counts: Array  # int32 [groups, blocks, 16]: columns: the nonzeros of each lane
+    codes: Array  # uint16 [steps, 2] (mask, advance) for lanes, [steps, 16] for columns
+    data: Array  # the values, and PADDING bytes more
+    scale: Array | None  # float32 [groups, 16]
+    work: Array  # int64 [groups]: the cost of each group, to split them evenly
+
+    @property
+    def groups(self) -> int:
+        return len(self.rows)
+
+    @property
+    def blocks(self) -> int:
+        return int(self.spans.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """All that a product reads, without the vectors."""
+        arrays = (self.rows, self.steps, self.nonzeros, self.spans, self.counts, self.codes, self.data, self.scale)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
+    """Pack a matrix (outputs, inputs) of float32. Its zeros are left out.
+
+    >>> packed = pack(np.eye(3, dtype=np.float32), "columns")
+    >>> reference(packed, np.array([1, 2, 3], dtype=np.float32))
+    array([1., 2., 3.], dtype=float32)
+    """
+    if (format, values) not in _FORMATS:
+        known = ", ".join(f"{form} {value}" for form, value in _FORMATS)
+        raise ValueError(f"format {format!r} with values {values!r} is not among those that can be packed: {known}")
+    if weight.ndim != 2:
+        raise ValueError(f"expected a matrix (outputs, inputs), got the shape {weight.shape}")
+    weight = np.ascontiguousarray(weight, dtype=np.float32)
+    if (format == "lanes" or values == "int8") and not np.isfinite(weight).all():
+        count = np.count_nonzero(~np.isfinite(weight))
+        raise ValueError(
+            f"{count} weights are infinite or NaN, which {format} {values} cannot hold; pack with format='columns', values='float32'"
+        )
+    present = weight != 0
+    counts = np.count_nonzero(present, axis=1)
+    order = np.argsort(-counts, kind="stable")
+    groups = -(-len(order) // LANES)
+    rows = np.full(groups * LANES, -1, dtype=np.int32)
+    rows[: len(order)] = order
+    row, column = np.nonzero(present[order])
+    value = weight[order[row], column]
+    ends = np.zeros(groups * LANES + 1, dtype=np.int64)
+    np.cumsum(counts[order], out=ends[1 : len(order) + 1])
+    ends[len(order) + 1 :] = ends[len(order)]
+    make = _lanes if format == "lanes" else _columns
+    return make(values, weight.shape, rows.reshape(groups, LANES), row, column, value, ends)
+
+
+def _scales(row: Array, value: Array, lanes: int, largest: int) -> Array:
+    """The scale that takes the largest weight of each row to ``largest``; 1 for rows without weights."""
+    peak = np.zeros(lanes)
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    if len(starts):
+        peak[row[starts]] = np.maximum.reduceat(np.abs(value), starts)
+    scale = (peak / largest).astype(np.float32)
+    return np.where(scale > 0, scale, np.float32(1))
+
+
+def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, column: Array, value: Array, ends: Array) -> Packed:
+    groups, far = len(rows), np.int64(1) << 40
+    # Plan the steps of all groups side by side: the window begins where the first of the 16 next nonzeros is, and every row
+    # whose next nonzero is within it has its turn.
+    column_or_end = np.append(column, far)
+    at, end = ends[:-1].copy(), ends[1:]
+    place = np.int32 if len(value) < 2**31 else np.int64
+    start = np.zeros(groups, dtype=np.int64)
+    busy_steps, advance_steps, nonzero_steps = [], [], []
+    while groups:
+        following = np.where(at < end, column_or_end[at], far).reshape(groups, LANES)
+        first = following.min(axis=1)
+        live = first < far
+        if not live.any():
+            break
+        wanted = np.minimum(first // ALIGN * ALIGN, max(shape[1] - WINDOW, 0))
+        moved = np.where(live, np.minimum(wanted, start + 65535), start)
+        busy = following < (moved + WINDOW)[:, None]
+        busy_steps.append(busy)
+        advance_steps.append((moved - start).astype(np.uint16))
+        nonzero_steps.append(at.astype(place).reshape(groups, LANES))
+        start = moved
+        at += busy.reshape(-1)
+    count = len(busy_steps)
+    busy = np.array(busy_steps, dtype=bool).reshape(count, groups, LANES).swapaxes(0, 1)
+    advance = np.array(advance_steps, dtype=np.uint16).reshape(count, groups).T
+    taken = np.array(nonzero_steps, dtype=place).reshape(count, groups, LANES).swapaxes(0, 1)
+
+    used = (busy.any(axis=2) | (advance > 0)).sum(axis=1)  # steps of each group
+    padded = -(-used // UNROLL) * UNROLL
+    steps = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
+    keep = np.arange(count) < used[:, None]
+    group, step = np.nonzero(keep)
+    codes = np.zeros((steps[-1], 2), dtype=np.uint16)
+    to = steps[group] + step
+    codes[to, 0] = np.packbits(busy[keep], axis=-1, bitorder="little").view(np.uint16).reshape(-1)
+    codes[to, 1] = advance[keep]
+
+    window = np.cumsum(advance, axis=1, dtype=np.int64)
+    order = taken[busy]
+    inside = column[order] - np.broadcast_to(window[:, :, None], busy.shape)[busy]
+    scale = None
+    if values == "float32":
+        encoded: Array = _nearest_float(value[order], inside.astype(np.int32))
+    else:
+        scale = _scales(row, value, groups * LANES, 32767 - 16)
+        exact = value[order].astype(np.float64) / scale[row[order]]
+        encoded = (np.rint((exact - inside) / WINDOW) * WINDOW + inside).astype(np.int16)
+        scale = scale.reshape(groups, LANES)
+    return Packed(
+        format="lanes",
+        values=values,
+        shape=shape,
+        rows=rows,
+        steps=steps,
+        nonzeros=ends[::LANES].copy(),
+        spans=np.zeros((groups, 0, 2), dtype=np.int32),
+        counts=np.zeros((groups, 0, LANES), dtype=np.int32),
+        codes=codes,
+        data=np.append(encoded, np.zeros(PADDING // encoded.itemsize, dtype=encoded.dtype)),
+        scale=scale,
+        work=padded + 8,
+    )
+
+
+def _nearest_float(value: Array, low: Array) -> Array:
+    """The float32 nearest to each value among those whose lowest five bits are ``low``."""
+    bits = value.view(np.int32)
+    magnitude = bits & 0x7FFFFFFF
+    nearest = ((magnitude - low + WINDOW // 2) & -WINDOW) + low  # an integer that grows with the magnitude
+    nearest = np.where(nearest < 0, low, nearest)
+    nearest = np.where(nearest >= 0x7F800000, nearest - WINDOW, nearest)
+    result: Array = (nearest | (bits & np.int32(-0x80000000))).astype(np.int32).view(np.float32)
+    return result
+
+
+def _columns(values: Values, shape: tuple[int, int], rows: Array, row: Array, column: Array, value: Array, ends: Array) -> Packed:
+    groups, blocks = len(rows), max(-(-shape[1] // BLOCK), 1)
+    block = column // BLOCK
+    counts = np.bincount(row * blocks + block, minlength=groups * LANES * blocks).reshape(groups, LANES, blocks).swapaxes(1, 2)
+    spans = np.stack([counts.min(axis=2), counts.max(axis=2)], axis=2) if groups else np.zeros((0, blocks, 2), dtype=np.int64)
+    total = spans[:, :, 1].sum(axis=1)
+    steps = np.concatenate([[0], np.cumsum(total)]).astype(np.int64)
+    begin = np.concatenate([[0], np.cumsum(spans[:, :, 1])]).astype(np.int64)[:-1].reshape(groups, blocks)
+
+    begins = ends[:-1, None] + np.cumsum(counts, axis=1).swapaxes(1, 2).reshape(groups * LANES, blocks)
+    begins -= counts.swapaxes(1, 2).reshape(groups * LANES, blocks)  # where each row's nonzeros of each block begin
+    group, lane = np.divmod(row, LANES)
+    to = (begin[group, block] + np.arange(len(row)) - begins[row, block]) * LANES + lane
+
+    codes = np.zeros((steps[-1], LANES), dtype=np.uint16)
+    codes.reshape(-1)[to] = column - block * BLOCK
+    kind = np.dtype(_FORMATS["columns", values])
+    data = np.zeros(steps[-1] * LANES + PADDING // kind.itemsize, dtype=kind)
+    scale = None
+    if values == "float32":
+        data[to] = value
+    elif values == "bfloat16":
+        data[to] = _bfloat16(value)
+    else:
+        scale = _scales(row, value, groups * LANES, 127)
+        data[to] = np.rint(value.astype(np.float64) / scale[row])
+        scale = scale.reshape(groups, LANES)
+    return Packed(
+        format="columns",
+        values=values,
+        shape=shape,
+        rows=rows,
+        steps=steps,
+        nonzeros=np.zeros(groups + 1, dtype=np.int64),
+        spans=np.ascontiguousarray(spans, dtype=np.int32),
+        counts=np.ascontiguousarray(counts, dtype=np.int32),
+        codes=codes,
+        data=data,
+        scale=scale,
+        work=total + 8,
+    )
+
+
+def _bfloat16(value: Array) -> Array:
+    """The upper halves of float32, rounded to nearest, ties to even; NaN stays NaN."""
+    bits = value.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    result: Array = np.where(np.isnan(value), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    return result
+
+
+def unpack(packed: Packed) -> Array:
+    """The matrix that the kernels multiply with, after any rounding; step by step, as they read it."""
+    weight = np.zeros(packed.shape, dtype=np.float32)
+    for group in range(packed.groups):
+        walk = _walk_lanes if packed.format == "lanes" else _walk_columns
+        for lane, column, value in walk(packed, group):
+            scale = np.float32(1) if packed.scale is None else packed.scale[group, lane]
+            weight[packed.rows[group, lane], column] = value * scale
+    return weight
+
+
+def reference(packed: Packed, x: Array) -> Array:
+    """``W x``, where a row takes nothing from the inputs of its zeros, be they infinite."""
+    y = np.zeros(packed.shape[0], dtype=np.float32)
+    for group in range(packed.groups):
+        walk = _walk_lanes if packed.format == "lanes" else _walk_columns
+        sums = np.zeros(LANES, dtype=np.float32)
+        for lane, column, value in walk(packed, group):
+            sums[lane] += value * x[column]
+        if packed.scale is not None:
+            sums *= packed.scale[group]
+        held = packed.rows[group] >= 0
+        y[packed.rows[group][held]] = sums[held]
+    return y
+
+
+def _walk_lanes(packed: Packed, group: int) -> list[tuple[Array, Array, Array]]:
+    """(lanes, columns, values) of each step."""
+    found, start, at = [], 0, packed.nonzeros[group]
+    for mask, advance in packed.codes[packed.steps[group] : packed.steps[group + 1]].tolist():
+        start += advance
+        lane = np.array([lane for lane in range(LANES) if mask >> lane & 1], dtype=np.int64)
+        value = packed.data[at : at + len(lane)]
+        at += len(lane)
+        bits = value.view(np.int32) if packed.values == "float32" else value.astype(np.int32)
+        found.append((lane, start + (bits & WINDOW - 1), value.astype(np.float32)))
+    return found
+
+
+def _walk_columns(packed: Packed, group: int) -> list[tuple[Array, Array, Array]]:
+    """(lanes, columns, values) of each step."""
+    found, step = [], packed.steps[group]
+    for block in range(packed.blocks):
+        for done in range(packed.spans[group, block, 1]):
+            lane = np.flatnonzero(packed.counts[group, block] > done)
+            value = packed.data[step * LANES + lane]
+            if packed.values == "bfloat16":
+                value = (value.astype(np.uint32) << 16).view(np.float32)
+            found.append((lane, packed.codes[step, lane].astype(np.int64) + block * BLOCK, value.astype(np.float32)))
+            step += 1
+    return found

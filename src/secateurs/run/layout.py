@@ -1,0 +1,230 @@
+"""Where the numbers of an activation lie: as torch has them, or in panels for the kernels.
+
+A panel is `columns` vectors of `lanes` output positions for each channel: [panel][channel][column][lane]. The lanes of an image are
+far apart: the image is cut into as many tiles as there are lanes, and one vector holds the same place of every tile. So a shifted
+window of a convolution is a whole vector again, at another address, and every load is aligned.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+_COLUMNS = (7, 8, 6, 5, 4, 3, 2, 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An image cut into ``down`` x ``across`` tiles of ``tile_height`` x ``tile_width``, a lane each; rows of tiles into panels."""
+
+    height: int
+    width: int
+    down: int
+    across: int
+    tile_height: int
+    tile_width: int
+    columns: int
+
+    @property
+    def lanes(self) -> int:
+        return self.down * self.across
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that a channel takes."""
+        return self.tile_height * self.tile_width
+
+    @property
+    def panels(self) -> int:
+        return self.vectors // self.columns
+
+    def positions(self) -> Indices:
+        """(vectors, lanes): the position y * width + x that each lane holds, -1 outside of the image."""
+        return _positions(self)
+
+    def window(self, before: tuple[int, int], size: tuple[int, int], stride: tuple[int, int], image: tuple[int, int]) -> Indices:
+        """(rows, columns, lanes): positions of another image that windows of these positions see, -1 outside of that image.
+
+        ``before``: the padding; ``size``: rows and columns that a window spans; ``image``: height and width of that other image.
+        """
+        rows = (self.tile_height - 1) * stride[0] + size[0]
+        columns = (self.tile_width - 1) * stride[1] + size[1]
+        lane = np.arange(self.lanes)
+        y = lane // self.across * self.tile_height * stride[0] - before[0] + np.arange(rows)[:, None, None]
+        x = lane % self.across * self.tile_width * stride[1] - before[1] + np.arange(columns)[:, None]
+        inside = (y >= 0) & (y < image[0]) & (x >= 0) & (x < image[1])
+        return np.where(inside, y * image[1] + x, -1)
+
+
+@functools.lru_cache(256)
+def _positions(grid: Grid) -> Indices:
+    seen = grid.window((0, 0), (1, 1), (1, 1), (grid.height, grid.width)).reshape(grid.vectors, grid.lanes)
+    seen.flags.writeable = False
+    return seen
+
+
+@functools.lru_cache(1024)
+def grid_for(height: int, width: int, lanes: int) -> Grid:
+    """The grid that wastes least: few vectors, long panels, small borders between tiles.
+
+    >>> grid_for(56, 56, 16)
+    Grid(height=56, width=56, down=4, across=4, tile_height=14, tile_width=14, columns=7)
+    >>> grid_for(7, 7, 16).vectors  # 49 positions in 64 lanes
+    4
+    """
+    found = []
+    for down in (power for power in (1, 2, 4, 8, 16) if power <= lanes):
+        across = lanes // down
+        tile_height, narrowest = -(-height // down), -(-width // across)
+        for tile_width in range(narrowest, narrowest + 3):
+            columns = next(each for each in _COLUMNS if tile_width % each == 0)
+            vectors = tile_height * tile_width
+            border = (tile_height + 2) * (tile_width + 2)
+            cost = vectors * (1 + 0.4 / columns) + 0.02 * border
+            found.append((cost, Grid(height, width, down, across, tile_height, tile_width, columns)))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Positions without neighbours (tokens, samples): consecutive lanes hold consecutive ones."""
+
+    count: int
+    lanes: int
+    columns: int
+
+    @property
+    def panels(self) -> int:
+        return -(-self.count // (self.lanes * self.columns))
+
+    @property
+    def vectors(self) -> int:
+        """Vectors that a channel takes."""
+        return self.panels * self.columns
+
+    def positions(self) -> Indices:
+        """(vectors, lanes): the position that each lane holds, -1 beyond the last."""
+        places = np.arange(self.vectors * self.lanes).reshape(self.vectors, self.lanes)
+        return np.where(places < self.count, places, -1)
+
+
+@functools.lru_cache(256)
+def tokens_for(count: int, lanes: int) -> Tokens:
+    """The panels that waste least.
+
+    >>> tokens_for(128, 16), tokens_for(197, 16).vectors
+    (Tokens(count=128, lanes=16, columns=8), 14)
+    """
+    vectors = -(-count // lanes)
+    columns = min(_COLUMNS, key=lambda each: (-(-vectors // each) * each * (1 + 0.4 / each), -each))
+    return Tokens(count, lanes, columns)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """As torch has it: (images, channels, positions), contiguous."""
+
+    positions: int
+    channels: int
+
+    @property
+    def channel_stride(self) -> int:
+        return self.positions
+
+    @property
+    def image_stride(self) -> int:
+        return self.positions * self.channels
+
+    def addresses(self) -> Indices:
+        """Of each position in channel 0, in floats."""
+        return np.arange(self.positions)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """(images, panels, channels, columns, lanes)."""
+
+    grid: Grid | Tokens
+    channels: int
+
+    @property
+    def channel_stride(self) -> int:
+        return self.grid.columns * self.grid.lanes
+
+    @property
+    def panel_stride(self) -> int:
+        return self.channel_stride * self.channels
+
+    @property
+    def image_stride(self) -> int:
+        return self.panel_stride * self.grid.panels
+
+    def addresses(self) -> Indices:
+        """Of each position in channel 0, in floats."""
+        vector, lane = np.divmod(np.arange(self.grid.vectors * self.grid.lanes), self.grid.lanes)
+        places = self.vectors()[vector] + lane
+        held = self.grid.positions().ravel()
+        found = np.zeros(held.max() + 1, np.int64)
+        found[held[held >= 0]] = places[held >= 0]
+        return found
+
+    def vectors(self) -> Indices:
+        """The address of each vector in channel 0, in floats."""
+        panel, column = np.divmod(np.arange(self.grid.vectors), self.grid.columns)
+        return panel * self.panel_stride + column * self.grid.lanes
+
+
+Layout = Plain | Packed
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How the vectors of a new layout come from an old one: rows of (to, from, kind, table, count), and a table of lanes."""
+
+    rows: NDArray[np.int32]
+    table: NDArray[np.int32]
+
+
+FILL, COPY, PERMUTE, GATHER = range(4)
+
+
+def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = None) -> Moves:
+    """The moves that bring positions of a source into vectors.
+
+    ``wanted`` (vectors, lanes): positions, -1 for fill; ``to`` (vectors): addresses; ``count``: lanes to write, where not all of them.
+    """
+    lanes = wanted.shape[1]
+    places = np.where(wanted < 0, -1, source.addresses()[np.maximum(wanted, 0)])
+    there = places >= 0
+    nothing = ~there.any(1)
+    first = np.where(nothing, 0, np.where(there, places, np.iinfo(np.int64).max).min(1))
+    copies = (places == places[:, :1] + np.arange(lanes)).all(1) & there.all(1)
+    base = first // lanes * lanes
+    permutes = ~nothing & ~copies & (~there | (places - base[:, None] < lanes)).all(1) & isinstance(source, Packed)
+    kind = np.select([nothing, copies, permutes], [FILL, COPY, PERMUTE], GATHER)
+    start = np.select([nothing, copies, permutes], [0, first, base], 0)
+    entries = np.where(there, places - start[:, None], -1)
+    listed = (kind == PERMUTE) | (kind == GATHER)
+    table, numbers = np.unique(entries[listed], axis=0, return_inverse=True) if listed.any() else (np.zeros((1, lanes), int), [])
+    which = np.zeros(len(wanted), np.int64)
+    which[listed] = np.asarray(numbers).reshape(-1)
+    written = np.full(len(wanted), lanes) if count is None else count
+    rows = np.stack([to, start, kind, which, written], 1)
+    return Moves(np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(table, np.int32))
+
+
+def to_plain(source: Packed) -> Moves:
+    """The moves from panels to (channels, positions)."""
+    lanes, positions = source.grid.lanes, len(source.addresses())
+    to = np.arange(0, positions, lanes)
+    wanted = to[:, None] + np.arange(lanes)
+    return moves(source, np.where(wanted < positions, wanted, -1), to, np.minimum(lanes, positions - to))
+
+
+def to_packed(source: Layout, target: Packed) -> Moves:
+    """The moves to panels."""
+    return moves(source, target.grid.positions(), target.vectors())

@@ -1,0 +1,47 @@
+"""What this machine can do at best: the yardstick for kernels, and what choices rest on where nothing may be measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import numpy as np
+
+from secateurs.run.machine import InstructionSet, native_module
+from secateurs.run.memory import Memory
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one core: floating-point operations a second, and bytes a second from memory."""
+
+    flops: float
+    bandwidth: float
+
+    def seconds(self, multiplications: float, bytes_read: float, threads: int = 1) -> float:
+        """The least time for so many multiplications (each with its addition) and bytes.
+
+        >>> Limits(flops=100e9, bandwidth=20e9).seconds(multiplications=50e6, bytes_read=0)
+        0.001
+        """
+        return max(2 * multiplications / (self.flops * threads), bytes_read / self.bandwidth)
+
+
+def limits(isa: InstructionSet, memory: Memory | None = None) -> Limits:
+    """The limits of this machine, measured once (about a second) and then remembered."""
+    memory = memory or Memory()
+    key = f"limits {isa.name}"
+    if memory.get(key) is None:
+        with memory.changing() as entries:
+            entries[key] = asdict(Limits(native_module().peak(isa.name), _bandwidth()))
+    return Limits(**memory.get(key))
+
+
+def _bandwidth() -> float:
+    buffer = np.ones(2**25)  # 256 MB: far more than the caches hold
+    seconds = []
+    for _ in range(4):
+        start = perf_counter()
+        buffer.sum()
+        seconds.append(perf_counter() - start)
+    return buffer.nbytes / min(seconds)

@@ -1,0 +1,94 @@
+"""Sparse weights in the order in which the kernel walks them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FIRST, LAST = 1, 2
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Nonzeros by chunk of rows, block of inputs, row (those with most nonzeros first) and place.
+
+    ``rows``: (entries, 3): row, its nonzeros in this block, whether it begins or ends here. ``blocks``: (blocks, 2) int64, of which the
+    first holds two int32, the first and the last entry, and the second where the block's nonzeros begin. ``chunks``: where each
+    chunk's blocks begin. ``values``: (nonzeros, height).
+    """
+
+    height: int
+    rows: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    values: NDArray[np.float32]
+    blocks: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that one pass over the weights reads."""
+        return sum(array.nbytes for array in (self.rows, self.offsets, self.values, self.blocks))
+
+
+def pack(
+    weight: NDArray[np.float32], offsets: NDArray[np.int64], block_of: NDArray[np.int64], height: int = 1, chunks: int = 1
+) -> Sparse:
+    """Pack a matrix (rows, inputs): ``offsets`` and ``block_of`` tell for each entry where its input is, and in which block.
+
+    Both have the matrix' shape, or are one row that serves all rows. Where ``height`` is over 1, as many consecutive rows share places
+    (an input that any of them reads is read by all).
+
+    >>> matrix = np.array([[0, 2.0], [3, 4]], np.float32)
+    >>> packed = pack(matrix, np.array([[0, 16]]), np.array([[0, 0]]))
+    >>> packed.offsets.tolist(), packed.values.ravel().tolist()  # the longer row first
+    ([0, 16, 16], [3.0, 4.0, 2.0])
+    """
+    rows, inputs = weight.shape
+    tall = weight.reshape(rows // height, height, inputs)
+    row, place = np.nonzero((tall != 0).any(1))
+    values = tall[row, :, place]
+    full = (rows, inputs)
+    offset = np.broadcast_to(offsets, full)[row * height, place]
+    block = np.broadcast_to(block_of, full)[row * height, place]
+    count, blocks = rows // height, int(block_of.max(initial=0)) + 1
+    edges = np.linspace(0, count, chunks + 1).round().astype(np.int64)
+    chunk = np.searchsorted(edges, np.arange(count), side="right") - 1
+
+    counts = np.bincount(block * count + row, minlength=blocks * count).reshape(blocks, count)
+    flags = _flags(counts)
+    # Entries: every (block, row) with nonzeros or a flag, by chunk, block, falling count.
+    its_block, its_row = np.nonzero((counts > 0) | (flags > 0))
+    nonzeros = counts[its_block, its_row]
+    order = np.lexsort((its_row, -nonzeros, its_block, chunk[its_row]))
+    its_block, its_row, nonzeros = its_block[order], its_row[order], nonzeros[order]
+    number = np.zeros((blocks, count), np.int64)
+    number[its_block, its_row] = np.arange(len(order))
+    by_entry = np.argsort(number[block, row], kind="stable")
+
+    key = chunk[its_row] * blocks + its_block
+    used, first = np.unique(key, return_index=True)
+    last = np.append(first[1:], len(key))
+    begins = np.concatenate([[0], np.cumsum(nonzeros)])[first]
+    table = np.zeros(len(used), np.dtype([("first", np.int32), ("last", np.int32), ("nonzero", np.int64)]))
+    table["first"], table["last"], table["nonzero"] = first, last, begins
+    return Sparse(
+        height,
+        np.ascontiguousarray(np.stack([its_row * height, nonzeros, flags[its_block, its_row]], 1), np.int32),
+        np.ascontiguousarray(offset[by_entry], np.int32),
+        np.ascontiguousarray(values[by_entry], np.float32),
+        table.view(np.int64).reshape(-1, 2),
+        np.searchsorted(used // blocks, np.arange(chunks + 1)).astype(np.int64),
+    )
+
+
+def _flags(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each row begins and ends; a row without nonzeros does both in block 0."""
+    used = counts > 0
+    blocks, rows = counts.shape
+    flags = np.zeros_like(counts)
+    empty = ~used.any(0)
+    flags[np.where(empty, 0, used.argmax(0)), np.arange(rows)] |= FIRST
+    flags[np.where(empty, 0, blocks - 1 - used[::-1].argmax(0)), np.arange(rows)] |= LAST
+    return flags
