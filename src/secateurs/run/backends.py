@@ -112,7 +112,7 @@ def openvino(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
         }
         request = package.compile_model(graph, "CPU", settings).create_infer_request()
     except Exception as error:
-        return Absent(_reason(error))
+        return Absent(_reason(error, line=-1))  # its first line is a place in C++
 
     def run(inputs: Any) -> Any:
         found = request.infer([tensor.numpy() for tensor in tensors_in(inputs)], share_inputs=True, share_outputs=True)
@@ -149,11 +149,11 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, line: int = 0) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install {error.name}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [""]
+    return f"{type(error).__name__}: {lines[line]}"[:200]
 
 
 @contextmanager

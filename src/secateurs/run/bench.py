@@ -156,8 +156,11 @@ def relative_error(output: Any, exact: Sequence[Tensor]) -> float:
     >>> relative_error((torch.tensor([1.0, 2.5]),), [torch.tensor([1.0, 2.0]).double()])
     0.25
     """
-    pairs = list(zip(tensors_in(output), exact, strict=False))
-    found = [float((mine - other).abs().max() / (other.abs().max() or 1.0)) for mine, other in pairs if other.numel()]
+    given = [tensor.detach() for tensor in tensors_in(output)]
+    if exact and [tensor.shape for tensor in given] != [tensor.shape for tensor in exact]:
+        return math.inf
+    pairs = [(mine, other) for mine, other in zip(given, exact, strict=False) if other.numel()]
+    found = [float((mine - other).abs().max() / (other.abs().max() or 1.0)) for mine, other in pairs]
     return math.nan if not found or any(map(math.isnan, found)) else max(found)
 
 
@@ -168,24 +171,24 @@ def table(title: str, heats: Iterable[Heat]) -> Table:
     >>> heat = Heat(1, (Contender("torch", Timing((0.002,)), 1e-7), Contender("OpenVINO", reason="it is not installed")))
     >>> print(table("net", [heat]))
     net...
-    torch...2.000...1.00...1e-07...
+    ...torch...1...2.000...1.00...1e-07...
     OpenVINO: it is not installed...
     """
     made = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=0, caption_justify="left")
     made.add_column("runtime", no_wrap=True)
-    for heading in ("threads", "ms", "quartiles", "times as fast as\nthe fastest dense", "error against\nfloat64"):
+    for heading in ("threads", "ms", "quartiles", "times as fast", "error"):
         made.add_column(heading, justify="right", no_wrap=True)
-    reasons = {}
+    notes = {"times as fast": "as the fastest dense runtime", "error": "difference from float64, as a part of the largest number"}
     for heat in heats:
         made.add_section()
         for each in heat.contenders:
             if each.timing is None:
-                reasons[each.name] = each.reason
+                notes[each.name] = each.reason
                 continue
             first, third = (_milliseconds(quartile) for quartile in each.timing.quartiles)
             cells = (_milliseconds(each.timing.median), f"{first} to {third}", f"{heat.speed(each):.2f}", f"{each.error:.0e}")
             made.add_row(each.name, str(heat.threads), *cells, style="bold" if each.name == OURS else "")
-    made.caption = Text("\n".join(f"{name}: {reason}" for name, reason in reasons.items())) if reasons else None
+    made.caption = Text("\n".join(f"{name}: {note}" for name, note in notes.items()))
     return made
 
 
@@ -347,8 +350,9 @@ def draw(curves: Sequence[Curve], path: str | Path, title: str) -> None:
         axes.set_xticks([1 - tick for tick in ticks], [f"{100 * tick:.12g}" for tick in ticks])
         axes.invert_xaxis()
         low, high = axes.get_ylim()
-        speeds = [speed for speed in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= speed <= high]
-        axes.set_yticks(speeds, [f"{speed:g}x" for speed in speeds])
+        axes.set_ylim(min(low, 0.45), max(high, 2.2))
+        powers = range(math.ceil(math.log2(min(low, 0.45))), math.floor(math.log2(max(high, 2.2))) + 1)
+        axes.set_yticks([2.0**power for power in powers], [f"{2.0**power:g}x" for power in powers])
         axes.grid(True, color="#dfe3e8", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.set_xlabel("weights removed, %")

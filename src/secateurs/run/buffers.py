@@ -50,7 +50,9 @@ def lay_out(buffers: Iterable[Buffer]) -> int:
     """
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda each: -each.floats):
-        others = sorted((each for each in placed if each.first <= buffer.last and buffer.first <= each.last), key=lambda e: e.offset)
+        others = sorted(
+            (each for each in placed if each.first <= buffer.last and buffer.first <= each.last), key=lambda e: e.offset
+        )
         offset = 0
         for other in others:
             if offset + _rounded(buffer.floats) <= other.offset:

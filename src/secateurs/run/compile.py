@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from secateurs.forward import run_example
 from secateurs.run.backends import DENSE, Absent, Backend
 from secateurs.run.execute import Runner
 from secateurs.run.explain import Explanation, explain
+from secateurs.run.gemv import Values
 from secateurs.run.interpret import interpreter
-from secateurs.run.limits import Limits, limits
+from secateurs.run.limits import limits
 from secateurs.run.lower import lower
 from secateurs.run.machine import InstructionSet, instruction_set
 from secateurs.run.memory import Memory
@@ -50,9 +52,11 @@ class Compiled:
     Inputs of another shape are planned when they come, and the plans are kept. Several threads may call it at once.
     """
 
-    def __init__(self, model: nn.Module, example: Any, threads: int, isa: InstructionSet | None, tuning: bool, dense: Any) -> None:
+    def __init__(
+        self, model: nn.Module, example: Any, threads: int, isa: InstructionSet | None, tuning: bool, dense: Any, values: Values
+    ) -> None:
         self.threads, self.isa = threads, isa
-        self._model, self._tuning, self._dense = model, tuning, dense
+        self._model, self._tuning, self._dense, self._values = model, tuning, dense, values
         self._plans: dict[Any, Ready] = {}
         self._planning = threading.Lock()
         self._memory = Memory()
@@ -60,7 +64,9 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if args and kwargs:
-            raise CompileError("call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture")
+            raise CompileError(
+                "call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture"
+            )
         inputs = kwargs or (args[0] if len(args) == 1 else args)
         ready = self._first
         if difference(ready.network, inputs) is not None:
@@ -75,7 +81,8 @@ class Compiled:
 
     def _for(self, inputs: Any) -> Ready:
         key = tuple(
-            (path, tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (path, repr(leaf)) for path, leaf in leaves(inputs)
+            (path, tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (path, repr(leaf))
+            for path, leaf in leaves(inputs)
         )
         with self._planning:
             if key not in self._plans:
@@ -90,9 +97,9 @@ class Compiled:
         if self.isa is None:
             return Ready(network, interpreter(network), "torch", {}, {})
         if self._tuning:
-            tuned = tune(network, self.isa, self.threads, self._memory)
+            tuned = tune(network, self.isa, self.threads, self._memory, self._values)
         else:
-            tuned = reckon(network, self.isa, self.threads, limits(self.isa, self._memory))
+            tuned = reckon(network, self.isa, self.threads, limits(self.isa, self._memory), self._values)
         runner = Runner(network, plan(network, self.isa, self.threads, choices(tuned)), self.threads)
         run = _calling(network, runner)
         if not self._tuning:
@@ -112,7 +119,7 @@ class Compiled:
         return Ready(network, runs[chosen], chosen, tuned, race)
 
 
-def compile(  # noqa: A001
+def compile(
     model: nn.Module,
     example: Any,
     *,
@@ -120,6 +127,7 @@ def compile(  # noqa: A001
     tune: bool = True,
     dense: Mapping[str, Backend] | None = None,
     isa: str | None = None,
+    values: Values = "float32",
 ) -> Compiled:
     """Make a pruned model fast on this CPU: ``fast = compile(model, example)``, then ``fast(x)`` in place of ``model(x)``.
 
@@ -131,6 +139,9 @@ def compile(  # noqa: A001
     The model is copied: it may change or go afterwards. ``threads`` is by default what torch uses. Without ``tune`` nothing is timed:
     choices come from the machine's limits, and there is no race. ``isa`` names an instruction set (by default the best one, or
     ``$SECATEURS_ISA``). Measurements are remembered in ``~/.cache/secateurs``.
+
+    ``values`` may be "bfloat16" or "int8" (one scale a row): linear layers that read single vectors then hold their weights so, which
+    halves or quarters what comes from memory, and rounds them (sums stay float32).
 
     A zero weight is skipped, so that an infinite input there gives 0 where torch gives NaN.
 
@@ -148,7 +159,7 @@ def compile(  # noqa: A001
     if count < 1:
         raise CompileError(f"threads={threads}: at least one is needed")
     own = copy.deepcopy(model).eval().requires_grad_(False)
-    return Compiled(own, example, count, instruction_set(isa), tune, DENSE if dense is None else dense)
+    return Compiled(own, example, count, instruction_set(isa), tune, DENSE if dense is None else dense, values)
 
 
 def _require_cpu(inputs: Any) -> None:
@@ -183,4 +194,4 @@ def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]
 
 
 def _race(runs: Mapping[str, Callable[[Any], Any]], example: Any, threads: int) -> dict[str, Timing]:
-    return measure({name: (lambda run=run: run(example)) for name, run in runs.items()}, rounds=15, seconds=5.0, threads=threads)
+    return measure({name: partial(run, example) for name, run in runs.items()}, rounds=15, seconds=5.0, threads=threads)

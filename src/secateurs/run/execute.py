@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from secateurs.run.interpret import program
 from secateurs.run.machine import native_module
-from secateurs.run.nodes import Network, Node, Torch, Value
+from secateurs.run.nodes import Network, Node, Torch
 from secateurs.run.plan import Plan, Segment, programs, values_in
 
 
@@ -76,5 +75,3 @@ class Runner:
             return made[0] if len(made) == 1 else made
 
         return Torch("kernels", run, tuple(segment.reads), {}, tuple(segment.writes))
-
-

@@ -75,11 +75,12 @@ class Draft:
         """When a step was appended."""
         return self._times[node]
 
-    def behind(self, value: Value) -> Value:
-        """What a value is a mere reshape or copy of, without being a view of an input that was none before."""
+    def behind(self, value: Value, copied: bool = False) -> Value:
+        """What a value is a mere reshape or copy of; no copies of inputs, which must not be written into, but where it is copied anyway."""
         maker = self.maker(value)
         while isinstance(maker, Torch) and maker.function in (aten.reshape.default, aten.clone.default):
-            if maker.function is aten.clone.default and (value in self._written or self._views_input(maker.args[0])):
+            source = maker.args[0]
+            if maker.function is aten.clone.default and (source in self._written or (not copied and self._views_input(source))):
                 break
             value = maker.args[0]
             maker = self.maker(value)
@@ -123,9 +124,9 @@ class Draft:
         for each in made:
             self.append(each)
 
-    def source(self, value: Value) -> Value:
-        """What a value is a mere reshape of; reshapes on the way that nothing else reads are dropped."""
-        end = self.behind(value)
+    def source(self, value: Value, copied: bool = False) -> Value:
+        """What is behind a value; reshapes and copies on the way that nothing else reads are dropped."""
+        end = self.behind(value, copied)
         while value is not end:
             maker = self._makers[value]
             if self.readers[value] == 0:
@@ -197,7 +198,7 @@ Fused = tuple[list[Node], list[Node]]
 def fuse(draft: Draft, node: Node) -> Fused | None:
     """What takes the place of a step and of steps that it needs; nothing where it cannot be fused with them."""
     if isinstance(node, Affine):
-        return _through(draft, node, _into_layer)
+        return _through(draft, node, _normalised)
     if isinstance(node, Add):
         return _residual(draft, node)
     if isinstance(node, Activate):
@@ -207,30 +208,32 @@ def fuse(draft: Draft, node: Node) -> Fused | None:
     return None
 
 
+def _is_bare_layer(node: Node | None) -> TypeGuard[Conv | Linear]:
+    return isinstance(node, (Conv, Linear)) and node.residual is None and node.activation is None
+
+
 def _through(draft: Draft, node: Any, into: Callable[[Draft, Any, Node | None], Node | None]) -> Fused | None:
     """Fused with the step before, or where only a reshape is between, with the one before that."""
     maker = draft.lone(node.x)
-    found = into(draft, node, maker)
-    if found is not None and maker is not None:
-        return [maker], [found]
-    if not _is_reshape(maker) or (isinstance(node, Affine) and maker.args[0].shape[:2] != node.x.shape[:2]):
-        return None
+    if not _is_reshape(maker):
+        found = into(draft, node, maker)
+        return None if found is None or maker is None else ([maker], [found])
     below = draft.lone(maker.args[0], besides=1)
     out = Value(maker.args[0].shape)
-    found = into(draft, replace(node, x=maker.args[0], out=out), below)
+    found = into(draft, replace(node, out=out), below)
     return None if found is None or below is None else ([maker, below], [found, reshape(node.name, out, node.out)])
 
 
-def _into_layer(draft: Draft, node: Affine, maker: Node | None) -> Node | None:
+def _normalised(draft: Draft, node: Affine, maker: Node | None) -> Node | None:
     """A normalisation into the convolution, linear layer or other normalisation before it."""
-    if isinstance(maker, Affine) and maker.activation is None:
+    if isinstance(maker, Affine) and maker.activation is None and maker.out.shape[:2] == node.x.shape[:2]:
         shift = torch.addcmul(node.shift, maker.shift, node.scale)
         return replace(maker, out=node.out, scale=maker.scale * node.scale, shift=shift, activation=node.activation)
-    if not isinstance(maker, (Conv, Linear)) or maker.activation is not None or maker.residual is not None:
+    if not _is_bare_layer(maker):
         return None
-    if isinstance(maker, Linear) and len(maker.out.shape) != 2:
-        return None
-    return replace(_times(maker, node.scale, node.shift), out=node.out, activation=node.activation)
+    shape = maker.out.shape
+    channels_stay = shape[:2] == node.x.shape[:2] if isinstance(maker, Conv) else shape[-1:] == node.x.shape[1:]
+    return replace(_times(maker, node.scale, node.shift), out=node.out, activation=node.activation) if channels_stay else None
 
 
 def _times(layer: Conv | Linear, scale: Tensor | None, shift: Tensor | None) -> Conv | Linear:
@@ -258,7 +261,8 @@ def _into_parts(draft: Draft, node: Activate) -> Fused | None:
         return None
     outs = tuple(Value(part.shape) for part in concat.parts)
     taken = [
-        _into_maker(draft, replace(node, x=part, out=out), maker) for part, out, maker in zip(concat.parts, outs, makers, strict=True)
+        _into_maker(draft, replace(node, x=part, out=out), maker)
+        for part, out, maker in zip(concat.parts, outs, makers, strict=True)
     ]
     used = [maker for maker in makers if maker is not None]
     made = [each for each in taken if each is not None]
@@ -272,20 +276,16 @@ def _residual(draft: Draft, node: Add) -> Fused | None:
         maker = draft.lone(term)
         if other is term or other in draft.constants or maker is None:
             continue
-        if _takes_residual(maker):
+        if _is_bare_layer(maker):
             found.append((draft.time(maker), ([maker], [replace(maker, residual=other, out=node.out, activation=node.activation)])))
         elif _is_reshape(maker):
             below, flat = draft.lone(maker.args[0], besides=1), maker.args[0]
             beside = draft.behind(other)
-            if _takes_residual(below) and beside.shape == flat.shape and beside is not flat and beside not in draft.constants:
+            if _is_bare_layer(below) and beside.shape == flat.shape and beside is not flat and beside not in draft.constants:
                 out = Value(flat.shape)
                 layer = replace(below, residual=beside, out=out, activation=node.activation)
                 found.append((draft.time(below), ([maker, below], [layer, reshape(node.name, out, node.out)])))
     return max(found, key=lambda each: each[0])[1] if found else None
-
-
-def _takes_residual(node: Node | None) -> TypeGuard[Conv | Linear]:
-    return isinstance(node, (Conv, Linear)) and node.residual is None and node.activation is None
 
 
 def _scaled(draft: Draft, node: Torch) -> Fused | None:
@@ -296,7 +296,7 @@ def _scaled(draft: Draft, node: Torch) -> Fused | None:
     if node.function in (aten.mul.Tensor, aten.add.Tensor) and (x in draft.constants or not isinstance(x, Value)):
         x, constant = constant, x
     layer = draft.lone(x)
-    if not _takes_residual(layer) or layer.out.shape != node.outputs[0].shape or node.outputs[0].dtype != torch.float32:
+    if not _is_bare_layer(layer) or layer.out.shape != node.outputs[0].shape or node.outputs[0].dtype != torch.float32:
         return None
     adds = node.function in (aten.add.Tensor, aten.sub.Tensor)
     if isinstance(constant, Value):

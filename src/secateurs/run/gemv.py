@@ -3,17 +3,19 @@
 Both formats sort the rows by their number of nonzeros and take 16 at a time: a *group*, one row a lane. A group is a sequence of
 *steps*, and a step multiplies at most one nonzero of each row.
 
-``"lanes"`` (AVX-512; the lane window). A step sees 32 consecutive inputs, held in two registers. Its code is two uint16: a mask
-of the lanes that are busy, and by how many inputs the window advances first (it starts at input 0 for each group, and never
-reaches past the last input unless there are fewer than 32). The values are those of the busy lanes only, lowest lane first. The
-place of the input within the window is kept in the lowest five bits of the value, and the value is the nearest to the weight that has those
-bits: ``"float32"`` is off by at most 16 units in the last place (2e-6 of each weight, 1e-6 on average); ``"int8"`` takes 16 bits,
-of which eleven are the weight, so that it is eight times finer than its name. Each group has a multiple of four steps, the last of which may be
-empty. Weights must be finite.
+``"lanes"`` (AVX-512; the lane window). A step sees 32 consecutive inputs, held in two registers. Its code says by how many inputs
+the window advances first (it starts at input 0 for each group, and never reaches past the last input unless there are fewer than
+32). The place of the input within the window is kept in the lowest five bits of the value, and the value is the one nearest to the
+weight among those with these bits. ``"float32"`` is off by at most 16 units in the last place (2e-6 of each weight, 0.7e-6 on
+average); its code is two uint16, a mask of the busy lanes and the advance, and only the values of busy lanes are stored, lowest
+lane first. ``"int8"`` takes 16 bits, eleven of which are the weight, so it is eight times finer than its name; its code is the
+advance alone, and idle lanes are stored as 0. Each group has a multiple of four steps, the last of which may be empty. Weights
+must be finite.
 
-``"columns"`` (any instruction set). Steps are full: 16 uint16 columns and 16 values. Lanes that have run out hold zeros, which
-the kernel leaves out by the count of each lane. Columns are counted within blocks of 65536; a group has the steps of all its blocks
-one after the other. ``"bfloat16"`` and ``"int8"`` are rounded to nearest; ``"float32"`` is exact.
+``"columns"`` (any instruction set). Steps are full: 16 uint16 columns and 16 values, zeros where a lane has run out, which the
+kernel leaves out by the count of each lane. Columns count within blocks of 65536; a group has the steps of all its blocks one
+after the other, a multiple of four for each. Values lie in words of 32 bits, [words, 16 lanes], that hold one ``"float32"`` step,
+two of ``"bfloat16"`` or four of ``"int8"``. ``"float32"`` is exact; the others are rounded to nearest.
 
 ``"int8"`` is symmetric, with one scale for each row. Sums are float32 throughout.
 """
@@ -35,7 +37,7 @@ WINDOW = 32
 ALIGN = 8  # windows begin at multiples of this: finer needs fewer steps, coarser makes more of the loads aligned
 UNROLL = 4
 BLOCK = 65536
-PADDING = 64  # readable bytes past the end of the values
+PADDING = 64  # bytes past the end of lanes of float32, because the kernel loads 16 values whatever it needs
 
 _FORMATS: dict[tuple[str, str], type[np.generic]] = {
     ("lanes", "float32"): np.float32,
@@ -58,8 +60,8 @@ class Packed:
     nonzeros: Array  # int64 [groups + 1]: lanes: where the values of each group begin
     spans: Array  # int32 [groups, blocks, 2]: columns: the steps in which every lane is busy, and all steps
     counts: Array  # int32 [groups, blocks, 16]: columns: the nonzeros of each lane
-    codes: Array  # uint16 [steps, 2] (mask, advance) for lanes, [steps, 16] for columns
-    data: Array  # the values, and PADDING bytes more
+    codes: Array  # uint16: lanes: [steps, 2] (mask, advance), int8 [steps, 1] (advance); columns: [steps, 16]
+    data: Array  # the values
     scale: Array | None  # float32 [groups, 16]
     work: Array  # int64 [groups]: the cost of each group, to split them evenly
 
@@ -94,7 +96,8 @@ def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
     if (format == "lanes" or values == "int8") and not np.isfinite(weight).all():
         count = np.count_nonzero(~np.isfinite(weight))
         raise ValueError(
-            f"{count} weights are infinite or NaN, which {format} {values} cannot hold; pack with format='columns', values='float32'"
+            f"{count} weights are infinite or NaN, which {format} {values} cannot hold; "
+            "pack with format='columns', values='float32'"
         )
     present = weight != 0
     counts = np.count_nonzero(present, axis=1)
@@ -154,36 +157,49 @@ def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, colu
     steps = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
     keep = np.arange(count) < used[:, None]
     group, step = np.nonzero(keep)
-    codes = np.zeros((steps[-1], 2), dtype=np.uint16)
     to = steps[group] + step
-    codes[to, 0] = np.packbits(busy[keep], axis=-1, bitorder="little").view(np.uint16).reshape(-1)
-    codes[to, 1] = advance[keep]
+    slots = np.zeros((steps[-1], LANES), dtype=bool)
+    slots[to] = busy[keep]
 
     window = np.cumsum(advance, axis=1, dtype=np.int64)
     order = taken[busy]
     inside = column[order] - np.broadcast_to(window[:, :, None], busy.shape)[busy]
-    scale = None
     if values == "float32":
-        encoded: Array = _nearest_float(value[order], inside.astype(np.int32))
+        codes = _aligned((steps[-1], 2), np.uint16)
+        codes[:, 0] = np.packbits(slots, axis=-1, bitorder="little").view(np.uint16).reshape(-1)
+        scale, nonzeros = None, ends[::LANES].copy()
+        data = _aligned(len(order) + PADDING // 4, np.float32)
+        data[: len(order)] = _nearest_float(value[order], inside.astype(np.int32))
     else:
-        scale = _scales(row, value, groups * LANES, 32767 - 16)
+        codes = _aligned((steps[-1], 1), np.uint16)
+        scale, nonzeros = _scales(row, value, groups * LANES, 32767 - WINDOW // 2), steps * LANES
         exact = value[order].astype(np.float64) / scale[row[order]]
-        encoded = (np.rint((exact - inside) / WINDOW) * WINDOW + inside).astype(np.int16)
-        scale = scale.reshape(groups, LANES)
+        data = _aligned((steps[-1], LANES), np.int16)
+        data[slots] = np.rint((exact - inside) / WINDOW) * WINDOW + inside
+        data, scale = data.reshape(-1), scale.reshape(groups, LANES)
+    codes[to, -1] = advance[keep]
     return Packed(
         format="lanes",
         values=values,
         shape=shape,
         rows=rows,
         steps=steps,
-        nonzeros=ends[::LANES].copy(),
+        nonzeros=nonzeros,
         spans=np.zeros((groups, 0, 2), dtype=np.int32),
         counts=np.zeros((groups, 0, LANES), dtype=np.int32),
         codes=codes,
-        data=np.append(encoded, np.zeros(PADDING // encoded.itemsize, dtype=encoded.dtype)),
+        data=data,
         scale=scale,
         work=padded + 8,
     )
+
+
+def _aligned(shape: int | tuple[int, ...], kind: type[np.generic]) -> Array:
+    """Zeros that begin at a multiple of 64 bytes, so that the kernels' loads seldom cross a cache line."""
+    count, size = int(np.prod(shape)), np.dtype(kind).itemsize
+    room = np.zeros(count + 64 // size, dtype=kind)
+    first = -room.ctypes.data % 64 // size
+    return room[first : first + count].reshape(shape)
 
 
 def _nearest_float(value: Array, low: Array) -> Array:
@@ -201,7 +217,8 @@ def _columns(values: Values, shape: tuple[int, int], rows: Array, row: Array, co
     groups, blocks = len(rows), max(-(-shape[1] // BLOCK), 1)
     block = column // BLOCK
     counts = np.bincount(row * blocks + block, minlength=groups * LANES * blocks).reshape(groups, LANES, blocks).swapaxes(1, 2)
-    spans = np.stack([counts.min(axis=2), counts.max(axis=2)], axis=2) if groups else np.zeros((0, blocks, 2), dtype=np.int64)
+    spans = np.zeros((groups, blocks, 2), dtype=np.int64)
+    spans[:, :, 0], spans[:, :, 1] = counts.min(axis=2), -(-counts.max(axis=2) // UNROLL) * UNROLL
     total = spans[:, :, 1].sum(axis=1)
     steps = np.concatenate([[0], np.cumsum(total)]).astype(np.int64)
     begin = np.concatenate([[0], np.cumsum(spans[:, :, 1])]).astype(np.int64)[:-1].reshape(groups, blocks)
@@ -209,21 +226,20 @@ def _columns(values: Values, shape: tuple[int, int], rows: Array, row: Array, co
     begins = ends[:-1, None] + np.cumsum(counts, axis=1).swapaxes(1, 2).reshape(groups * LANES, blocks)
     begins -= counts.swapaxes(1, 2).reshape(groups * LANES, blocks)  # where each row's nonzeros of each block begin
     group, lane = np.divmod(row, LANES)
-    to = (begin[group, block] + np.arange(len(row)) - begins[row, block]) * LANES + lane
+    step = begin[group, block] + np.arange(len(row)) - begins[row, block]
 
-    codes = np.zeros((steps[-1], LANES), dtype=np.uint16)
-    codes.reshape(-1)[to] = column - block * BLOCK
-    kind = np.dtype(_FORMATS["columns", values])
-    data = np.zeros(steps[-1] * LANES + PADDING // kind.itemsize, dtype=kind)
-    scale = None
-    if values == "float32":
-        data[to] = value
-    elif values == "bfloat16":
-        data[to] = _bfloat16(value)
-    else:
+    codes = _aligned((steps[-1], LANES), np.uint16)
+    codes[step, lane] = column - block * BLOCK
+    scale, kind = None, _FORMATS["columns", values]
+    if values == "bfloat16":
+        value = _bfloat16(value)
+    elif values == "int8":
         scale = _scales(row, value, groups * LANES, 127)
-        data[to] = np.rint(value.astype(np.float64) / scale[row])
+        value = np.rint(value.astype(np.float64) / scale[row])
         scale = scale.reshape(groups, LANES)
+    each = 4 // np.dtype(kind).itemsize
+    data = _aligned((steps[-1] // each, LANES, each), kind)
+    data[step // each, lane, step % each] = value
     return Packed(
         format="columns",
         values=values,
@@ -234,7 +250,7 @@ def _columns(values: Values, shape: tuple[int, int], rows: Array, row: Array, co
         spans=np.ascontiguousarray(spans, dtype=np.int32),
         counts=np.ascontiguousarray(counts, dtype=np.int32),
         codes=codes,
-        data=data,
+        data=data.reshape(-1),
         scale=scale,
         work=total + 8,
     )
@@ -276,14 +292,18 @@ def reference(packed: Packed, x: Array) -> Array:
 
 def _walk_lanes(packed: Packed, group: int) -> list[tuple[Array, Array, Array]]:
     """(lanes, columns, values) of each step."""
-    found, start, at = [], 0, packed.nonzeros[group]
-    for mask, advance in packed.codes[packed.steps[group] : packed.steps[group + 1]].tolist():
-        start += advance
-        lane = np.array([lane for lane in range(LANES) if mask >> lane & 1], dtype=np.int64)
-        value = packed.data[at : at + len(lane)]
-        at += len(lane)
-        bits = value.view(np.int32) if packed.values == "float32" else value.astype(np.int32)
-        found.append((lane, start + (bits & WINDOW - 1), value.astype(np.float32)))
+    found, start, at = [], 0, int(packed.nonzeros[group])
+    for code in packed.codes[packed.steps[group] : packed.steps[group + 1]].tolist():
+        start += code[-1]
+        if packed.values == "float32":
+            lane = np.flatnonzero([code[0] >> lane & 1 for lane in range(LANES)])
+            value = packed.data[at : at + len(lane)]
+            bits, at = value.view(np.int32), at + len(lane)
+        else:
+            lane = np.flatnonzero(packed.data[at : at + LANES])
+            value = packed.data[at + lane]
+            bits, at = value, at + LANES
+        found.append((lane, start + (bits.astype(np.int64) & WINDOW - 1), value.astype(np.float32)))
     return found
 
 
@@ -293,7 +313,8 @@ def _walk_columns(packed: Packed, group: int) -> list[tuple[Array, Array, Array]
     for block in range(packed.blocks):
         for done in range(packed.spans[group, block, 1]):
             lane = np.flatnonzero(packed.counts[group, block] > done)
-            value = packed.data[step * LANES + lane]
+            each = 4 // packed.data.itemsize
+            value = packed.data[(step // each * LANES + lane) * each + step % each]
             if packed.values == "bfloat16":
                 value = (value.astype(np.uint32) << 16).view(np.float32)
             found.append((lane, packed.codes[step, lane].astype(np.int64) + block * BLOCK, value.astype(np.float32)))

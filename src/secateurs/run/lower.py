@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class Call:
         if place < len(self.node.args):
             return self.node.args[place]
         return self.node.kwargs.get(name, declared.default_value)
+
+    def get(self, name: str, default: Any) -> Any:
+        """An argument that not every variant of the operation has."""
+        return getattr(self, name) if name in self._places else default
 
     def number(self, value: Any) -> Tensor | None:
         """The numbers of a value that is constant."""
@@ -141,24 +146,21 @@ def _permuted(call: Call) -> Node | Value | None:
 
 
 def _convolution(call: Call) -> Iterator[Node] | None:
-    weight, bias, x, out = call.number(call.weight), call.number(call.bias), call.input, call.out
-    if weight is None or (call.bias is not None and bias is None) or call.transposed or len(x.shape) not in (3, 4):
+    weight, bias = call.number(call.weight), call.number(call.bias)
+    if weight is None or (call.bias is not None and bias is None) or call.transposed:
         return None
-    return _conv_steps(call, weight, bias, x, out)
+    stride, padding, dilation = _pair(call.stride), _pair(call.padding), _pair(call.dilation)
+    if len(call.out.shape) == 4:
+        return iter([Conv(call.name, call.input, call.out, weight, bias, stride, padding, dilation, call.groups)])
+    return _convolution_1d(call, weight, bias, stride[1], padding[1], dilation[1]) if len(call.out.shape) == 3 else None
 
 
-def _conv_steps(call: Call, weight: Tensor, bias: Tensor | None, x: Value, out: Value) -> Iterator[Node]:
-    flat = len(x.shape) == 3
-    stride, padding, dilation = (tuple(_pair(each)) for each in (call.stride, call.padding, call.dilation))
-    high_x, high_out = x, out
-    if flat:
-        stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
-        weight = weight.unsqueeze(2)
-        high_x, high_out = (Value((*value.shape[:2], 1, value.shape[2])) for value in (x, out))
-        yield reshape(call.name, x, high_x)
-    yield Conv(call.name, high_x, high_out, weight, bias, stride, padding, dilation, call.groups)
-    if flat:
-        yield reshape(call.name, high_out, out)
+def _convolution_1d(call: Call, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int) -> Iterator[Node]:
+    """One of height 1 in two dimensions."""
+    x, out = (Value((*value.shape[:2], 1, value.shape[2])) for value in (call.input, call.out))
+    yield reshape(call.name, call.input, x)
+    yield Conv(call.name, x, out, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation), call.groups)
+    yield reshape(call.name, out, call.out)
 
 
 def _pair(sizes: Any) -> tuple[int, int]:
@@ -175,7 +177,9 @@ def _addmm(call: Call) -> Iterator[Node] | None:
 
 def _mm(call: Call) -> Iterator[Node] | None:
     weight = call.number(call.mat2)
-    return None if weight is None or call.number(call.node.args[0]) is not None else _linear(call, call.node.args[0], weight.t(), None)
+    return (
+        None if weight is None or call.number(call.node.args[0]) is not None else _linear(call, call.node.args[0], weight.t(), None)
+    )
 
 
 def _bmm(call: Call) -> Iterator[Node] | None:
@@ -185,10 +189,17 @@ def _bmm(call: Call) -> Iterator[Node] | None:
     return _linear(call, call.node.args[0], weight[0].t(), None)
 
 
+def _linear_layer(call: Call) -> Iterator[Node] | None:
+    weight, bias = call.number(call.weight), call.number(call.bias)
+    if weight is None or (call.bias is not None and bias is None):
+        return None
+    return _linear(call, call.input, weight, bias)
+
+
 def _linear(call: Call, x: Value, weight: Tensor, bias: Tensor | None) -> Iterator[Node]:
     """A matrix product; where its input is a flattened one, of that itself."""
-    if (behind := call.draft.behind(x)).shape[-1:] == weight.shape[1:]:
-        x = call.draft.source(x) if behind is not x else x
+    if call.draft.behind(x, copied=True).shape[-1:] == weight.shape[1:]:
+        x = call.draft.source(x, copied=True)
     out = Value((*x.shape[:-1], weight.shape[0]))
     if out.shape == call.out.shape:
         out = call.out
@@ -198,8 +209,8 @@ def _linear(call: Call, x: Value, weight: Tensor, bias: Tensor | None) -> Iterat
 
 
 def _batch_norm(call: Call) -> Node | None:
-    mean, variance = call.number(call.running_mean), call.number(call.running_var)
-    if mean is None or variance is None or call.read(1, 2) or getattr_or(call, "training", False):
+    mean, variance = call.number(call.get("running_mean", None)), call.number(call.get("running_var", None))
+    if mean is None or variance is None or call.read(1, 2) or call.get("training", False):
         return None
     gain, shift = call.number(call.weight), call.number(call.bias)
     if (call.weight is not None and gain is None) or (call.bias is not None and shift is None):
@@ -210,10 +221,6 @@ def _batch_norm(call: Call) -> Node | None:
     return Affine(call.name, call.input, call.out, scale.float(), shift.float())
 
 
-def getattr_or(call: Call, name: str, default: Any) -> Any:
-    return getattr(call, name) if name in call._places else default
-
-
 # ---------------------------------------------------------------- pointwise
 
 
@@ -222,9 +229,10 @@ def _activation(activation: Activation) -> Rule:
 
 
 def _clamp(call: Call) -> Node | None:
-    low, high = (call.min_val, call.max_val) if call.node.function.overloadpacket is aten.hardtanh else (
-        getattr_or(call, "min", None), getattr_or(call, "max", None)
-    )
+    if call.node.function is aten.hardtanh.default:
+        low, high = call.min_val, call.max_val
+    else:
+        low, high = call.get("min", None), call.get("max", None)
     if any(isinstance(bound, Value) for bound in (low, high)):
         return None
     low, high = float("-inf") if low is None else float(low), float("inf") if high is None else float(high)
@@ -242,34 +250,35 @@ def _add(call: Call) -> Node | None:
         return None
     for one, other in ((x, y), (y, x)):
         shift = call.number(other)
-        if shift is not None:
-            return _affine(call, one, None, shift)
+        found = None if shift is None else _affine(call, one, None, shift)
+        if found is not None:
+            return found
     return Add(call.name, x, y, call.out) if x.shape == y.shape == call.out.shape else None
 
 
 def _mul(call: Call) -> Node | None:
     x, y = call.node.args[:2]
+    if not isinstance(x, Value) or not isinstance(y, Value):
+        return None
     for one, other in ((x, y), (y, x)):
         factor = call.number(other)
-        if factor is not None and isinstance(one, Value):
+        if factor is not None:
             return _affine(call, one, factor, None)
-        if isinstance(one, Value) and isinstance(other, Value) and len(one.shape) == 4 and one.shape == call.out.shape:
-            if other.shape == (*one.shape[:2], 1, 1) != one.shape and call.number(one) is None:
-                return Scale(call.name, one, other, call.out)
+        excites = len(one.shape) == 4 and one.shape[2:] != (1, 1) and other.shape == (*one.shape[:2], 1, 1)
+        if excites and call.number(one) is None:
+            return Scale(call.name, one, other, call.out)
     return None
 
 
 def _affine(call: Call, x: Value, scale: Tensor | None, shift: Tensor | None) -> Node | None:
     """A product with, or a sum of, constants for each channel."""
     if x.shape != call.out.shape or len(x.shape) != 4:
-        return Add(call.name, x, call.node.args[1] if call.node.args[0] is x else call.node.args[0], call.out) if (
-            shift is not None and shift.shape == x.shape == call.out.shape
-        ) else None
-    found = [None if each is None else constant_along(each, x.shape, 1) for each in (scale, shift)]
-    if found[0] is None and found[1] is None:
         return None
-    ones = torch.ones(x.shape[1])
-    return Affine(call.name, x, call.out, ones if found[0] is None else found[0], torch.zeros(x.shape[1]) if found[1] is None else found[1])
+    along = [None if each is None else constant_along(each, x.shape, 1) for each in (scale, shift)]
+    if all(each is None for each in along):
+        return None
+    ones, zeros = torch.ones(x.shape[1]), torch.zeros(x.shape[1])
+    return Affine(call.name, x, call.out, ones if along[0] is None else along[0], zeros if along[1] is None else along[1])
 
 
 # ---------------------------------------------------------------- across places
@@ -284,26 +293,19 @@ def _max_pool(call: Call) -> Node | None:
 
 
 def _average_pool(call: Call) -> Node | None:
-    x = call.node.args[0]
-    if len(x.shape) != 4:
+    if len(call.out.shape) != 4:
         return None
     window = _pair(call.kernel_size)
     found = _pool(call, "average", window, _pair(call.stride or window), _pair(call.padding), (1, 1))
-    if found is None:
-        return None
-    return Pool(
-        found.name, found.x, found.out, "average", window, found.stride, found.padding, (1, 1), call.count_include_pad, call.divisor_override
-    )
+    return found and replace(found, counts_padding=call.count_include_pad, divisor=call.divisor_override)
 
 
 def _pool(
     call: Call, kind: str, window: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> Pool | None:
     x = call.node.args[0]
-    sizes = [
-        (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (window[axis] - 1) - 1) // stride[axis] + 1 for axis in (0, 1)
-    ]
-    if call.out.shape[2:] != tuple(sizes):  # windows that stick out, as ceil_mode=True has them
+    fit = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (window[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    if call.out.shape[2:] != tuple(fit):  # windows that stick out, as ceil_mode=True has them
         return None
     return Pool(call.name, x, call.out, kind, window, stride, padding, dilation)
 
@@ -348,7 +350,10 @@ RULES: dict[Any, Rule] = {
     aten.addmm: _addmm,
     aten.mm: _mm,
     aten.bmm: _bmm,
-    **dict.fromkeys((aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training), _batch_norm),
+    aten.linear: _linear_layer,
+    **dict.fromkeys(
+        (aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training), _batch_norm
+    ),
     aten.relu: _activation(Activation("clamp")),
     aten.relu6: _activation(Activation("clamp", 0.0, 6.0)),
     **dict.fromkeys((aten.hardtanh, aten.clamp, aten.clamp_min, aten.clamp_max), _clamp),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,13 +11,11 @@ from typing import Any
 
 from secateurs.types import SecateursError
 
-try:
-    from secateurs.run import _native as native
-except ImportError:
-    native = None  # type: ignore[assignment]
-
 VARIABLE = "SECATEURS_ISA"
 """The environment variable that forces one instruction set: avx512, avx2, baseline, generic, or none for plain torch."""
+
+BUILD_VARIABLE = "SECATEURS_NATIVE"
+"""The environment variable that names another build of the extension, such as one with sanitizers."""
 
 
 class KernelError(SecateursError):
@@ -29,6 +28,24 @@ class InstructionSet:
 
     name: str
     lanes: int
+
+
+def _extension() -> Any:
+    name, path = "secateurs.run._native", os.environ.get(BUILD_VARIABLE)
+    if path is None:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            return None
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise KernelError(f"{BUILD_VARIABLE}={path}: that is no extension module")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+native = _extension()
 
 
 def available() -> tuple[InstructionSet, ...]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from secateurs.run.nodes import Value
 
-_WHOLE = (str, bytes, int, float, complex, type(None), type, torch.dtype, torch.device, torch.Generator, nn.Module)
-_WHOLE += (FunctionType, MethodType, ModuleType)
+_NUMBERS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Generator)
+_WHOLE = (Tensor, Value, nn.Module, type, FunctionType, MethodType, ModuleType, *_NUMBERS)
 
 
 def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -26,10 +26,10 @@ def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(nest: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
-    parts = None if id(nest) in above else _parts(nest)
+    parts = _parts(nest)
     if parts is None:
         yield path, nest
-    else:
+    elif id(nest) not in above:
         above.add(id(nest))
         for step, part in parts:
             yield from _leaves(part, path + step, above)
@@ -37,7 +37,7 @@ def _leaves(nest: Any, path: str, above: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(nest: Any) -> list[tuple[str, Any]] | None:
-    if isinstance(nest, (Tensor, Value)) or isinstance(nest, _WHOLE):
+    if isinstance(nest, _WHOLE):
         return None
     if isinstance(nest, dict):
         return [(f"[{key!r}]", part) for key, part in nest.items()]
@@ -85,7 +85,8 @@ def _changed(nest: Any, change: Callable[[Any], Any], done: dict[int, Any]) -> A
         done[id(nest)] = made = type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
         return made
     # No constructor is called: it may want other things than what the object holds.
-    done[id(nest)] = made = type(nest).__new__(type(nest))
+    made = nest.__class__.__new__(nest.__class__)
+    done[id(nest)] = made
     for name, part in (_attributes(nest) or {}).items():
         object.__setattr__(made, name, _changed(part, change, done))
     if isinstance(nest, dict):

@@ -92,3 +92,24 @@ def _flags(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     flags[np.where(empty, 0, used.argmax(0)), np.arange(rows)] |= FIRST
     flags[np.where(empty, 0, blocks - 1 - used[::-1].argmax(0)), np.arange(rows)] |= LAST
     return flags
+
+
+def reference(packed: Sparse, bias: NDArray[np.float32], x: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(rows, positions): each row's nonzeros times the inputs at ``starts + offset``, plus its bias, in the order of the kernel.
+
+    >>> packed = pack(np.array([[0, 2.0], [3, 4]], np.float32), np.array([[0, 1]]), np.array([[0, 0]]))
+    >>> reference(packed, np.zeros(2, np.float32), np.array([10, 1.0], np.float32), np.array([0])).ravel().tolist()
+    [2.0, 34.0]
+    """
+    sums = np.zeros((len(bias), len(starts)), np.float32)
+    entries = packed.blocks[:, :1].copy().view(np.int32)
+    for (first, last), nonzero in zip(entries.tolist(), packed.blocks[:, 1].tolist(), strict=True):
+        at = nonzero
+        for row, count, flags in packed.rows[first:last].tolist():
+            rows = slice(row, row + packed.height)
+            if flags & FIRST:
+                sums[rows] = bias[rows, None]
+            for place in range(at, at + count):
+                sums[rows] += packed.values[place][:, None] * x[starts + packed.offsets[place]]
+            at += count
+    return sums

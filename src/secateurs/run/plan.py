@@ -14,6 +14,7 @@ from secateurs.run import gemv
 from secateurs.run.buffers import NOWHERE, Buffer, Place, lay_out
 from secateurs.run.layout import Grid, Layout, Packed, Plain, Tokens, grid_for, moves, to_packed, to_plain, tokens_for
 from secateurs.run.machine import InstructionSet, native_module
+from secateurs.run.nest import leaves
 from secateurs.run.nodes import Activate, Activation, Add, Affine, Concat, Conv, Linear, Mean, Network, Node, Pool, Scale, Value
 from secateurs.run.pack import Sparse, pack
 
@@ -96,10 +97,13 @@ def as_linear(node: Node) -> Linear | None:
     """A linear layer, or a convolution of one position by 1x1."""
     if isinstance(node, Linear):
         return node
-    if isinstance(node, Conv) and node.x.shape[2:] == (1, 1) and node.weight.shape[2:] == (1, 1) and node.groups == 1:
-        if node.stride == (1, 1) and node.padding == (0, 0):
-            weight = node.weight.flatten(1)
-            return Linear(node.name, node.x, node.out, weight, node.bias, node.residual, node.activation)
+    if (
+        isinstance(node, Conv)
+        and node.x.shape[2:] == node.out.shape[2:] == (1, 1)
+        and node.weight.shape[1:] == node.x.shape[1:]
+        and node.padding == (0, 0)
+    ):
+        return Linear(node.name, node.x, node.out, node.weight.flatten(1), node.bias, node.residual, node.activation)
     return None
 
 
@@ -315,8 +319,10 @@ class _Planner:
             sparse = self.pack(weight, offsets[None], channel[None] // channels_of_block, grid.panels * images, choice)
         else:
             whose = group[:, None] + channel
-            sparse = self.pack(weight, offsets + group[:, None] * strides[0], whose // channels_of_block, grid.panels * images, choice)
-        panels = _panels(images, grid.panels, starts, strides[1], y.layout, residual and residual.layout)
+            sparse = self.pack(
+                weight, offsets + group[:, None] * strides[0], whose // channels_of_block, grid.panels * images, choice
+            )
+        panels = _panels(images, grid.panels, starts, strides[1], y.layout, None if residual is None else residual.layout)
         self.spmm(node, sparse, grid.columns, 1 if at_once else node.stride[1], panels, x, y, residual)
 
     def windows(
@@ -349,7 +355,14 @@ class _Planner:
         channel = np.arange(weight.shape[1])
         inputs_of_block = max(1, choice.block // (grid.columns * grid.lanes * 4))
         sparse = self.pack(weight, channel[None] * x.layout.channel_stride, channel[None] // inputs_of_block, grid.panels, choice)
-        panels = _panels(1, grid.panels, np.arange(grid.panels) * x.layout.panel_stride, 0, y.layout, residual and residual.layout)
+        panels = _panels(
+            1,
+            grid.panels,
+            np.arange(grid.panels) * x.layout.panel_stride,
+            0,
+            y.layout,
+            None if residual is None else residual.layout,
+        )
         self.spmm(node, sparse, grid.columns, 1, panels, x, y, residual)
 
     def gemv(self, node: Linear, choice: Choice) -> None:
@@ -359,7 +372,11 @@ class _Planner:
         y = self.made(node.out)
         form = choice.format or ("lanes" if self.isa.lanes == gemv.LANES else "columns")
         packed = gemv.pack(node.weight.detach().numpy(), form, choice.values)
-        bias = np.zeros(packed.shape[0], np.float32) if node.bias is None else np.ascontiguousarray(node.bias.detach().numpy(), np.float32)
+        bias = (
+            np.zeros(packed.shape[0], np.float32)
+            if node.bias is None
+            else np.ascontiguousarray(node.bias.detach().numpy(), np.float32)
+        )
         done = np.concatenate([[0], np.cumsum(packed.work)])
         jobs = 1 if self.threads == 1 else max(1, min(4 * self.threads, packed.groups))
         bounds = np.searchsorted(done, np.linspace(0, done[-1], jobs + 1)).astype(np.int64)
@@ -584,7 +601,7 @@ def writes(node: Node) -> list[Value]:
 
 def values_in(nest: Any) -> list[Value]:
     """Every value in nested sequences, mappings and dataclasses."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(nest) if isinstance(leaf, Value)]
+    return [leaf for _, leaf in leaves(nest) if isinstance(leaf, Value)]
 
 
 def _windows(

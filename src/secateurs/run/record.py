@@ -20,7 +20,7 @@ from torch.utils.weak import TensorWeakRef
 from secateurs.forward import run_example, tensors_in
 from secateurs.graph.trace import untouched, where
 from secateurs.run.nest import changed, holds, leaves
-from secateurs.run.nodes import Network, Torch, Value
+from secateurs.run.nodes import Network, Node, Torch, Value
 from secateurs.run.writes import settled
 from secateurs.types import SecateursError, TaskError
 
@@ -28,9 +28,9 @@ aten = torch.ops.aten
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 _DECIDES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-_INDEXING = (aten.index, aten._unsafe_index)
+_SELECTING = (aten.index, aten._unsafe_index, aten.masked_select)
 _READ_BY_PYTHON = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
-_NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit)
+_NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
 
 
 class CompileError(SecateursError):
@@ -65,6 +65,7 @@ def _recorded(model: nn.Module, example: Any) -> Network:
         # Clones: the model may write into its inputs, and two inputs that are one tensor here need not be so later.
         taken = changed(example, lambda tensor: tensor.detach().clone())
         template = changed(taken, recorder.input)
+        held = _held(model)
         with recorder, _Watch(recorder):
             try:
                 output = run_example(model, taken)
@@ -76,13 +77,31 @@ def _recorded(model: nn.Module, example: Any) -> Network:
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
         result = changed(output, recorder.noted)
+        for place, tensor in _held(model).items():
+            if place in held and held[place] is not tensor:
+                recorder.replaced(place, held[place], tensor)
         return recorder.network(template, result)
+
+
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that modules hold, parameters apart, by where they are."""
+    found = {}
+    for name, module in model.named_modules():
+        slots = {key: value for key, value in module.__dict__.items() if isinstance(value, (Tensor, dict, list, tuple))}
+        slots.pop("_parameters", None)
+        slots.update(slots.pop("_buffers", {}))
+        found.update({f"{name}{path}": leaf for path, leaf in leaves(slots) if isinstance(leaf, Tensor)})
+    return found
 
 
 def _check(model: nn.Module, example: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise CompileError(f"{type(model).__name__} is compiled or scripted already: give the nn.Module that it was made from")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers(), *(("the example", leaf) for leaf in tensors_in(example))):
+    for name, tensor in (
+        *model.named_parameters(),
+        *model.named_buffers(),
+        *(("the example", leaf) for leaf in tensors_in(example)),
+    ):
         if tensor.device.type != "cpu":
             raise CompileError(f"{name} is on {tensor.device}, but compiled models run on the CPU: move model and example to it")
 
@@ -152,9 +171,9 @@ class Recorder(TorchDispatchMode):
     """Writes down each operation on tensors that depend on the inputs or on chance; runs all the others, and forgets them."""
 
     def __init__(self, model: nn.Module, stack: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._stack = stack
-        self._nodes: list[Torch] = []
+        self._nodes: list[Node] = []
         self._inputs: list[Value] = []
         self._flowing: dict[int, tuple[Callable[[], Tensor | None], Value]] = {}
         self._constants: dict[int, tuple[Tensor, Value]] = {}
@@ -199,14 +218,20 @@ class Recorder(TorchDispatchMode):
 
     def network(self, template: Any, result: Any) -> Network:
         """All that was written down, without what the result does not need."""
-        network = settled(
-            Network(tuple(self._inputs), self._nodes, result, self._numbers, example=template), self._storage
-        )
+        network = settled(Network(tuple(self._inputs), self._nodes, result, self._numbers, example=template), self._storage)
         used = set(network.constants).union(*(node.outputs for node in network.nodes if isinstance(node, Torch)))
         for value, message in self._kept.items():
             if value in used:
                 raise CompileError(message)
         return network
+
+    def replaced(self, place: str, before: Tensor, after: Tensor) -> None:
+        """Where a module held one tensor before the pass, it holds another one now."""
+        if self.flowing(after) is not None:
+            memory = _memory(before)
+            for tensor, value in self._constants.values():
+                if _memory(tensor) == memory:
+                    self._kept[value] = self._state(_Owned(place, before, "the model"))
 
     def restore(self) -> None:
         """Put back what the pass wrote into parameters and buffers."""
@@ -220,12 +245,12 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **kwargs)
         written = [tensor for nest in _written(func, args, kwargs) for tensor in tensors_in(nest)]
-        flows = any([self.flowing(tensor) is not None for tensor in tensors_in((args, kwargs))])
+        flows = any(self.flowing(tensor) is not None for tensor in tensors_in((args, kwargs)))
         if not flows and _RANDOM not in func.tags:
             for tensor in written:
                 self._before_writing(tensor)
             return func(*args, **kwargs)
-        if _decides(func, args):
+        if self._decides(func, args):
             raise self._refusal(
                 f"decides by the numbers in its inputs (aten.{func.overloadpacket.__name__})",
                 "compute it with torch.where or masks,",
@@ -235,14 +260,16 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             if self.flowing(tensor) is None:
                 self._melt(tensor)
-        if func.overloadpacket in _NORMS and args[5]:
+        if func in _NORMS and args[5]:
             args = (*args[:3], None, None, *args[5:])  # the statistics of the batch, and none are kept
             func = aten.native_batch_norm.default
         noted, named = tuple(self.noted(args)), self.noted(kwargs)
         if func is aten.as_strided.default:
             noted = (noted[0], tuple(args[0].stride()), *noted[1:])
         out = func(*args, **kwargs)
-        outputs = tuple(self._output(tensor, args, kwargs) for tensor in tensors_in(out) if not any(tensor is each for each in written))
+        outputs = tuple(
+            self._output(tensor, args, kwargs) for tensor in tensors_in(out) if not any(tensor is each for each in written)
+        )
         if outputs or written:
             self._write_down(strided if func is aten.as_strided.default else func, noted, named, outputs)
         return out
@@ -251,6 +278,13 @@ class Recorder(TorchDispatchMode):
         """Raise where Python reads numbers that depend on the inputs."""
         if self.flowing(tensor) is not None:
             raise self._refusal(f"takes numbers out of torch (Tensor.{reader})", "compute it with torch,")
+
+    def _decides(self, func: Any, args: Any) -> bool:
+        """Whether numbers, or the number of them, leave the world of tensors of known shape."""
+        if func.overloadpacket in _SELECTING:
+            chosen = [each for each in tensors_in(args[1]) if each.dtype in (torch.bool, torch.uint8)]
+            return any(self.flowing(each) is not None for each in chosen)
+        return not _DECIDES.isdisjoint(func.tags)
 
     def _output(self, tensor: Tensor, args: Any, kwargs: Any) -> Value:
         memory = _memory(tensor)
@@ -332,7 +366,9 @@ class Recorder(TorchDispatchMode):
 
     def _refusal(self, what: str, way_out: str) -> CompileError:
         place = f"module {self._stack[-1]!r}" if self._stack[-1] else "the model"
-        return CompileError(f"{place} {what} at {where()}, which a compiled model cannot repeat: {way_out} or compile the parts without it")
+        return CompileError(
+            f"{place} {what} at {where()}, which a compiled model cannot repeat: {way_out} or compile the parts without it"
+        )
 
     def _state(self, owned: _Owned) -> str:
         place = owned.written or f"{self._stack[-1] or 'the model'} ({where()})"
@@ -389,13 +425,6 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Any]:
             yield args[place] if place < len(args) else kwargs.get(declared.name)
 
 
-def _decides(func: Any, args: Any) -> bool:
-    """Whether numbers, or the number of them, leave the world of tensors of known shape."""
-    if func.overloadpacket in _INDEXING:
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return not _DECIDES.isdisjoint(func.tags)
-
-
 def difference(network: Network, inputs: Any) -> str | None:
     """How inputs differ from those that a network was recorded for, or None where it can run them.
 
@@ -407,7 +436,9 @@ def difference(network: Network, inputs: Any) -> str | None:
     given, expected = list(leaves(inputs)), list(leaves(network.example))
     if [path for path, _ in given] != [path for path, _ in expected]:
         here, there = ({path for path, _ in each} for each in (given, expected))
-        return f"the input has {sorted(here - there) or 'nothing'} that was not there, and lacks {sorted(there - here) or 'nothing'}"
+        return (
+            f"the input has {sorted(here - there) or 'nothing'} that was not there, and lacks {sorted(there - here) or 'nothing'}"
+        )
     found = (_unlike(path, leaf, wanted) for (path, leaf), (_, wanted) in zip(given, expected, strict=True))
     return next(filter(None, found), None)
 

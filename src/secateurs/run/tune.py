@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
@@ -11,20 +11,17 @@ import torch
 from torch import Tensor
 
 from secateurs.run.execute import Runner
+from secateurs.run.gemv import Values
 from secateurs.run.interpret import step
+from secateurs.run.kernels import Layer, candidates, is_single, union
 from secateurs.run.limits import Limits
-from secateurs.run.machine import InstructionSet, native_module
+from secateurs.run.machine import InstructionSet
 from secateurs.run.memory import Memory
 from secateurs.run.nodes import Conv, Linear, Network, Node
-from secateurs.run.plan import SINGLE, Choice, as_linear, plan, positions_of
+from secateurs.run.plan import Choice, as_linear, plan, positions_of
 from secateurs.run.timing import torch_threads
 
-Layer = Conv | Linear
-
-_BLOCKS = (12 * 1024, 24 * 1024, 48 * 1024)
 _ROUNDS = 7
-_FILL = 2.0
-"""Four rows that share places may hold at most so many times the weights that are not zero: beyond, sharing cannot pay."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,16 @@ def is_layer(node: Node) -> bool:
     return isinstance(node, (Conv, Linear)) and node.x.dtype == torch.float32 and all(node.x.shape) and node.weight.numel() > 0
 
 
-def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory) -> dict[Node, Tuned]:
+def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory, values: Values = "float32") -> dict[Node, Tuned]:
     """Time every candidate for every layer where it stands; layers that are alike are timed once, here or in an earlier process."""
     found: dict[Node, Tuned] = {}
     for node in network.nodes:
         if not isinstance(node, (Conv, Linear)) or not is_layer(node):
             continue
-        key = signature(node, isa, threads)
+        key = f"{signature(node, isa, threads)} {values}"
         known = memory.get(key)
         if known is None:
-            made = _measured(node, isa, threads)
+            made = _measured(node, isa, threads, values)
             with memory.changing() as entries:
                 entries[key] = asdict(made)
             found[node] = made
@@ -60,49 +57,28 @@ def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory) ->
     return found
 
 
-def reckon(network: Network, isa: InstructionSet, threads: int, limits: Limits) -> dict[Node, Tuned]:
+def reckon(network: Network, isa: InstructionSet, threads: int, limits: Limits, values: Values = "float32") -> dict[Node, Tuned]:
     """Choices without measuring: from the machine's limits, and what kernels were found to reach of them."""
-    return {node: _reckoned(node, isa, threads, limits) for node in network.nodes if isinstance(node, (Conv, Linear)) and is_layer(node)}
+    return {
+        node: _reckoned(node, isa, threads, limits, values)
+        for node in network.nodes
+        if isinstance(node, (Conv, Linear)) and is_layer(node)
+    }
 
 
 def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
     """Layers of the same signature are taken to run alike: shapes, and how the nonzeros fill rows and groups of four rows."""
     rows = node.weight.detach().flatten(1) != 0
-    density = [f"{rows.float().mean():.2f}", f"{_union(node):.2f}"]
+    density = [f"{rows.float().mean():.2f}", f"{union(node):.2f}"]
     how = [node.stride, node.padding, node.dilation, node.groups] if isinstance(node, Conv) else []
     shape = [tuple(node.x.shape), tuple(node.weight.shape), *how, node.residual is not None]
     return " ".join(map(str, [type(node).__name__, *shape, *density, isa.name, threads]))
 
 
-def candidates(node: Layer, isa: InstructionSet) -> Iterator[Choice]:
-    """The kernels that are worth a try."""
-    linear = as_linear(node)
-    if linear is not None and positions_of(linear) <= SINGLE:
-        finite = bool(torch.isfinite(node.weight).all())
-        for form, values in native_module().gemv_formats(isa.name):
-            if values == "float32" and (finite or form == "columns"):
-                yield Choice(format=form)
-        return
-    density = float((node.weight != 0).float().mean())
-    for block in _BLOCKS:
-        yield Choice(1, block)
-    if node.weight.shape[0] % 4 == 0 and _union(node) <= _FILL * density:
-        for block in _BLOCKS[1:]:
-            yield Choice(4, block)
-
-
-def _union(node: Layer) -> float:
-    """The share of places that at least one of four consecutive rows uses."""
-    rows = node.weight.detach().flatten(1) != 0
-    if len(rows) % 4:
-        return 1.0
-    return float(rows.view(-1, 4, rows.shape[1]).any(1).float().mean())
-
-
-def _measured(node: Layer, isa: InstructionSet, threads: int) -> Tuned:
+def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values) -> Tuned:
     """The fastest candidate and torch, timed in turns."""
     inputs = _inputs(node)
-    runners = [(choice, _alone(node, choice, isa, threads)) for choice in candidates(node, isa)]
+    runners = [(choice, _alone(node, choice, isa, threads)) for choice in candidates(node, isa, values)]
     timed: list[tuple[Choice, list[float]]] = [(choice, []) for choice, _ in runners]
     dense: list[float] = []
     layouts: list[float] = []
@@ -115,8 +91,9 @@ def _measured(node: Layer, isa: InstructionSet, threads: int) -> Tuned:
                 layouts.append(around)
             dense.append(_clock(lambda: function(*inputs)))
     choice, best = min(((choice, float(np.median(samples))) for choice, samples in timed), key=lambda pair: pair[1])
+    dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
     without = float(np.median(dense)) + (float(np.median(layouts)) if as_linear(node) is None else 0.0)
-    return Tuned(replace(choice, dense=without < best), best, without)
+    return Tuned(replace(choice, dense=dense_too and without < best), best, without)
 
 
 def _inputs(node: Layer) -> list[Tensor]:
@@ -148,18 +125,17 @@ def _clock(call: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def _reckoned(node: Layer, isa: InstructionSet, threads: int, limits: Limits) -> Tuned:
+def _reckoned(node: Layer, isa: InstructionSet, threads: int, limits: Limits, values: Values) -> Tuned:
     positions = positions_of(node)
     nonzeros = int((node.weight != 0).sum())
     dense = limits.seconds(node.weight.numel() * positions, node.weight.numel() * 4, threads) / 0.85
-    linear = as_linear(node)
-    if linear is not None and positions_of(linear) <= SINGLE:
-        form = "lanes" if ("lanes", "float32") in native_module().gemv_formats(isa.name) else "columns"
+    if is_single(node):
+        choice = next(candidates(node, isa, values))
         ours = limits.seconds(nonzeros * positions, nonzeros * 5) / 0.5
-        return Tuned(Choice(format=form, dense=dense < ours), ours, dense, measured=False)
-    union = _union(node) * node.weight.numel()
-    rates = {1: (nonzeros, 0.6), 4: (union, 0.8)}
-    shared = node.weight.shape[0] % 4 == 0 and union / 0.8 < nonzeros / 0.6
+        return Tuned(replace(choice, dense=choice.values == "float32" and dense < ours), ours, dense, measured=False)
+    together = union(node) * node.weight.numel()
+    rates = {1: (nonzeros, 0.6), 4: (together, 0.8)}
+    shared = node.weight.shape[0] % 4 == 0 and together / 0.8 < nonzeros / 0.6
     work, rate = rates[4 if shared else 1]
     ours = limits.seconds(work * positions, work * 8, threads) / rate
     return Tuned(Choice(4 if shared else 1, dense=dense < ours), ours, dense, measured=False)
@@ -168,4 +144,3 @@ def _reckoned(node: Layer, isa: InstructionSet, threads: int, limits: Limits) ->
 def choices(tuned: Mapping[Node, Tuned]) -> dict[Node, Choice]:
     """What `plan` takes."""
     return {node: each.choice for node, each in tuned.items()}
-

@@ -120,7 +120,9 @@ def _alive(network: Network, storage: Mapping[Value, object]) -> Network:
     for value in network.inputs:
         if storage[value] in written:  # the caller's tensors stay as they are
             copy = Value(value.shape, value.dtype)
-            nodes = [replace(node, args=_swapped(node.args, value, copy), kwargs=_swapped(node.kwargs, value, copy)) for node in nodes]
+            nodes = [
+                replace(node, args=_swapped(node.args, value, copy), kwargs=_swapped(node.kwargs, value, copy)) for node in nodes
+            ]
             nodes.insert(0, Torch("", aten.clone.default, (value,), {}, (copy,)))
             network = replace(network, result=_swapped(network.result, value, copy))
             values.add(copy)

@@ -1,4 +1,4 @@
-// Sparse weights times one vector: y = clamp(W x + bias). The formats are described in gemv.py, which packs them.
+// Sparse weights times one vector: y = activation(W x + bias). The formats are described in gemv.py, which packs them.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ struct Gemv {
     const int64_t *steps;       // [groups + 1]: where each group's steps begin
     const int64_t *nonzeros;    // [groups + 1]: lanes: where each group's values begin
     const int32_t *spans;       // [groups][blocks][2]: columns: steps in which all lanes are busy; steps
-    const uint16_t *codes;      // lanes: [steps][2], mask and advance; columns: [steps][16], column within the block
-    const void *values;         // lanes: those of busy lanes only; columns: [steps][16]. Readable 64 bytes past the end
+    const uint16_t *codes;      // lanes: [steps][2], mask and advance (int8: [steps], advance); columns: [steps][16], columns
+    const void *values;         // as gemv.py says; lanes of float32: readable 64 bytes past the end
     const int32_t *counts;      // columns: [groups][blocks][16]: nonzeros of each lane
     const float *scale;         // [groups][16], or null for 1
     const float *bias;          // [outputs], or null for 0

@@ -1,0 +1,374 @@
+"""Compiled models: the same answers whatever comes, clear errors otherwise, and never slower than what is at hand."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateurs as sc
+from secateurs.models import mobilenet_v2, resnet_20, squeezenet_1_0
+from secateurs.run import CompileError, KernelError, available, compile, instruction_set
+from secateurs.run import machine as machine_module
+from secateurs.run import tune as tuning
+from secateurs.run.backends import Absent
+from secateurs.run.memory import Memory
+
+has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path / "cache"))
+
+
+def pruned(model: nn.Module, example: Any, sparsity: float = 0.8, pattern: Any = None) -> nn.Module:
+    """The model with random weights removed, and running statistics that are not those of a new one."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    masks = sc.prune_(
+        model, pattern or sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=sparsity), sc.Task(example=example)
+    )
+    masks.apply_()
+    return model.eval()
+
+
+def small() -> nn.Module:
+    """A little of everything that has kernels."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.SiLU(),
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("make", [resnet_20, mobilenet_v2, squeezenet_1_0], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_network_gives_its_answers(make: Any, threads: int) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    model = pruned(make(), x)
+    fast = compile(model, x, threads=threads, tune=False)
+    for batch in (x, torch.randn(2, 3, 64, 64)):
+        with torch.no_grad():
+            same(fast(batch), model(batch))
+
+
+@pytest.mark.parametrize("pattern", [sc.Block(4, 1, tail="keep"), sc.Kernel(), sc.Filter(), sc.NofM(2, 4, tail="keep")], ids=str)
+def test_every_pattern_gives_its_answers(pattern: Any) -> None:
+    x = torch.randn(1, 3, 32, 32)
+    model = pruned(resnet_20(), x, 0.5, pattern)
+    with torch.no_grad():
+        same(compile(model, x, threads=1, tune=False)(x), model(x))
+
+
+@has_kernels
+def test_tuning_chooses_remembers_and_explains() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    model = small()
+    fast = compile(model, x, threads=1, dense={})
+    with torch.no_grad():
+        same(fast(x), model(x))
+    explained = fast.explain()
+    assert [layer.name for layer in explained.layers] == ["0", "4", "8"]
+    assert explained.chosen in ("kernels", "torch")
+    assert all(layer.sparse_ms > 0 and layer.dense_ms > 0 and layer.of_limit > 0 for layer in explained.layers)
+    text = str(explained)
+    assert "3x3/2 8->16 @16x16" in text
+    assert explained.chosen in text
+    assert Memory().path.exists()
+
+
+@has_kernels
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, count = torch.randn(1, 3, 32, 32), []
+    measured = tuning._measured
+    monkeypatch.setattr(tuning, "_measured", lambda *args: (count.append(1), measured(*args))[1])
+    compile(small(), x, threads=1, dense={})
+    assert len(count) == 3
+    compile(small(), x, threads=1, dense={})
+    assert len(count) == 3
+
+
+@has_kernels
+def test_a_faster_dense_runtime_runs_instead() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    model = small()
+    with torch.no_grad():
+        answer = model(x)
+    fast = compile(
+        model, x, threads=1, dense={"oracle": lambda *_: lambda inputs: (answer,), "none": lambda *_: Absent("not here")}
+    )
+    assert fast.explain().chosen == "oracle"
+    assert torch.equal(fast(x), answer)
+
+
+def test_other_shapes_are_planned_when_they_come() -> None:
+    model = small()
+    fast = compile(model, torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    for shape in [(4, 3, 32, 32), (1, 3, 20, 27), (4, 3, 32, 32)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            same(fast(x), model(x))
+    assert len(fast._plans) == 2
+
+
+def test_strides_of_any_kind() -> None:
+    model = small()
+    fast = compile(model, torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    wide = torch.randn(1, 3, 64, 64)
+    for x in (wide[:, :, ::2, ::2], wide[:, :, 16:48, 8:40], torch.randn(1, 3, 32, 32).to(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            same(fast(x), model(x))
+
+
+def test_an_empty_batch_gives_an_empty_answer() -> None:
+    fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    assert fast(torch.zeros(0, 3, 32, 32)).shape == (0, 5)
+
+
+def test_the_model_may_change_or_go_afterwards() -> None:
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        fast = compile(model, x, threads=1, tune=False)
+        for parameter in model.parameters():
+            parameter.zero_()
+    same(fast(x), before)
+    same(fast(torch.cat([x, x]))[1:], before)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model, x = small().train(), torch.randn(2, 3, 32, 32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compile(model, x, threads=1, tune=False)(x)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [torch.randn(1, 4, 32, 32), torch.randn(3, 32), torch.zeros(1, 3, 32, 32, dtype=torch.float64)])
+def test_inputs_that_the_model_rejects(wrong: Tensor) -> None:
+    fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    with pytest.raises(sc.TaskError):
+        fast(wrong)
+    assert fast(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_inputs_elsewhere() -> None:
+    fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, tune=False)
+    with pytest.raises(CompileError, match=r"is on meta: .*\.cpu\(\)"):
+        fast(torch.zeros(1, 3, 32, 32, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_run_on_torch(dtype: torch.dtype) -> None:
+    model, x = small().to(dtype), torch.randn(1, 3, 32, 32, dtype=dtype)
+    with torch.no_grad():
+        assert torch.allclose(compile(model, x, threads=1, tune=False)(x), model(x), rtol=1e-2)
+
+
+def test_nan_weights_give_nan() -> None:
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = float("nan")
+        model[8].weight[1, 1] = float("nan")
+        same_places = model(x).isnan()
+    assert torch.equal(compile(model, x, threads=1, tune=False)(x).isnan(), same_places)
+
+
+def test_control_flow_on_numbers_is_refused() -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if float(x.sum()) > 0 else x
+
+    with pytest.raises(CompileError, match="decides by the numbers"):
+        compile(Fickle(), torch.ones(2, 2), threads=1, tune=False)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(CompileError, match="threads=0"):
+        compile(small(), torch.randn(1, 3, 32, 32), threads=0)
+
+
+def test_a_mixture_of_arguments_is_refused() -> None:
+    fast = compile(nn.Linear(3, 2), torch.ones(1, 3), threads=1, tune=False)
+    with pytest.raises(CompileError, match="mixture"):
+        fast(torch.ones(1, 3), scale=2)
+
+
+def test_two_threads_at_once() -> None:
+    model = small()
+    fast = compile(model, torch.randn(1, 3, 32, 32), threads=2, tune=False)
+    inputs = [torch.randn(1, 3, 32, 32) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(30):
+            if not torch.allclose(fast(inputs[number]), expected[number], atol=1e-4):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def _in_child(fast: Any, x: Tensor, expected: Tensor, answer: Any) -> None:
+    answer.put(bool(torch.allclose(fast(x), expected, atol=1e-4)))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_after_fork() -> None:
+    torch.set_num_threads(1)  # torch's own OpenMP does not survive a fork
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    fast = compile(model, x, threads=2, tune=False)
+    expected = fast(x)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_in_child, args=(fast, x, expected, answers))
+    child.start()
+    assert answers.get(timeout=60) is True
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert torch.equal(fast(x), expected)
+
+
+# ---------------------------------------------------------------- machines and memories
+
+
+def test_an_unknown_instruction_set_names_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match="mmx.*unset SECATEURS_ISA"):
+        instruction_set("mmx")
+    monkeypatch.setenv("SECATEURS_ISA", "mmx")
+    with pytest.raises(KernelError, match="mmx"):
+        compile(small(), torch.randn(1, 3, 32, 32), threads=1)
+
+
+@has_kernels
+@pytest.mark.parametrize("name", [isa.name for isa in available()])
+def test_the_environment_names_the_instruction_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEURS_ISA", name)
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    fast = compile(model, x, threads=1, tune=False)
+    assert fast.explain().isa == name
+    with torch.no_grad():
+        same(fast(x), model(x))
+
+
+def test_without_kernels_models_run_on_torch_and_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "native", None)
+    machine_module._say_that_there_is_none.cache_clear()
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    with pytest.warns(RuntimeWarning, match="without its kernels"):
+        fast = compile(model, x, threads=1)
+    compile(model, x, threads=1)  # a second warning would be an error
+    with torch.no_grad():
+        same(fast(x), model(x))
+    assert fast.explain().isa == "no kernels"
+
+
+def test_plain_torch_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEURS_ISA", "none")
+    assert compile(small(), torch.randn(1, 3, 32, 32), threads=1).explain().isa == "no kernels"
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"machine": "another", "entries": {"a": 1}}', "[1]", "\x00\xff"])
+def test_a_damaged_memory_counts_as_empty(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    path.write_text(damage)
+    memory = Memory(path)
+    assert memory.get("a") is None
+    with memory.changing() as entries:
+        entries["a"] = 2
+    assert Memory(path).get("a") == 2
+
+
+def test_two_processes_add_to_one_memory(tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    one, other = Memory(path), Memory(path)
+    with one.changing() as entries:
+        entries["a"] = 1
+    with other.changing() as entries:
+        entries["b"] = 2
+    assert (Memory(path).get("a"), Memory(path).get("b")) == (1, 2)
+
+
+def test_a_memory_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    memory = Memory(tmp_path / "file" / "measured.json")
+    with memory.changing() as entries:
+        entries["a"] = 1
+    assert memory.get("a") == 1
+
+
+@has_kernels
+def test_a_killed_tune_leaves_a_valid_memory(tmp_path: Path) -> None:
+    script = (
+        "import torch; from secateurs.run import compile; from secateurs.models import resnet_20; print('go', flush=True);"
+        "compile(resnet_20(), torch.randn(1, 3, 64, 64), threads=1)"
+    )
+    environment = {**os.environ, "SECATEURS_CACHE": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        deadline = time.time() + 60
+        while time.time() < deadline and not list(tmp_path.glob("measured-*.json")) and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    (found,) = tmp_path.glob("measured-????????????????.json")
+    assert json.loads(found.read_text())["entries"]
+
+
+@pytest.fixture
+def quiet_torch() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@has_kernels
+def test_threads_are_torchs_by_default(quiet_torch: None) -> None:
+    torch.set_num_threads(2)
+    assert compile(nn.Linear(3, 2), torch.ones(1, 3), tune=False).threads == 2
+
+
+@has_kernels
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def test_rounded_weights_where_they_are_asked_for(values: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 64)
+    x = torch.randn(1, 300)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) > 0.8)
+        expected = layer(x)
+    found = compile(layer, x, threads=1, tune=False, values=values)(x)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    assert 0 < difference < 0.02
