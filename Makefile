@@ -3,13 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types install install-dev clean
+KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/*)
+
+.PHONY: demo test sanitize lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateurs demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term -q $(PYTEST)
+
+# The kernels' tests once more, on a build that checks every access to memory and every shift and overflow.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSECATEURS_SANITIZE=ON \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/$(SANITIZED)" > $(SANITIZED).log || \
+	  { cat $(SANITIZED).log; exit 1; }
+	$(BIN)/cmake --build $(SANITIZED) >> $(SANITIZED).log || { cat $(SANITIZED).log; exit 1; }
+	SECATEURS_NATIVE="$$(ls $(CURDIR)/$(SANITIZED)/_native*.so)" LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  $(BIN)/python -m pytest -q -n auto -p no:cacheprovider tests/test_kernels.py tests/test_gemv.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -28,11 +41,11 @@ $(BIN)/python:
 	  { echo "Python's venv module is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

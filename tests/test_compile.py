@@ -265,7 +265,7 @@ def test_after_fork() -> None:
 
 
 def test_an_unknown_instruction_set_names_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KernelError, match="mmx.*unset SECATEURS_ISA"):
+    with pytest.raises(KernelError, match=r"mmx.*unset SECATEURS_ISA"):
         instruction_set("mmx")
     monkeypatch.setenv("SECATEURS_ISA", "mmx")
     with pytest.raises(KernelError, match="mmx"):

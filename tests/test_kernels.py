@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from secateurs.run import pack as packing
 from secateurs.run.execute import Runner
+from secateurs.run.homes import Segment
 from secateurs.run.kernels import KERNELS
+from secateurs.run.layers import SINGLE, Choice
 from secateurs.run.layout import Packed, Plain, grid_for, to_packed, to_plain, tokens_for
 from secateurs.run.machine import InstructionSet, available, native_module
 from secateurs.run.nodes import (
@@ -33,7 +35,7 @@ from secateurs.run.nodes import (
     Scale,
     Value,
 )
-from secateurs.run.plan import SINGLE, Choice, Segment, plan
+from secateurs.run.plan import plan
 
 pytestmark = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 

@@ -5,6 +5,7 @@
 NofM(2, 4)
 """
 
+from secateurs import export, run
 from secateurs.allocate import as_pattern, by_layer, erdos_renyi, global_threshold, uniform, within_budget
 from secateurs.apply import Dead, Masks, Saved, Shrunk, find_dead, load, load_masks, read_saved, save, shrink_, zero_dead_
 from secateurs.costs import bytes_, file_bytes, macs, nonzero_macs, nonzero_params, params, trace_macs
@@ -16,6 +17,7 @@ from secateurs.recover import (
     adjust_dropout_,
     clip_gradients,
     cubic,
+    distill,
     dropout_rates,
     evaluate,
     geometric,
@@ -85,9 +87,11 @@ __all__ = [
     "bytes_",
     "clip_gradients",
     "cubic",
+    "distill",
     "dropout_rates",
     "erdos_renyi",
     "evaluate",
+    "export",
     "file_bytes",
     "find_dead",
     "find_sites",
@@ -111,6 +115,7 @@ __all__ = [
     "random",
     "read_saved",
     "rewind_",
+    "run",
     "save",
     "shrink_",
     "trace_macs",

@@ -21,11 +21,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from secateurs import __version__, allocate, costs, criteria, methods, models, patterns, report, session, tasks
+from secateurs import __version__, allocate, costs, criteria, export, methods, models, patterns, report, session, tasks
 from secateurs.apply import load
 from secateurs.costs import trace_macs
+from secateurs.forward import nested
 from secateurs.patterns import find_sites, find_weights, misfit
 from secateurs.recover import train_
+from secateurs.run import bench
 from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, SecateursError, Site, Sites, Task, Tiling
 
 app = App(
@@ -220,6 +222,107 @@ def prune(
     _finish(to_folder(network, make, work, in_rounds, out, title=title, seed=seed, command=_command()))
 
 
+@app.command(name="export")
+def export_(
+    model: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    task: str | None = None,
+    input_shape: str | None = None,
+    dynamic: Annotated[list[int], Parameter(negative=(), consume_multiple=True)] = [],  # noqa: B006
+    opset: int | None = None,
+    sparse: bool = False,
+) -> None:
+    """Write a model as ONNX (OUT ends in .onnx) or as a compiled package of torch (.pt2), and check it there against the model.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_20 …) or package.module:factory.
+    out
+        The file to write.
+    weights
+        A safetensors file to load, such as the pruned.safetensors of a run; of channels or heads, the model gets as small.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input instead of a task's example, such as 1,3,224,224.
+    dynamic
+        Dimensions in which inputs may have other sizes: 0 for the batch.
+    opset
+        Opset of the ONNX file, by default torch's choice.
+    sparse
+        Store weights of the ONNX file as their nonzeros where that is smaller.
+    """
+    network, example = _loaded(_model_factory(model), weights), _example(task, input_shape)
+    if example is None:
+        raise SecateursError("a model is written down by running it once: give --task or --input-shape")
+    match out.suffix:
+        case ".onnx":
+            made = export.onnx(network, example, out, dynamic=dynamic, opset=opset, sparse=sparse)
+        case ".pt2" if opset is None and not sparse:
+            made = export.aot(network, example, out, dynamic=dynamic)
+        case ".pt2":
+            raise SecateursError(f"{out}: --opset and --sparse are for ONNX; leave them out, or name a file that ends in .onnx")
+        case _:
+            raise SecateursError(f"{out}: name a file that ends in .onnx, or in .pt2 for a compiled package of torch")
+    said = f"{out}: {made.bytes:,} bytes, largest difference {made.largest_difference:.1e} of an output's largest number"
+    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(name="bench")
+def bench_(
+    weights: Path,
+    *,
+    model: str,
+    task: str | None = None,
+    input_shape: str | None = None,
+    batch: int | None = None,
+    threads: str = "1",
+    seconds: float = 20,
+    sweep: bool = False,
+    out: Path = Path("break-even.png"),
+) -> None:
+    """Time a pruned model here: dense in torch, ONNX Runtime and OpenVINO where installed, and in the sparse runtime, in turns.
+
+    Parameters
+    ----------
+    weights
+        A safetensors file with the model's weights, such as the pruned.safetensors of a run.
+    model
+        What the weights are of: a built-in model (lenet_5, resnet_50 …) or package.module:factory.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input of random numbers instead of a task's example, such as 1,3,224,224.
+    batch
+        Samples in the input, where it is to have more or fewer than the example.
+    threads
+        Numbers of threads, such as 1,2: the whole comparison once for each.
+    seconds
+        Time for the rounds of each comparison.
+    sweep
+        Draw the break-even chart too: how many times as fast as dense each shape of layer is, against sparsity, with the first
+        number of threads.
+    out
+        The chart to write.
+    """
+    network, numbers = _loaded(_model_factory(model), weights), _numbers("--threads", threads)
+    example = _batched(_example(task, input_shape), batch, at_random=input_shape is not None)
+    console = Console()
+    heats = bench.race(network, example, threads=numbers, seconds=seconds)
+    console.print(bench.table(f"{model}, {weights.name}", heats))
+    for heat in heats:
+        if heat.explained is not None:
+            console.print(heat.explained)
+    if sweep:
+        curves = bench.sweep(network, example, threads=numbers[0])
+        bench.draw(curves, out, f"Times as fast as the fastest dense runtime, {numbers[0]} thread{'s' * (numbers[0] > 1)}")
+        console.print(bench.curve_table(curves))
+        console.print(f"chart: {out}", highlight=False)
+
+
 @app.command(name="report")
 def report_(record: Path, *, out: Path | None = None) -> None:
     """Print a record's table and write its report again.
@@ -328,6 +431,26 @@ def _example(task: str | None, input_shape: str | None) -> Any:
         return torch.zeros([int(size) for size in input_shape.split(",")])
     except (ValueError, RuntimeError) as error:
         raise SecateursError(f"--input-shape {input_shape!r} is no list of sizes such as 1,3,224,224") from error
+
+
+def _batched(example: Any, batch: int | None, at_random: bool) -> Any:
+    """An example with so many samples; random numbers where it only tells the shape, since zeros have no error to show."""
+    if example is None:
+        raise SecateursError("a model is timed by running it: give --task or --input-shape")
+    if at_random:
+        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    if batch is None:
+        return example
+    if batch < 1:
+        raise SecateursError(f"--batch {batch}: at least one sample is needed")
+    return nested(example, lambda tensor: tensor[torch.arange(batch) % len(tensor)] if tensor.ndim else tensor)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal()]
+    if len(numbers) != text.count(",") + 1 or 0 in numbers:
+        raise SecateursError(f"{option} {text!r} is no list of numbers above 0 such as 1,2")
+    return numbers
 
 
 def _pattern(text: str) -> Pattern:

@@ -1,5 +1,6 @@
 """Getting the accuracy back: one training loop, hooks, schedules."""
 
+from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.evaluate import evaluate
 from secateurs.recover.gradual import gradual, rewind_
@@ -11,6 +12,7 @@ __all__ = [
     "adjust_dropout_",
     "clip_gradients",
     "cubic",
+    "distill",
     "dropout_rates",
     "evaluate",
     "geometric",

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.run.homes import Segment
 from secateurs.run.interpret import program
 from secateurs.run.machine import native_module
 from secateurs.run.nodes import Network, Node, Torch
-from secateurs.run.plan import Plan, Segment, programs, values_in
+from secateurs.run.plan import Plan, programs, results
 
 
 class Runner:
@@ -25,7 +26,7 @@ class Runner:
         self.bytes = made.floats * 4
         self.programs = programs(made)
         self._here = threading.local()
-        self.gives = list(dict.fromkeys(values_in(network.result)))
+        self.gives = results(network)
         nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
         self._run = program(nodes, network.inputs, self.gives, network.constants)
         self._arena = native_module().Arena(self.bytes)

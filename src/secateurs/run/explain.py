@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from secateurs.run.layers import Layer, positions_of, weights_of
 from secateurs.run.limits import Limits
 from secateurs.run.machine import InstructionSet
-from secateurs.run.nodes import Conv, Linear, Node
-from secateurs.run.plan import positions_of
+from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.timing import Timing
 from secateurs.run.tune import Tuned
 
@@ -77,25 +77,26 @@ def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limi
     layers = tuple(
         _layer(node, tuned, threads, limit)
         for node, tuned in ready.tuned.items()
-        if isinstance(node, (Conv, Linear)) and limit is not None
+        if isinstance(node, (Conv, Linear, Lstm)) and limit is not None
     )
     race = {name: timing.median * 1e3 for name, timing in ready.race.items()}
     measured = all(each.measured for each in ready.tuned.values())
     return Explanation(ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured)
 
 
-def _layer(node: Conv | Linear, tuned: Tuned, threads: int, limit: Limits) -> LayerReport:
-    nonzeros = int((node.weight != 0).sum())
+def _layer(node: Layer, tuned: Tuned, threads: int, limit: Limits) -> LayerReport:
+    weights = weights_of(node)
+    nonzeros = int((weights != 0).sum())
     multiplications = nonzeros * positions_of(node)
     moved = 4 * (nonzeros + _count(node.x.shape) + _count(node.out.shape))
     least = limit.seconds(multiplications, moved if positions_of(node) == 1 else 0, threads)
-    outputs, inputs = node.weight.shape[0], node.weight.flatten(1).shape[1]
-    shape = f"{outputs} x {inputs}" if isinstance(node, Linear) else _conv_shape(node)
+    outputs, inputs = weights.shape
+    shape = _conv_shape(node) if isinstance(node, Conv) else f"{outputs} x {inputs}"
     return LayerReport(
         name=node.name,
         shape=shape,
-        sparsity=1 - nonzeros / node.weight.numel(),
-        kernel=_kernel(tuned),
+        sparsity=1 - nonzeros / weights.numel(),
+        kernel=kernel_name(tuned),
         dense_ms=tuned.dense_seconds * 1e3,
         sparse_ms=tuned.seconds * 1e3,
         of_limit=least / tuned.seconds,
@@ -109,7 +110,8 @@ def _conv_shape(node: Conv) -> str:
     return f"{size}{more} {channels}->{node.weight.shape[0]} @{height}x{width}"
 
 
-def _kernel(tuned: Tuned) -> str:
+def kernel_name(tuned: Tuned) -> str:
+    """What a layer got, for people."""
     choice = tuned.choice
     if choice.dense:
         return "torch, dense"

@@ -52,7 +52,8 @@ class Draft:
         self._makers: dict[Value, Node] = {}
         self._now: dict[Value, Value] = {}
         self.readers: Counter[Value] = Counter(value for node in network.nodes for value in inputs_of(node))
-        self.readers.update({value for _, value in leaves(network.result) if isinstance(value, Value)})
+        self._results = {value for _, value in leaves(network.result) if isinstance(value, Value)}
+        self.readers.update(self._results)
 
     # What is there
 
@@ -60,7 +61,7 @@ class Draft:
         """A node with the values that stand for its operands now."""
         if self._now.keys().isdisjoint(inputs_of(node)):
             return node
-        parts = ("args", "kwargs", "x", "y", "residual", "factors", "parts")
+        parts = ("args", "kwargs", "x", "y", "residual", "factors", "parts", "hidden", "cell")
         return replace(node, **{name: self._renamed(getattr(node, name)) for name in parts if hasattr(node, name)})
 
     def maker(self, value: Any) -> Node | None:
@@ -76,13 +77,17 @@ class Draft:
         return self._times[node]
 
     def behind(self, value: Value, copied: bool = False) -> Value:
-        """What a value is a mere reshape or copy of; no copies of inputs, which must not be written into, but where it is copied anyway."""
+        """What a value is a mere reshape or copy of.
+
+        A copy of what the caller has too stays one, as either may be written into, unless the reader makes new numbers (``copied``).
+        """
         maker = self.maker(value)
         while isinstance(maker, Torch) and maker.function in (aten.reshape.default, aten.clone.default):
             source = maker.args[0]
-            if maker.function is aten.clone.default and (source in self._written or (not copied and self._views_input(source))):
+            shown = not copied and (source in self._results or self._views_input(source))
+            if maker.function is aten.clone.default and (source in self._written or shown):
                 break
-            value = maker.args[0]
+            value = source
             maker = self.maker(value)
         return value
 

@@ -115,13 +115,13 @@ def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
 
 
 def _scales(row: Array, value: Array, lanes: int, largest: int) -> Array:
-    """The scale that takes the largest weight of each row to ``largest``; 1 for rows without weights."""
+    """The scale that takes the largest weight of each row to ``largest``; never a denormal, which would not hold enough digits."""
     peak = np.zeros(lanes)
     starts = np.flatnonzero(np.diff(row, prepend=-1))
     if len(starts):
         peak[row[starts]] = np.maximum.reduceat(np.abs(value), starts)
-    scale = (peak / largest).astype(np.float32)
-    return np.where(scale > 0, scale, np.float32(1))
+    scale: Array = np.maximum(peak / largest, np.finfo(np.float32).tiny).astype(np.float32)
+    return scale
 
 
 def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, column: Array, value: Array, ends: Array) -> Packed:

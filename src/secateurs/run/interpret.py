@@ -20,6 +20,7 @@ from secateurs.run.nodes import (
     Concat,
     Conv,
     Linear,
+    Lstm,
     Mean,
     Network,
     Node,
@@ -116,12 +117,14 @@ def inputs_of(node: Node) -> list[Value]:
         return list(values_in((node.args, node.kwargs)))
     if isinstance(node, Concat):
         return list(node.parts)
-    return [value for name in ("x", "y", "factors", "residual") if isinstance(value := getattr(node, name, None), Value)]
+    return [value for name in ("x", "y", "factors", "residual", "hidden", "cell") if isinstance(value := getattr(node, name, None), Value)]
 
 
 def outputs_of(node: Node) -> tuple[Value, ...]:
     """The values that a node makes."""
-    return node.outputs if isinstance(node, Torch) else (node.out,)
+    if isinstance(node, Torch):
+        return node.outputs
+    return (node.out, node.last_hidden, node.last_cell) if isinstance(node, Lstm) else (node.out,)
 
 
 def step(node: Node) -> tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]:
@@ -129,7 +132,7 @@ def step(node: Node) -> tuple[Callable[..., Any], Sequence[Any], Mapping[str, An
     if isinstance(node, Torch):
         many = _many(node)
         return (_flat(node.function) if many else node.function), node.args, node.kwargs
-    function: Callable[..., Tensor] = _STEPS[type(node)](node)
+    function: Callable[..., Any] = _STEPS[type(node)](node)
     activation = getattr(node, "activation", None)
     if activation is not None and not isinstance(node, Activate):
         function = _after(function, activated(activation))
@@ -204,7 +207,19 @@ def _affine(node: Affine) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.addcmul(shift, x, scale)
 
 
-_STEPS: dict[type, Callable[[Any], Callable[..., Tensor]]] = {
+def _lstm(node: Lstm) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    biases = [] if node.bias is None else [node.bias, torch.zeros_like(node.bias)]
+    weights = [node.weight, node.recurrent, *biases]
+
+    def lstm(x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.flip(0) if node.backwards else x
+        out, last, memory = torch.lstm(x, (hidden[None], cell[None]), weights, bool(biases), 1, 0.0, False, False, False)
+        return out.flip(0) if node.backwards else out, last[0], memory[0]
+
+    return lstm
+
+
+_STEPS: dict[type, Callable[[Any], Callable[..., Any]]] = {
     Conv: _conv,
     Linear: _linear,
     Pool: _pool,
@@ -214,4 +229,5 @@ _STEPS: dict[type, Callable[[Any], Callable[..., Tensor]]] = {
     Affine: _affine,
     Activate: lambda node: activated(node.activation),
     Concat: lambda node: lambda *parts: torch.cat(parts, 1),
+    Lstm: _lstm,
 }

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from secateurs.run import gemv, pack
+from secateurs.run.layers import SINGLE, Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.machine import InstructionSet, native_module
-from secateurs.run.nodes import Conv, Linear
-from secateurs.run.plan import SINGLE, Choice, as_linear, positions_of
-
-Layer = Conv | Linear
+from secateurs.run.nodes import Lstm
 
 _FILL = 2.0
 """Four rows that share places may hold at most so many times the weights that are not zero: beyond, sharing cannot pay."""
@@ -47,33 +45,35 @@ def candidates(layer: Layer, isa: InstructionSet, values: gemv.Values = "float32
 
 def union(layer: Layer) -> float:
     """The share of places that at least one of four consecutive rows uses; 1 where the rows are not a multiple of four."""
-    rows = layer.weight.detach().flatten(1) != 0
+    rows = weights_of(layer) != 0
     if len(rows) % 4:
         return 1.0
     return float(rows.view(-1, 4, rows.shape[1]).any(1).float().mean())
 
 
 def is_single(layer: Layer) -> bool:
-    """Whether it is a linear layer that reads so few vectors that they are taken one by one."""
+    """Whether it is a linear or recurrent layer that reads so few vectors at once that they are taken one by one."""
+    if isinstance(layer, Lstm):
+        return layer.x.shape[1] <= SINGLE
     linear = as_linear(layer)
     return linear is not None and positions_of(linear) <= SINGLE
 
 
 def _is_spread(layer: Layer, isa: InstructionSet) -> bool:
-    return not is_single(layer)
+    return not is_single(layer) and not isinstance(layer, Lstm)
 
 
 def _shares(layer: Layer, isa: InstructionSet) -> bool:
-    if is_single(layer) or layer.weight.shape[0] % 4:
+    if not _is_spread(layer, isa) or layer.weight.shape[0] % 4:
         return False
-    return union(layer) <= _FILL * float((layer.weight != 0).float().mean())
+    return union(layer) <= _FILL * float((weights_of(layer) != 0).float().mean())
 
 
 def _takes_vectors(format: gemv.Format, values: gemv.Values) -> Callable[[Layer, InstructionSet], bool]:
     def fits(layer: Layer, isa: InstructionSet) -> bool:
         if not is_single(layer) or (format, values) not in native_module().gemv_formats(isa.name):
             return False
-        return (format == "columns" and values != "int8") or bool(torch.isfinite(layer.weight).all())
+        return (format == "columns" and values != "int8") or bool(torch.isfinite(weights_of(layer)).all())
 
     return fits
 

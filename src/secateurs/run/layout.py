@@ -229,3 +229,10 @@ def to_plain(source: Packed) -> Moves:
 def to_packed(source: Layout, target: Packed) -> Moves:
     """The moves to panels."""
     return moves(source, target.grid.positions(), target.vectors())
+
+
+def straight(positions: int, lanes: int) -> Moves:
+    """The moves that copy a channel as it is."""
+    to = np.arange(0, positions, lanes)
+    wanted = to[:, None] + np.arange(lanes)
+    return moves(Plain(positions, 1), np.where(wanted < positions, wanted, -1), to, np.minimum(lanes, positions - to))

@@ -18,6 +18,7 @@ from secateurs.run.nodes import (
     Concat,
     Conv,
     Linear,
+    Lstm,
     Mean,
     Network,
     Node,
@@ -122,6 +123,22 @@ def _slice(call: Call) -> Value | None:
 
 def _roll(call: Call) -> Value | None:
     return None if any(call.shifts) else call.node.args[0]
+
+
+def _selected(call: Call) -> Node | Value | None:
+    """One of a single one, or of what was stacked."""
+    x, axis = call.node.args[0], call.dim % len(call.node.args[0].shape)
+    if x.shape[axis] == 1:
+        return reshape(call.name, x, call.out)
+    maker = call.draft.maker(x)
+    if not isinstance(maker, Torch) or maker.function is not aten.stack.default:
+        return None
+    parts, along = maker.args[0], maker.args[1] if len(maker.args) > 1 else maker.kwargs.get("dim", 0)
+    return _copy(call, parts[call.index]) if along % len(x.shape) == axis else None
+
+
+def _stack(call: Call) -> Iterator[Node] | None:
+    return _single(call) if len(call.tensors) == 1 else None
 
 
 def _permuted(call: Call) -> Node | Value | None:
@@ -311,8 +328,10 @@ def _pool(
 
 
 def _adaptive(kind: str) -> Rule:
-    def rule(call: Call) -> Node | None:
+    def rule(call: Call) -> Node | Value | None:
         x, out = call.node.args[0], call.out
+        if x.shape == out.shape and not call.read(1):
+            return x
         if len(x.shape) != 4 or call.read(1) or any(size % parts for size, parts in zip(x.shape[2:], out.shape[2:], strict=True)):
             return None
         if kind == "average" and out.shape[2:] == (1, 1):

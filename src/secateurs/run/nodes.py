@@ -144,6 +144,28 @@ class Concat:
 
 
 @dataclass(frozen=True, eq=False)
+class Lstm:
+    """One layer of an LSTM in one direction.
+
+    ``x`` (steps, rows, inputs), ``hidden`` and ``cell`` (rows, width) are what it starts with; ``out`` (steps, rows, width) and the
+    last two are what it gives. ``weight`` (4 * width, inputs) and ``recurrent`` (4 * width, width) hold the input, forget, cell and output
+    gates in this order, ``bias`` the sum of both biases. ``backwards``: from the last step to the first.
+    """
+
+    name: str
+    x: Value
+    hidden: Value
+    cell: Value
+    out: Value
+    last_hidden: Value
+    last_cell: Value
+    weight: Tensor
+    recurrent: Tensor
+    bias: Tensor | None
+    backwards: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Torch:
     """Any other operation, run by torch as it was recorded: ``function(*args, **kwargs)`` with values in place of tensors."""
 
@@ -154,7 +176,7 @@ class Torch:
     outputs: tuple[Value, ...]
 
 
-Node = Conv | Linear | Pool | Mean | Add | Scale | Affine | Activate | Concat | Torch
+Node = Conv | Linear | Pool | Mean | Add | Scale | Affine | Activate | Concat | Lstm | Torch
 
 
 @dataclass

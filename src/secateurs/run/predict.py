@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -15,21 +17,24 @@ from secateurs.allocate import fraction_kept, uniform
 from secateurs.criteria import random
 from secateurs.patterns import find_sites
 from secateurs.prune import prune_
+from secateurs.run.execute import Runner
 from secateurs.run.explain import kernel_name
 from secateurs.run.interpret import interpreter, step
-from secateurs.run.kernels import Layer
+from secateurs.run.layers import Layer
+from secateurs.run.layers import Choice, as_linear, positions_of
 from secateurs.run.limits import limits
 from secateurs.run.lower import lower
 from secateurs.run.machine import InstructionSet, instruction_set
 from secateurs.run.memory import Memory
 from secateurs.run.nodes import Conv, Linear, Network, Value
-from secateurs.run.plan import Choice, positions_of
+from secateurs.run.plan import plan
 from secateurs.run.record import record
-from secateurs.run.timing import measure
+from secateurs.run.timing import measure, torch_threads
 from secateurs.run.tune import Tuned, is_layer, reckon, signature, tune
 from secateurs.solve import TopK
 from secateurs.types import Coupling, Pattern, SecateursError, Task, TaskError
 
+_ROUNDS = 21
 _TORCH = InstructionSet("torch", 1)
 
 
@@ -80,7 +85,7 @@ def predict(
     network = lower(record(copy.deepcopy(layer).eval().requires_grad_(False), given))
     parts = [node for node in network.nodes if isinstance(node, (Conv, Linear)) and is_layer(node)]
     if not parts:
-        seconds = 1e3 * clock.seconds(f"{layer!r} {[tuple(each.shape) for each in network.inputs]}", _run(network, given))
+        seconds = 1e3 * clock.seconds(f"{layer!r} {[tuple(each.shape) for each in network.inputs]}", running(network, given))
         return Prediction(pattern, sparsity, seconds, seconds, f"torch, dense: no kernel takes {_named(layer)}")
     if len(parts) > 1:
         raise SecateursError(
@@ -112,7 +117,8 @@ def _named(layer: nn.Module) -> str:
     return repr(layer) if not list(layer.children()) else type(layer).__name__
 
 
-def _run(network: Network, example: Any) -> Callable[[], object]:
+def running(network: Network, example: Any) -> Callable[[], object]:
+    """A call of torch for all that a network does."""
     run = interpreter(network)
     return lambda: run(example)
 
@@ -142,9 +148,17 @@ class Stopwatch:
             seconds = self.seconds(signature(layer, _TORCH, self.threads), lambda: function(*inputs))
             return Tuned(Choice(dense=True), seconds, seconds)
         network = Network(tuple(values), [layer], layer.out)
-        if self.tuning:
-            return tune(network, self.isa, self.threads, self.memory)[layer]
-        return reckon(network, self.isa, self.threads, limits(self.isa, self.memory))[layer]
+        if not self.tuning:
+            return reckon(network, self.isa, self.threads, limits(self.isa, self.memory))[layer]
+        tuned = tune(network, self.isa, self.threads, self.memory)[layer]
+        if isinstance(layer, Linear) or as_linear(layer) is not None:
+            return tuned
+        key = f"{signature(layer, self.isa, self.threads)} behind a kernel"
+        seconds = self.memory.get(key)
+        if seconds is None:
+            with self.memory.changing() as entries:
+                seconds = entries[key] = behind_a_kernel(layer, tuned.choice, self.isa, self.threads)
+        return replace(tuned, choice=replace(tuned.choice, dense=tuned.dense_seconds < seconds), seconds=seconds)
 
     def thinned(self, layer: Layer, pattern: Pattern, sparsity: float) -> Tuned:
         """What a layer of that shape takes at a sparsity. What is known is found without making the stand-in, which is not cheap."""
@@ -174,6 +188,36 @@ class Stopwatch:
             return 0.0
         work = layer.weight.numel() * (1 - sparsity) * positions_of(layer)
         return limits(self.isa, self.memory).seconds(work, 0, self.threads)
+
+
+def behind_a_kernel(layer: Conv, choice: Choice, isa: InstructionSet, threads: int) -> float:
+    """Seconds of a convolution's own steps where its input comes from a kernel. From torch's layout, as where it is tuned alone, the
+    windows that it reads take several times as long to fill, which only the first layer of a network pays.
+    """
+    given = Value(layer.x.shape)
+    channels = given.shape[1]
+    before = Conv("before", given, layer.x, torch.ones(channels, 1, 1, 1), None, groups=channels)
+    layer = replace(layer, name="layer")
+    values = (given,) if layer.residual is None else (given, layer.residual)
+    network = Network(values, [before, layer], layer.out)
+    runner = Runner(network, plan(network, isa, threads, {layer: replace(choice, dense=False)}), threads)
+    return of_steps(runner, [torch.zeros(value.shape) for value in values], lambda name: name == "layer", threads)[0]
+
+
+def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], bool], threads: int) -> tuple[float, float]:
+    """Seconds of a run's steps of these names, and of what it does between the programs of kernels.
+
+    Quartiles step by step: other work on the machine makes some steps of some runs longer, and none shorter.
+    """
+    rounds = []
+    with torch_threads(threads):
+        for _ in range(_ROUNDS):
+            start = perf_counter()
+            steps = runner.timed(*tensors)
+            outside = perf_counter() - start - sum(seconds for _, seconds in steps)
+            rounds.append([outside, *(seconds for name, seconds in steps if wanted(name.removesuffix(" (windows)")))])
+    outside, *inside = np.quantile(rounds, 0.25, axis=0).tolist()
+    return sum(inside), outside
 
 
 # ---------------------------------------------------------------- stand-ins

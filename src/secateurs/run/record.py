@@ -218,6 +218,7 @@ class Recorder(TorchDispatchMode):
 
     def network(self, template: Any, result: Any) -> Network:
         """All that was written down, without what the result does not need."""
+        result = changed(result, self._returned)
         network = settled(Network(tuple(self._inputs), self._nodes, result, self._numbers, example=template), self._storage)
         used = set(network.constants).union(*(node.outputs for node in network.nodes if isinstance(node, Torch)))
         for value, message in self._kept.items():
@@ -278,6 +279,15 @@ class Recorder(TorchDispatchMode):
         """Raise where Python reads numbers that depend on the inputs."""
         if self.flowing(tensor) is not None:
             raise self._refusal(f"takes numbers out of torch (Tensor.{reader})", "compute it with torch,")
+
+    def _returned(self, value: Value) -> Value:
+        """Of a constant, a copy: whoever gets it may write into it."""
+        if value not in self._numbers:
+            return value
+        copy = Value(value.shape, value.dtype)
+        self._storage[copy] = object()
+        self._write_down(aten.clone.default, (value,), {}, (copy,))
+        return copy
 
     def _decides(self, func: Any, args: Any) -> bool:
         """Whether numbers, or the number of them, leave the world of tensors of known shape."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from secateurs.run.execute import Runner
 from secateurs.run.gemv import Values
-from secateurs.run.interpret import step
-from secateurs.run.kernels import Layer, candidates, is_single, union
+from secateurs.run.interpret import inputs_of, step
+from secateurs.run.kernels import candidates, is_single, union
+from secateurs.run.layers import Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.limits import Limits
 from secateurs.run.machine import InstructionSet
 from secateurs.run.memory import Memory
-from secateurs.run.nodes import Conv, Linear, Network, Node
-from secateurs.run.plan import Choice, as_linear, plan, positions_of
+from secateurs.run.nodes import Conv, Linear, Lstm, Network, Node
+from secateurs.run.plan import plan
 from secateurs.run.timing import torch_threads
 
 _ROUNDS = 7
@@ -34,16 +36,18 @@ class Tuned:
     measured: bool = True
 
 
-def is_layer(node: Node) -> bool:
+def is_layer(node: Node) -> TypeGuard[Layer]:
     """Whether it has weights that a kernel could take."""
-    return isinstance(node, (Conv, Linear)) and node.x.dtype == torch.float32 and all(node.x.shape) and node.weight.numel() > 0
+    if not isinstance(node, (Conv, Linear, Lstm)) or (isinstance(node, Lstm) and not is_single(node)):
+        return False
+    return node.x.dtype == torch.float32 and all(node.x.shape) and node.weight.numel() > 0
 
 
 def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory, values: Values = "float32") -> dict[Node, Tuned]:
     """Time every candidate for every layer where it stands; layers that are alike are timed once, here or in an earlier process."""
     found: dict[Node, Tuned] = {}
     for node in network.nodes:
-        if not isinstance(node, (Conv, Linear)) or not is_layer(node):
+        if not is_layer(node):
             continue
         key = f"{signature(node, isa, threads)} {values}"
         known = memory.get(key)
@@ -68,10 +72,10 @@ def reckon(network: Network, isa: InstructionSet, threads: int, limits: Limits, 
 
 def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
     """Layers of the same signature are taken to run alike: shapes, and how the nonzeros fill rows and groups of four rows."""
-    rows = node.weight.detach().flatten(1) != 0
+    rows = weights_of(node) != 0
     density = [f"{rows.float().mean():.2f}", f"{union(node):.2f}"]
     how = [node.stride, node.padding, node.dilation, node.groups] if isinstance(node, Conv) else []
-    shape = [tuple(node.x.shape), tuple(node.weight.shape), *how, node.residual is not None]
+    shape = [tuple(node.x.shape), tuple(node.weight.shape), *how, *(tuple(each.shape) for each in inputs_of(node)[1:])]
     return " ".join(map(str, [type(node).__name__, *shape, *density, isa.name, threads]))
 
 
@@ -92,19 +96,17 @@ def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values) ->
             dense.append(_clock(lambda: function(*inputs)))
     choice, best = min(((choice, float(np.median(samples))) for choice, samples in timed), key=lambda pair: pair[1])
     dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
-    without = float(np.median(dense)) + (float(np.median(layouts)) if as_linear(node) is None else 0.0)
+    without = float(np.median(dense)) + (float(np.median(layouts)) if isinstance(node, Conv) and as_linear(node) is None else 0.0)
     return Tuned(replace(choice, dense=dense_too and without < best), best, without)
 
 
 def _inputs(node: Layer) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    values = [node.x] if node.residual is None else [node.x, node.residual]
-    return [torch.randn(value.shape, generator=generator) for value in values]
+    return [torch.randn(value.shape, generator=generator) for value in inputs_of(node)]
 
 
 def _alone(node: Layer, choice: Choice, isa: InstructionSet, threads: int) -> Runner:
-    values = (node.x,) if node.residual is None else (node.x, node.residual)
-    network = Network(values, [node], node.out)
+    network = Network(tuple(inputs_of(node)), [node], node.out)
     return Runner(network, plan(network, isa, threads, {node: choice}), threads)
 
 
@@ -127,13 +129,14 @@ def _clock(call: Callable[[], object]) -> float:
 
 def _reckoned(node: Layer, isa: InstructionSet, threads: int, limits: Limits, values: Values) -> Tuned:
     positions = positions_of(node)
-    nonzeros = int((node.weight != 0).sum())
-    dense = limits.seconds(node.weight.numel() * positions, node.weight.numel() * 4, threads) / 0.85
+    weights = weights_of(node)
+    nonzeros = int((weights != 0).sum())
+    dense = limits.seconds(weights.numel() * positions, weights.numel() * 4, threads) / 0.85
     if is_single(node):
         choice = next(candidates(node, isa, values))
         ours = limits.seconds(nonzeros * positions, nonzeros * 5) / 0.5
         return Tuned(replace(choice, dense=choice.values == "float32" and dense < ours), ours, dense, measured=False)
-    together = union(node) * node.weight.numel()
+    together = union(node) * weights.numel()
     rates = {1: (nonzeros, 0.6), 4: (together, 0.8)}
     shared = node.weight.shape[0] % 4 == 0 and together / 0.8 < nonzeros / 0.6
     work, rate = rates[4 if shared else 1]

@@ -14,6 +14,9 @@ from secateurs.run.nodes import Network, Torch, Value
 
 aten = torch.ops.aten
 
+_KEEP_DTYPE = ("copy_", "fill_", "masked_fill_", "index_put_", "index_copy_", "index_add_", "scatter_")
+"""What they write is of the dtype of what it is written into."""
+
 
 def values_in(nest: Any) -> Iterator[Value]:
     """Every value in nested arguments."""
@@ -30,39 +33,29 @@ def values_in(nest: Any) -> Iterator[Value]:
 def settled(network: Network, storage: Mapping[Value, object]) -> Network:
     """The same network without what its result does not need, and without writes where nothing else sees them.
 
-    A write into memory that is read under another name later stays as it is, and so does its place in the order; ``written`` names
-    the values that share such memory.
+    ``storage`` tells which values share memory. A write into memory that is read under another name later stays as it is, and so does
+    its place in the order; ``written`` names the values that share such memory.
     """
-    nodes: list[Torch] = [node for node in network.nodes if isinstance(node, Torch)]
-    made, reads = _times(network, nodes, storage)
-    now: dict[Value, Value] = {}
-    settled_nodes: list[Torch] = []
-    shared: set[object] = set()
+    recorded = [node for node in network.nodes if isinstance(node, Torch)]
+    made, reads = _times(network, recorded, storage)
+    storage, now = dict(storage), dict[Value, Value]()
+    nodes: list[Torch] = []
 
     def current(nest: Any) -> Any:
         return changed(nest, lambda value: now.get(value, value))
 
-    storage = dict(storage)
-    for time, node in enumerate(nodes):
-        node = replace(node, args=current(node.args), kwargs=current(node.kwargs))
-        written = nodes[time].args[0] if _writes(node) and isinstance(node.args[0], Value) else None
-        if not _writes(node):
-            settled_nodes.append(node)
-            continue
+    for time, node in enumerate(recorded):
+        settling = replace(node, args=current(node.args), kwargs=current(node.kwargs))
         plain = _plain(node)
-        seen = written is None or any(
-            value is not written and made[value] < time < last for value, last in reads[storage[written]].items()
-        )
-        if plain is None or seen or written is None:
-            shared.update(storage[value] for value in values_in((node.args, node.kwargs)) if value in storage)
-            settled_nodes.append(node)
-        else:
-            fresh = Value(written.shape, written.dtype)
-            now[written] = fresh
-            storage[fresh] = storage[written]
-            settled_nodes.append(replace(node, function=plain, outputs=(fresh,)))
-    result = current(network.result)
-    return _alive(replace(network, nodes=list(settled_nodes), result=result), storage)
+        if plain is not None:
+            target = node.args[0]
+            others = ((value, last) for value, last in reads[storage[target]].items() if value is not target)
+            if not any(made[value] < time < last for value, last in others):
+                now[target] = fresh = Value(target.shape, target.dtype)
+                storage[fresh] = storage[target]
+                settling = replace(settling, function=plain, outputs=(fresh,))
+        nodes.append(settling)
+    return _alive(replace(network, result=current(network.result)), nodes, storage)
 
 
 def _times(
@@ -87,26 +80,27 @@ def _writes(node: Torch) -> bool:
 
 def _plain(node: Torch) -> Any:
     """The operation that makes a new value instead of writing into its first argument, where that gives the same numbers."""
+    if not _writes(node):
+        return None
     name = node.function.overloadpacket.__name__
     plain = getattr(getattr(aten, name.removesuffix("_"), None), node.function._overloadname, None)
-    if not name.endswith("_") or plain is None or node.outputs:
+    if not name.endswith("_") or plain is None or node.outputs or not isinstance(node.args[0], Value):
         return None
     dtype = node.args[0].dtype
-    if name in ("copy_", "fill_", "index_put_", "masked_fill_", "index_copy_", "scatter_", "index_add_"):
+    if name in _KEEP_DTYPE:
         return plain
     for value in values_in((node.args, node.kwargs)):
         dtype = torch.promote_types(dtype, value.dtype)
     return plain if dtype == node.args[0].dtype else None
 
 
-def _alive(network: Network, storage: Mapping[Value, object]) -> Network:
-    """Without what the result does not need."""
+def _alive(network: Network, candidates: list[Torch], storage: Mapping[Value, object]) -> Network:
+    """Only the nodes that the result needs; inputs that are written into are copied first."""
     live = {value for _, value in leaves(network.result) if isinstance(value, Value)}
     memories = {storage[value] for value in live}
     nodes: list[Torch] = []
     written: set[object] = set()
-    for node in reversed(network.nodes):
-        assert isinstance(node, Torch)
+    for node in reversed(candidates):
         operands = list(values_in((node.args, node.kwargs)))
         targets = {storage[value] for value in _targets(node)}
         if live.isdisjoint(node.outputs) and memories.isdisjoint(targets):

@@ -17,6 +17,7 @@ struct Kernels {
     MeanKernel mean;
     PointwiseKernel pointwise;
     TokensKernel pack_tokens, unpack_tokens;
+    CellKernel cell;
     ActivateKernel activate;
     float (*multiply_adds)(int64_t rounds);  // so many times `chains` vectors, to measure the peak
     const GemvFormat *gemv;

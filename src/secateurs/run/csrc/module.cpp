@@ -211,6 +211,21 @@ void add_finish(Owner &owner, const std::string &isa, int64_t count, const At &y
     owner.program.add(std::move(step));
 }
 
+void add_cell(Owner &owner, const std::string &isa, int64_t rows, int64_t width, const At &gates, const At &more, const At &state,
+              const At &out) {
+    auto step = std::make_unique<CellStep>();
+    step->kernel = kernels(isa).cell;
+    step->rows = rows, step->width = width;
+    step->gates = place(gates), step->more = place(more), step->state = place(state), step->out = place(out);
+    owner.program.add(std::move(step));
+}
+
+void add_copy(Owner &owner, int64_t count, const At &x, const At &y) {
+    auto step = std::make_unique<CopyStep>();
+    step->count = count, step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
 }  // namespace
 }  // namespace secateurs
 
@@ -272,6 +287,9 @@ NB_MODULE(_native, m) {
              nb::arg("low"), nb::arg("high"))
         .def("finish", add_finish, nb::arg("isa"), nb::arg("count"), nb::arg("y"), nb::arg("residual"), nb::arg("activation"),
              nb::arg("low"), nb::arg("high"))
+        .def("cell", add_cell, nb::arg("isa"), nb::arg("rows"), nb::arg("width"), nb::arg("gates"), nb::arg("more"), nb::arg("state"),
+             nb::arg("out"))
+        .def("copy", add_copy, nb::arg("count"), nb::arg("x"), nb::arg("y"))
         .def("run", [](const Owner &owner, const std::vector<uintptr_t> &buffers, int threads) {
             const std::vector<float *> places = pointers(buffers);
             nb::gil_scoped_release free;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -181,6 +182,32 @@ struct FinishStep final : Step {
         }
         activate(activation, low, high, to, size);
     }
+};
+
+// One step of an LSTM, some columns of one row a job.
+struct CellStep final : Step {
+    CellKernel kernel;
+    int64_t rows, width;
+    Place gates, more, state, out;
+
+    static constexpr int64_t at_once = 256;
+    int64_t parts() const { return (width + at_once - 1) / at_once; }
+    int64_t jobs() const override { return rows * parts(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t row = job / parts(), first = job % parts() * at_once, last = first + at_once;
+        kernel(gates.in(buffers) + row * 4 * width, more.in(buffers) + row * 4 * width, state.in(buffers) + row * width,
+               out.in(buffers) + row * width, width, first, last < width ? last : width);
+    }
+};
+
+struct CopyStep final : Step {
+    int64_t count;
+    Place x, y;
+
+    int64_t jobs() const override { return 1; }
+
+    void run(int64_t, float *const *buffers) const override { memcpy(y.in(buffers), x.in(buffers), sizeof(float) * count); }
 };
 
 class Program {

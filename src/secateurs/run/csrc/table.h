@@ -97,6 +97,9 @@ struct Tokens {
 };
 typedef void (*TokensKernel)(const Tokens &, const float *x, float *y);
 
+// One step of an LSTM for one row: the sum of two times four gates (input, forget, cell, output) -> new state and output.
+typedef void (*CellKernel)(const float *gates, const float *more, float *state, float *out, int64_t width, int64_t first, int64_t last);
+
 typedef void (*ActivateKernel)(int32_t activation, float low, float high, float *x, int64_t count);
 
 }  // namespace secateurs

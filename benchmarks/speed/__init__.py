@@ -1,0 +1,1 @@
+"""What runtime.py measures, against whom, and the page that it makes of it."""

@@ -1,0 +1,191 @@
+"""How layers with weights are planned: convolutions, linear layers, recurrent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateurs.run import gemv, steps
+from secateurs.run.homes import Home, Homes, count
+from secateurs.run.layout import grid_for, moves, tokens_for
+from secateurs.run.nodes import Conv, Linear, Lstm, Node
+from secateurs.run.pack import Sparse, pack
+from secateurs.run.windows import Indices, Windows, panels, windows
+
+Layer = Conv | Linear | Lstm
+
+SINGLE = 4
+"""Up to so many vectors, a linear layer takes them one by one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one layer runs: ``height`` output channels share nonzeros; ``block`` bytes of input stay in the first cache; ``chunks`` of rows.
+
+    ``dense``: by torch instead. ``format`` and ``values``: of a linear layer that reads single vectors (see `gemv`).
+    """
+
+    height: int = 1
+    block: int = 24 * 1024
+    chunks: int = 0  # as many as the threads need
+    dense: bool = False
+    format: gemv.Format | None = None
+    values: gemv.Values = "float32"
+
+
+def as_linear(node: Node) -> Linear | None:
+    """A linear layer, or a convolution of one position by 1x1."""
+    if isinstance(node, Linear):
+        return node
+    if not isinstance(node, Conv) or node.x.shape[2:] != (1, 1) or node.out.shape[2:] != (1, 1) or node.padding != (0, 0):
+        return None
+    if node.weight.shape[1:] != node.x.shape[1:]:
+        return None
+    return Linear(node.name, node.x, node.out, node.weight.flatten(1), node.bias, node.residual, node.activation)
+
+
+def positions_of(node: Layer) -> int:
+    """Positions (pixels, tokens, samples) that a layer's weights are applied to."""
+    if isinstance(node, Lstm):
+        return node.x.shape[0] * node.x.shape[1]
+    return count(node.out) // node.weight.shape[0]
+
+
+def weights_of(node: Layer) -> Tensor:
+    """All weights of a layer, a row for each output."""
+    flat = node.weight.detach().flatten(1)
+    return torch.cat([flat, node.recurrent.detach()], 1) if isinstance(node, Lstm) else flat
+
+
+def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
+    """A convolution: what its windows see, unless that is what lies there, then sparse weights times panels."""
+    images, channels, height, width = node.x.shape
+    grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes)
+    window = (node.weight.shape[2], node.weight.shape[3])
+    taps: Indices
+    if window == node.stride == (1, 1) and node.padding == (0, 0):
+        x = homes.packed(node.x, grid)
+        strides = (x.layout.channel_stride, x.layout.image_stride)
+        starts, taps, touched, step = np.arange(grid.panels) * x.packed.panel_stride, np.zeros(1, np.int64), grid.columns, 1
+    else:
+        found = windows(grid, window, node.stride, node.padding, node.dilation, (height, width))
+        x = plan_windows(homes, node.name, homes.any(node.x), found, images, channels)
+        strides = (found.channel_stride, found.channel_stride * channels)
+        starts, taps, touched, step = found.starts, found.taps, found.touched, node.stride[1]
+    y = homes.new_packed(node.out, grid)
+    residual = None if node.residual is None else homes.packed(node.residual, grid)
+    weight = matrix(node.weight)
+    of_group = node.weight.shape[1]
+    group = (
+        np.arange(len(weight))[:, None] // (len(weight) // node.groups) * of_group
+        if node.groups > 1
+        else np.zeros((1, 1), np.int64)
+    )
+    channel = group + np.repeat(np.arange(of_group), len(taps))
+    offsets = channel * strides[0] + np.tile(taps, of_group)
+    at_once = max(1, choice.block // (touched * homes.isa.lanes * 4))
+    sparse = packed(weight, offsets, channel // at_once, choice, homes.threads, grid.panels * images)
+    where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
+    task = steps.spmm(homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation)
+    homes.task(node.name, [x, y, residual], task)
+
+
+def plan_windows(homes: Homes, name: str, source: Home, found: Windows, images: int, channels: int, fill: float = 0.0) -> Home:
+    """What the windows of a grid see, as (image, channel, row, column, lane)."""
+    lanes, stride = homes.isa.lanes, found.channel_stride
+    vectors = found.seen.size // lanes
+    made = moves(source.layout, found.seen.reshape(vectors, lanes), np.arange(vectors) * lanes)
+    scratch = homes.new_plain(stride * channels * images)
+    strides = (stride * channels, stride)
+    homes.task(
+        f"{name} (windows)", [source, scratch], steps.move(homes.isa, made, source, scratch.place, strides, images, channels, fill)
+    )
+    return scratch
+
+
+def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
+    """A linear layer over many tokens or samples."""
+    grid = tokens_for(positions_of(node), homes.isa.lanes)
+    x, y = homes.packed(node.x, grid), homes.new_packed(node.out, grid)
+    residual = None if node.residual is None else homes.packed(node.residual, grid)
+    weight = matrix(node.weight)
+    channel = np.arange(weight.shape[1])[None]
+    at_once = max(1, choice.block // (grid.columns * grid.lanes * 4))
+    sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels)
+    starts = np.arange(grid.panels) * x.packed.panel_stride
+    where = panels(1, starts, 0, y.packed, None if residual is None else residual.packed)
+    task = steps.spmm(homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation)
+    homes.task(node.name, [x, y, residual], task)
+
+
+def plan_vectors(homes: Homes, node: Linear, choice: Choice) -> None:
+    """A linear layer over single vectors, as torch has them."""
+    x = homes.plain(node.x)
+    residual = None if node.residual is None else homes.plain(node.residual)
+    y = homes.new_tensor(node.out)
+    sparse = gemv.pack(matrix(node.weight), choice.format or _format(homes), choice.values)
+    bias = bias_of(node.bias, sparse.shape[0])
+    simple = residual is None and (node.activation is None or node.activation.kind == "clamp")
+    activation = node.activation if simple else None
+    task = steps.gemv(homes.isa, sparse, bias, x, y, positions_of(node), _bounds(sparse, homes.threads), activation)
+    homes.task(node.name, [x, y], task)
+    if not simple:
+        homes.task(node.name, [y, residual], steps.finish(homes.isa, y, residual, count(node.out), node.activation))
+
+
+def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
+    """One layer of an LSTM in one direction: all inputs at once, then step by step what depends on the step before."""
+    steps_count, rows, _ = node.x.shape
+    width = node.hidden.shape[1]
+    x, first, state = homes.plain(node.x), homes.plain(node.hidden), homes.plain(node.cell)
+    out, last, memory = homes.new_tensor(node.out), homes.new_tensor(node.last_hidden), homes.new_tensor(node.last_cell)
+    form = choice.format or _format(homes)
+    into, again = (gemv.pack(matrix(weight), form, choice.values) for weight in (node.weight, node.recurrent))
+    gates, more = homes.new_plain(steps_count * rows * 4 * width), homes.new_plain(rows * 4 * width)
+    bias, none = bias_of(node.bias, 4 * width), np.zeros(4 * width, np.float32)
+    homes.task(node.name, [x, gates], steps.gemv(homes.isa, into, bias, x, gates, steps_count * rows, _bounds(into, homes.threads)))
+    homes.task(node.name, [state, memory], steps.copy(state, memory, rows * width))
+    order = range(steps_count)[:: -1 if node.backwards else 1]
+    before: tuple[Home, int] = (first, 0)
+    for step in order:
+        place = step * rows * width
+        turn = steps.gemv(homes.isa, again, none, before[0], more, rows, _bounds(again, homes.threads), x_offset=before[1])
+        homes.task(node.name, [before[0], more], turn)
+        cell = steps.cell(homes.isa, gates, more, memory, out, rows, width, step * rows * 4 * width, place)
+        homes.task(node.name, [gates, more, memory, out], cell)
+        before = (out, place)
+    homes.task(node.name, [out, last], steps.copy(out, last, rows * width, x_offset=before[1]))
+
+
+def packed(weight: NDArray[np.float32], offsets: Any, blocks: Any, choice: Choice, threads: int, panel_count: int) -> Sparse:
+    """Packed weights, in as many chunks of rows as keep the threads busy."""
+    height = choice.height if len(weight) % choice.height == 0 else 1
+    wanted = 1 if threads == 1 else -(-4 * threads // panel_count)
+    chunks = choice.chunks or max(1, min(wanted, len(weight) // (16 * height)))
+    return pack(weight, offsets, blocks, height, chunks)
+
+
+def matrix(weight: Tensor) -> NDArray[np.float32]:
+    """Weights as (outputs, everything else)."""
+    return np.ascontiguousarray(weight.detach().flatten(1).numpy(), np.float32)
+
+
+def bias_of(bias: Tensor | None, outputs: int) -> NDArray[np.float32]:
+    """The bias, or zeros."""
+    return np.zeros(outputs, np.float32) if bias is None else np.ascontiguousarray(bias.detach().numpy(), np.float32)
+
+
+def _format(homes: Homes) -> gemv.Format:
+    return "lanes" if homes.isa.lanes == gemv.LANES else "columns"
+
+
+def _bounds(sparse: gemv.Packed, threads: int) -> NDArray[np.int64]:
+    """Groups of rows split into jobs of about the same work."""
+    done = np.concatenate([[0], np.cumsum(sparse.work)])
+    jobs = 1 if threads == 1 else max(1, min(4 * threads, sparse.groups))
+    return np.searchsorted(done, np.linspace(0, done[-1], jobs + 1)).astype(np.int64)
