@@ -2,7 +2,21 @@
 
 from secateurs.run.compile import Compiled, compile
 from secateurs.run.explain import Explanation
+from secateurs.run.latency import latency, latency_ms
 from secateurs.run.machine import KernelError, available, instruction_set
+from secateurs.run.predict import Prediction, predict
 from secateurs.run.record import CompileError
 
-__all__ = ["CompileError", "Compiled", "Explanation", "KernelError", "available", "compile", "instruction_set"]
+__all__ = [
+    "CompileError",
+    "Compiled",
+    "Explanation",
+    "KernelError",
+    "Prediction",
+    "available",
+    "compile",
+    "instruction_set",
+    "latency",
+    "latency_ms",
+    "predict",
+]

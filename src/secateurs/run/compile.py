@@ -29,8 +29,9 @@ from secateurs.run.record import CompileError, difference, record
 from secateurs.run.timing import Timing, measure, torch_threads
 from secateurs.run.tune import Tuned, choices, reckon, tune
 
-_CLEAR = 2.5
-"""Where the kernels are so many times as fast as torch, no other dense runtime is asked: none was ever seen that far ahead of it."""
+_CLEAR, _LONG = 2.5, 0.01
+"""Where torch takes so many seconds, and the kernels are so many times as fast, no other dense runtime is asked: none was ever seen that
+far ahead of torch, save on small models, where what torch does around each operation takes the time."""
 _SHAPES = 16
 """Plans kept for different shapes of input."""
 
@@ -111,7 +112,7 @@ class Compiled:
         with torch_threads(self.threads):
             runs: dict[str, Callable[[Any], Any]] = {"kernels": run, "torch": interpreter(network)}
             race = _race(runs, example, self.threads)
-            if race["kernels"].speed_over(race["torch"]) < _CLEAR:
+            if race["kernels"].speed_over(race["torch"]) < _CLEAR or race["torch"].median < _LONG:
                 made = {name: backend(self._model, example, self.threads) for name, backend in self._dense.items()}
                 runs |= {name: _shaped(network, each) for name, each in made.items() if not isinstance(each, Absent)}
                 race = _race(runs, example, self.threads)

@@ -111,7 +111,8 @@ def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
     np.cumsum(counts[order], out=ends[1 : len(order) + 1])
     ends[len(order) + 1 :] = ends[len(order)]
     make = _lanes if format == "lanes" else _columns
-    return make(values, weight.shape, rows.reshape(groups, LANES), row, column, value, ends)
+    outputs, inputs = weight.shape
+    return make(values, (outputs, inputs), rows.reshape(groups, LANES), row, column, value, ends)
 
 
 def _scales(row: Array, value: Array, lanes: int, largest: int) -> Array:
@@ -131,7 +132,7 @@ def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, colu
     column_or_end = np.append(column, far)
     at, end = ends[:-1].copy(), ends[1:]
     place = np.int32 if len(value) < 2**31 else np.int64
-    start = np.zeros(groups, dtype=np.int64)
+    start: Array = np.zeros(groups, dtype=np.int64)
     busy_steps, advance_steps, nonzero_steps = [], [], []
     while groups:
         following = np.where(at < end, column_or_end[at], far).reshape(groups, LANES)

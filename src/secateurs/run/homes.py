@@ -12,7 +12,7 @@ import torch
 from secateurs.run import steps
 from secateurs.run.buffers import Buffer, Place
 from secateurs.run.layout import Grid, Layout, Packed, Plain, Tokens, straight, to_packed, to_plain
-from secateurs.run.machine import InstructionSet
+from secateurs.run.machine import InstructionSet, narrower
 from secateurs.run.nodes import Node, Value
 
 Task = Callable[[Any], None]
@@ -168,10 +168,10 @@ class Homes:
     def convert(self, source: Home, target: Home, images: int, channels: int) -> None:
         """Copy from one layout to another."""
         here, there = source.layout, target.layout
-        if isinstance(here, Packed) and isinstance(here.grid, Tokens):
-            return self.task("layout", [source, target], steps.tokens(self.isa, source, target, here, packs=False))
-        if isinstance(there, Packed) and isinstance(there.grid, Tokens):
-            return self.task("layout", [source, target], steps.tokens(self.isa, source, target, there, packs=True))
+        for layout in (here, there):
+            if isinstance(layout, Packed) and isinstance(layout.grid, Tokens):
+                isa = narrower(self.isa, layout.grid.count)
+                return self.task("layout", [source, target], steps.tokens(isa, source, target, layout, packs=layout is there))
         if isinstance(there, Packed):
             found = to_packed(here, there)
         else:

@@ -117,7 +117,8 @@ def inputs_of(node: Node) -> list[Value]:
         return list(values_in((node.args, node.kwargs)))
     if isinstance(node, Concat):
         return list(node.parts)
-    return [value for name in ("x", "y", "factors", "residual", "hidden", "cell") if isinstance(value := getattr(node, name, None), Value)]
+    found = (getattr(node, name, None) for name in ("x", "y", "factors", "residual", "hidden", "cell"))
+    return [value for value in found if value is not None]
 
 
 def outputs_of(node: Node) -> tuple[Value, ...]:

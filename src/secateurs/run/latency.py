@@ -18,16 +18,15 @@ from secateurs.patterns import Element, Filter, Kernel, layout_of
 from secateurs.run.backends import DENSE
 from secateurs.run.compile import compile
 from secateurs.run.execute import Runner
-from secateurs.run.kernels import Layer
 from secateurs.run.layers import Choice
 from secateurs.run.lower import lower
 from secateurs.run.machine import instruction_set
 from secateurs.run.nest import leaves
 from secateurs.run.nodes import Conv, Linear, Network, Node
 from secateurs.run.plan import plan
-from secateurs.run.predict import Stopwatch, fastest, narrowed, of_steps, running
+from secateurs.run.predict import Stopwatch, Weighted, fastest, narrowed, of_steps, running, weighted
 from secateurs.run.record import record
-from secateurs.run.tune import Tuned, is_layer
+from secateurs.run.tune import Tuned
 from secateurs.types import Cost, Pattern, Plan, PlanError, Tiling
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -51,7 +50,7 @@ def latency(pattern: Pattern | None = None, *, threads: int | None = None) -> Co
 latency_ms = latency()
 """Milliseconds of one call of the compiled model on this machine, measured; of a plan, as predicted from its layers' times.
 
-A layer takes what a stand-in with random zeros took, never more than dense; layers that no kernel takes, and all that lies between
+A layer takes what a stand-in with random zeros took, never more than dense; what is neither convolution nor linear layer, and all between
 layers, take what they take now. The sum is never more than the fastest dense runtime takes."""
 
 
@@ -91,7 +90,7 @@ class _Role:
     narrows: tuple[bool, bool] = (False, False)
 
 
-def _curve(layer: Layer, role: _Role, now: float, clock: Stopwatch) -> Curve:
+def _curve(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> Curve:
     """Never above what the layer takes now, never below the machine's limit, never rising."""
     pattern, grid = role.pattern, GRID
     if pattern is not None and pattern.kept_of_each is not None:  # kernels see single elements in it
@@ -117,14 +116,14 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
     own = copy.deepcopy(model).eval().requires_grad_(False)
     network = lower(record(own, example))
     owners = _owners(own, network)
-    tuned = {node: clock.now(node) for node in network.nodes if isinstance(node, (Conv, Linear)) and is_layer(node)}
+    tuned = {layer: clock.now(layer) for layer in weighted(network)}
     now = {layer: fastest(each) for layer, each in tuned.items()}
     runtime, between = _whole(own, network, tuned, example, clock)
     kernels = between + sum(now.values())
     best = min(runtime, kernels)
-    curves: dict[tuple[Layer, _Role], Curve] = {}
+    curves: dict[tuple[Weighted, _Role], Curve] = {}
 
-    def seconds(layer: Layer, plan: Plan) -> float:
+    def seconds(layer: Weighted, plan: Plan) -> float:
         name = owners.get(layer)
         removed = 0 if name is None else plan.removed(name)
         if name is None or not removed:
@@ -146,16 +145,15 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
     return milliseconds
 
 
-def _owners(model: nn.Module, network: Network) -> Mapping[Layer, str]:
+def _owners(model: nn.Module, network: Network) -> Mapping[Weighted, str]:
     """Whose weight a layer uses: whose memory, or, where a normalisation was folded into it, that of the module of its name."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
     memory = {parameter.untyped_storage().data_ptr(): name for name, parameter in parameters.items()}
-    found = {}
-    for node in network.nodes:
-        if isinstance(node, (Conv, Linear)):
-            name = memory.get(node.weight.untyped_storage().data_ptr(), f"{node.name}.weight".removeprefix("."))
-            if name in parameters and parameters[name].numel() >= node.weight.numel():
-                found[node] = name
+    found: dict[Weighted, str] = {}
+    for layer in weighted(network):
+        name = memory.get(layer.weight.untyped_storage().data_ptr(), f"{layer.name}.weight".removeprefix("."))
+        if name in parameters and parameters[name].numel() >= layer.weight.numel():
+            found[layer] = name
     return found
 
 
@@ -193,7 +191,7 @@ def _narrowing(model: nn.Module, name: str, plan: Plan) -> _Role:
 
 
 def _whole(
-    model: nn.Module, network: Network, layers: Mapping[Layer, Tuned], example: Any, clock: Stopwatch
+    model: nn.Module, network: Network, layers: Mapping[Weighted, Tuned], example: Any, clock: Stopwatch
 ) -> tuple[float, float]:
     """Seconds of the fastest dense runtime, and of all that lies between layers where the kernels run them."""
     parts = "\n".join([*DENSE, *map(_told, network.nodes)])
@@ -211,7 +209,7 @@ def _whole(
     return float(known[0]), float(known[1])
 
 
-def _between(network: Network, layers: Mapping[Layer, Tuned], example: Any, clock: Stopwatch) -> float:
+def _between(network: Network, layers: Mapping[Weighted, Tuned], example: Any, clock: Stopwatch) -> float:
     """Seconds of all steps but the layers, which are thin here: what stands between them when it matters."""
     assert clock.isa is not None
     generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from secateurs.run import gemv, steps
 from secateurs.run.homes import Home, Homes, count
 from secateurs.run.layout import grid_for, moves, tokens_for
+from secateurs.run.machine import narrower
 from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.pack import Sparse, pack
 from secateurs.run.windows import Indices, Windows, panels, windows
@@ -67,6 +68,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     images, channels, height, width = node.x.shape
     grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes)
     window = (node.weight.shape[2], node.weight.shape[3])
+    starts: Indices
     taps: Indices
     if window == node.stride == (1, 1) and node.padding == (0, 0):
         x = homes.packed(node.x, grid)
@@ -110,7 +112,8 @@ def plan_windows(homes: Homes, name: str, source: Home, found: Windows, images: 
 
 def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
     """A linear layer over many tokens or samples."""
-    grid = tokens_for(positions_of(node), homes.isa.lanes)
+    isa = narrower(homes.isa, positions_of(node))
+    grid = tokens_for(positions_of(node), isa.lanes)
     x, y = homes.packed(node.x, grid), homes.new_packed(node.out, grid)
     residual = None if node.residual is None else homes.packed(node.residual, grid)
     weight = matrix(node.weight)
@@ -119,7 +122,7 @@ def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
     sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels)
     starts = np.arange(grid.panels) * x.packed.panel_stride
     where = panels(1, starts, 0, y.packed, None if residual is None else residual.packed)
-    task = steps.spmm(homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation)
+    task = steps.spmm(isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation)
     homes.task(node.name, [x, y, residual], task)
 
 
@@ -128,7 +131,7 @@ def plan_vectors(homes: Homes, node: Linear, choice: Choice) -> None:
     x = homes.plain(node.x)
     residual = None if node.residual is None else homes.plain(node.residual)
     y = homes.new_tensor(node.out)
-    sparse = gemv.pack(matrix(node.weight), choice.format or _format(homes), choice.values)
+    sparse = gemv.pack(matrix(node.weight), choice.format or _format(homes, node.weight), choice.values)
     bias = bias_of(node.bias, sparse.shape[0])
     simple = residual is None and (node.activation is None or node.activation.kind == "clamp")
     activation = node.activation if simple else None
@@ -144,7 +147,7 @@ def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
     width = node.hidden.shape[1]
     x, first, state = homes.plain(node.x), homes.plain(node.hidden), homes.plain(node.cell)
     out, last, memory = homes.new_tensor(node.out), homes.new_tensor(node.last_hidden), homes.new_tensor(node.last_cell)
-    form = choice.format or _format(homes)
+    form = choice.format or _format(homes, node.weight, node.recurrent)
     into, again = (gemv.pack(matrix(weight), form, choice.values) for weight in (node.weight, node.recurrent))
     gates, more = homes.new_plain(steps_count * rows * 4 * width), homes.new_plain(rows * 4 * width)
     bias, none = bias_of(node.bias, 4 * width), np.zeros(4 * width, np.float32)
@@ -165,7 +168,7 @@ def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
 def packed(weight: NDArray[np.float32], offsets: Any, blocks: Any, choice: Choice, threads: int, panel_count: int) -> Sparse:
     """Packed weights, in as many chunks of rows as keep the threads busy."""
     height = choice.height if len(weight) % choice.height == 0 else 1
-    wanted = 1 if threads == 1 else -(-4 * threads // panel_count)
+    wanted = 1 if threads == 1 else -(-2 * threads // panel_count)
     chunks = choice.chunks or max(1, min(wanted, len(weight) // (16 * height)))
     return pack(weight, offsets, blocks, height, chunks)
 
@@ -180,8 +183,9 @@ def bias_of(bias: Tensor | None, outputs: int) -> NDArray[np.float32]:
     return np.zeros(outputs, np.float32) if bias is None else np.ascontiguousarray(bias.detach().numpy(), np.float32)
 
 
-def _format(homes: Homes) -> gemv.Format:
-    return "lanes" if homes.isa.lanes == gemv.LANES else "columns"
+def _format(homes: Homes, *weights: Tensor) -> gemv.Format:
+    lanes = homes.isa.lanes == gemv.LANES and all(bool(weight.isfinite().all()) for weight in weights)
+    return "lanes" if lanes else "columns"
 
 
 def _bounds(sparse: gemv.Packed, threads: int) -> NDArray[np.int64]:

@@ -125,20 +125,29 @@ def _roll(call: Call) -> Value | None:
     return None if any(call.shifts) else call.node.args[0]
 
 
-def _selected(call: Call) -> Node | Value | None:
-    """One of a single one, or of what was stacked."""
-    x, axis = call.node.args[0], call.dim % len(call.node.args[0].shape)
+def _selected(call: Call) -> Iterator[Node] | Node | None:
+    """One of what was stacked, or the only one."""
+    x = call.node.args[0]
+    axis = call.dim % len(x.shape)
     if x.shape[axis] == 1:
         return reshape(call.name, x, call.out)
     maker = call.draft.maker(x)
     if not isinstance(maker, Torch) or maker.function is not aten.stack.default:
         return None
-    parts, along = maker.args[0], maker.args[1] if len(maker.args) > 1 else maker.kwargs.get("dim", 0)
-    return _copy(call, parts[call.index]) if along % len(x.shape) == axis else None
+    stack = Call(maker, call.draft)
+    part = stack.tensors[call.index]
+    return _copied(call, part) if stack.dim % len(x.shape) == axis and part.dtype == x.dtype else None
 
 
 def _stack(call: Call) -> Iterator[Node] | None:
-    return _single(call) if len(call.tensors) == 1 else None
+    return _copied(call, call.tensors[0]) if len(call.tensors) == 1 else None
+
+
+def _copied(call: Call, x: Value) -> Iterator[Node]:
+    """A copy in the shape of the result; only the shape changes where nobody can tell."""
+    copy = Value(x.shape, x.dtype)
+    yield Torch(call.name, aten.clone.default, (x,), {}, (copy,))
+    yield reshape(call.name, copy, call.out)
 
 
 def _permuted(call: Call) -> Node | Value | None:
@@ -223,6 +232,26 @@ def _linear(call: Call, x: Value, weight: Tensor, bias: Tensor | None) -> Iterat
     yield Linear(call.name, x, out, weight, bias)
     if out is not call.out:
         yield reshape(call.name, out, call.out)
+
+
+def _lstm(call: Call) -> Iterator[Node] | None:
+    weight, recurrent = call.number(call.weight0), call.number(call.weight1)
+    if call.mode != _LSTM or call.batch_sizes or weight is None or recurrent is None:
+        return None
+    bias = None
+    if call.has_biases:
+        one, other = call.number(call.weight2), call.number(call.weight3)
+        if one is None or other is None:
+            return None
+        bias = one + other
+    return _recurrent(call, weight, recurrent, bias)
+
+
+def _recurrent(call: Call, weight: Tensor, recurrent: Tensor, bias: Tensor | None) -> Iterator[Node]:
+    x = Value(call.input.shape)
+    yield reshape(call.name, call.draft.source(call.input, copied=True), x)
+    out, hidden, cell = call.node.outputs[:3]
+    yield Lstm(call.name, x, call.hx_, call.cx_, out, hidden, cell, weight, recurrent, bias, call.reverse)
 
 
 def _batch_norm(call: Call) -> Node | None:
@@ -356,13 +385,17 @@ def _cat(call: Call) -> Node | None:
     return Concat(call.name, parts, call.out)
 
 
-_ANY_DTYPE: tuple[Rule, ...] = (_reshaped, _same, _expand, _slice, _roll, _permuted)
+_ANY_DTYPE: tuple[Rule, ...] = (_reshaped, _same, _expand, _slice, _selected, _stack, _roll, _permuted)
+
+_LSTM = 2  # what torch calls it in `mkldnn_rnn_layer`
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape, aten.unsqueeze, aten.squeeze), _reshaped),
     **dict.fromkeys((aten.detach, aten.alias, aten.lift_fresh), _same),
     aten.expand: _expand,
     aten.slice: _slice,
+    aten.select: _selected,
+    aten.stack: _stack,
     aten.roll: _roll,
     **dict.fromkeys((aten.permute, aten.transpose), _permuted),
     aten.convolution: _convolution,
@@ -370,6 +403,7 @@ RULES: dict[Any, Rule] = {
     aten.mm: _mm,
     aten.bmm: _bmm,
     aten.linear: _linear_layer,
+    aten.mkldnn_rnn_layer: _lstm,
     **dict.fromkeys(
         (aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training), _batch_norm
     ),

@@ -76,6 +76,16 @@ def instruction_set(name: str | None = None) -> InstructionSet | None:
     return found[0]
 
 
+def narrower(isa: InstructionSet, count: int) -> InstructionSet:
+    """The instruction set whose vectors so few positions fill best: not a wider one than they need.
+
+    >>> narrower(InstructionSet("generic", 4), 100).name
+    'generic'
+    """
+    fitting = [each for each in available() if count <= each.lanes < isa.lanes and each.lanes >= 8]
+    return min(fitting, key=lambda each: each.lanes, default=isa)
+
+
 @functools.cache
 def _say_that_there_is_none() -> None:
     warnings.warn(

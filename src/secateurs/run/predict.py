@@ -19,23 +19,24 @@ from secateurs.patterns import find_sites
 from secateurs.prune import prune_
 from secateurs.run.execute import Runner
 from secateurs.run.explain import kernel_name
-from secateurs.run.interpret import interpreter, step
-from secateurs.run.layers import Layer
+from secateurs.run.interpret import inputs_of, interpreter, step
 from secateurs.run.layers import Choice, as_linear, positions_of
 from secateurs.run.limits import limits
 from secateurs.run.lower import lower
 from secateurs.run.machine import InstructionSet, instruction_set
 from secateurs.run.memory import Memory
 from secateurs.run.nodes import Conv, Linear, Network, Value
-from secateurs.run.plan import plan
 from secateurs.run.record import record
 from secateurs.run.timing import measure, torch_threads
-from secateurs.run.tune import Tuned, is_layer, reckon, signature, tune
+from secateurs.run.tune import Tuned, alone, is_layer, reckon, signature, tune
 from secateurs.solve import TopK
 from secateurs.types import Coupling, Pattern, SecateursError, Task, TaskError
 
 _ROUNDS = 21
 _TORCH = InstructionSet("torch", 1)
+
+Weighted = Conv | Linear
+"""Layers of which predictions are made; an LSTM, whose two weights need not be equally sparse, takes what it takes now."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def predict(
     would lose with its neighbour are not known here (`latency_ms` knows them).
 
     ``example`` is an input of the layer, by default one vector for a Linear. Without ``tune`` times are reckoned from the machine's
-    limits. A layer that no kernel takes gets torch's time at any sparsity, and ``kernel`` says so.
+    limits. What is neither convolution nor linear layer gets torch's time at any sparsity, and ``kernel`` says so.
 
     Raises `PatternError` where the pattern does not fit, `PlanError` where it cannot have that sparsity, `TaskError` for the example.
 
@@ -83,10 +84,10 @@ def predict(
         find_sites(layer, pattern, skip=())  # its errors name the layer's own weight, those of a stand-in would not
     given = _example(layer, example)
     network = lower(record(copy.deepcopy(layer).eval().requires_grad_(False), given))
-    parts = [node for node in network.nodes if isinstance(node, (Conv, Linear)) and is_layer(node)]
+    parts = weighted(network)
     if not parts:
         seconds = 1e3 * clock.seconds(f"{layer!r} {[tuple(each.shape) for each in network.inputs]}", running(network, given))
-        return Prediction(pattern, sparsity, seconds, seconds, f"torch, dense: no kernel takes {_named(layer)}")
+        return Prediction(pattern, sparsity, seconds, seconds, f"dense: of {_named(layer)} no sparse time is predicted")
     if len(parts) > 1:
         raise SecateursError(
             f"{_named(layer)} is {len(parts)} layers for the kernels, and predict takes one: give one of them, or ask for the whole "
@@ -95,6 +96,11 @@ def predict(
     dense, sparse = clock.thinned(parts[0], pattern, 0.0), clock.thinned(parts[0], pattern, sparsity)
     least = min(fastest(sparse), fastest(dense))
     return Prediction(pattern, sparsity, 1e3 * least, 1e3 * fastest(dense), kernel_name(sparse), sparse.measured)
+
+
+def weighted(network: Network) -> list[Weighted]:
+    """The layers that predictions are made of."""
+    return [node for node in network.nodes if is_layer(node) and isinstance(node, (Conv, Linear))]
 
 
 def fastest(tuned: Tuned) -> float:
@@ -139,7 +145,7 @@ class Stopwatch:
         if self.threads < 1:
             raise SecateursError(f"threads={self.threads}: at least one is needed")
 
-    def now(self, layer: Layer) -> Tuned:
+    def now(self, layer: Weighted) -> Tuned:
         """What a layer takes with the weights that it has."""
         values = [layer.x] if layer.residual is None else [layer.x, layer.residual]
         if self.isa is None:
@@ -160,7 +166,7 @@ class Stopwatch:
                 seconds = entries[key] = behind_a_kernel(layer, tuned.choice, self.isa, self.threads)
         return replace(tuned, choice=replace(tuned.choice, dense=tuned.dense_seconds < seconds), seconds=seconds)
 
-    def thinned(self, layer: Layer, pattern: Pattern, sparsity: float) -> Tuned:
+    def thinned(self, layer: Weighted, pattern: Pattern, sparsity: float) -> Tuned:
         """What a layer of that shape takes at a sparsity. What is known is found without making the stand-in, which is not cheap."""
         whole = replace(layer, weight=torch.ones(layer.weight.shape))
         if self.isa is None or not self.tuning:
@@ -182,7 +188,7 @@ class Stopwatch:
                 entries[key] = measure({key: call}, rounds=15, seconds=2.0, threads=self.threads)[key].median
         return float(self.memory.get(key))
 
-    def least(self, layer: Layer, sparsity: float) -> float:
+    def least(self, layer: Weighted, sparsity: float) -> float:
         """What the machine's limit allows."""
         if self.isa is None:
             return 0.0
@@ -191,17 +197,10 @@ class Stopwatch:
 
 
 def behind_a_kernel(layer: Conv, choice: Choice, isa: InstructionSet, threads: int) -> float:
-    """Seconds of a convolution's own steps where its input comes from a kernel. From torch's layout, as where it is tuned alone, the
-    windows that it reads take several times as long to fill, which only the first layer of a network pays.
-    """
-    given = Value(layer.x.shape)
-    channels = given.shape[1]
-    before = Conv("before", given, layer.x, torch.ones(channels, 1, 1, 1), None, groups=channels)
-    layer = replace(layer, name="layer")
-    values = (given,) if layer.residual is None else (given, layer.residual)
-    network = Network(values, [before, layer], layer.out)
-    runner = Runner(network, plan(network, isa, threads, {layer: replace(choice, dense=False)}), threads)
-    return of_steps(runner, [torch.zeros(value.shape) for value in values], lambda name: name == "layer", threads)[0]
+    """Seconds of a convolution's own steps where its input comes from a kernel."""
+    named = replace(layer, name="layer")
+    tensors = [torch.zeros(value.shape) for value in inputs_of(layer)]
+    return of_steps(alone(named, replace(choice, dense=False), isa, threads), tensors, lambda name: name == "layer", threads)[0]
 
 
 def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], bool], threads: int) -> tuple[float, float]:
@@ -223,14 +222,14 @@ def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], 
 # ---------------------------------------------------------------- stand-ins
 
 
-def thinned(layer: Layer, pattern: Pattern, sparsity: float) -> Layer:
+def thinned(layer: Weighted, pattern: Pattern, sparsity: float) -> Weighted:
     """The layer with ones for weights, of which the pattern removed some at random; where it removes channels, with fewer outputs."""
     if isinstance(pattern, Coupling):
         return narrowed(layer, round((1 - sparsity) * len(layer.weight)), layer.weight.shape[1])
     return replace(layer, weight=_thinned(layer, pattern, sparsity)) if sparsity else layer
 
 
-def _thinned(layer: Layer, pattern: Pattern, sparsity: float) -> Tensor:
+def _thinned(layer: Weighted, pattern: Pattern, sparsity: float) -> Tensor:
     outputs, inputs, *kernel = layer.weight.shape
     if isinstance(layer, Linear):
         stand_in: nn.Module = skip_init(nn.Linear, inputs, outputs, bias=False)
@@ -241,7 +240,7 @@ def _thinned(layer: Layer, pattern: Pattern, sparsity: float) -> Tensor:
     return weight.detach()
 
 
-def narrowed(layer: Layer, outputs: int, inputs: int) -> Layer:
+def narrowed(layer: Weighted, outputs: int, inputs: int) -> Weighted:
     """The layer with other numbers of outputs, and of inputs (those of a group).
 
     >>> layer = Linear("fc", Value((1, 8)), Value((1, 4)), torch.ones(4, 8), None)

@@ -398,7 +398,19 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READ_BY_PYTHON:
             self._recorder.refuse_reading(args[0], func.__name__)
+        if func is torch.lstm_cell:
+            func = _one_step
         return func(*args, **(kwargs or {}))
+
+
+def _one_step(
+    x: Tensor, state: tuple[Tensor, Tensor], weight: Tensor, recurrent: Tensor, *biases: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``torch.lstm_cell`` as an LSTM of one step, which is one operation at the level of ATen, not fifteen."""
+    weights = [weight, recurrent, *(each for each in biases if each is not None)]
+    before = [each[None] for each in state]
+    _, hidden, cell = torch.lstm(x[None], before, weights, len(weights) > 2, 1, 0.0, False, False, False)
+    return hidden[0], cell[0]
 
 
 def strided(tensor: Tensor, strides: tuple[int, ...], size: Any, stride: Any, offset: int | None = None) -> Tensor:
