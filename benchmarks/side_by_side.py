@@ -4,9 +4,9 @@
     python benchmarks/side_by_side.py                                 # all networks; a name or two restrict it, without writing the page
 
 Both remove half of the channels of whatever they find, by the L2 norm of what is coupled. They get fresh copies of one random
-network in turn. "Analyse" is ``find_sites`` against the construction of a pruner with its dependency graph; "prune" is ``prune_``
-and ``shrink_``, which analyse once more and check what they did, against ``pruner.step()``, which goes on with the pruner's graph. So
-the whole job, from the network to the pruned network, is "prune" for ours and both together for torch-pruning.
+network in turn. The whole job, from the network to the pruned network, is ``prune_`` and ``shrink_`` against the construction of a
+pruner with its dependency graph and ``pruner.step()``. Of ours, "analyse" is the time in ``find_sites``, "check" the time in which the
+network answers before and after and the answers are compared, which torch-pruning does not do, and "prune" all the rest.
 
 A pruned network equals the masked one when it computes what the original computes with every removed number set to zero.
 torch-pruning is told which layer makes the answer, and for transformers also what its own examples tell it and repair afterwards:
@@ -33,7 +33,9 @@ from tables import markdown, write
 from torch import Tensor, nn
 
 import secateurs as sc
+import secateurs.prune as pruning
 from secateurs import models
+from secateurs.apply import answers
 from secateurs.forward import call, tensors_in
 
 SPARSITY = 0.5
@@ -83,6 +85,7 @@ class Outcome:
 
     analyse: list[float] = field(default_factory=list)
     prune: list[float] = field(default_factory=list)
+    check: list[float] = field(default_factory=list)
     macs_left: float | None = None
     difference: float | None = None
     put_back: list[str] = field(default_factory=list)
@@ -132,7 +135,7 @@ def randomised(network: Network) -> nn.Module:
 
 
 @torch.no_grad()
-def answer(model: nn.Module, example: Any) -> Tensor:
+def first_answer(model: nn.Module, example: Any) -> Tensor:
     """The first tensor that a model returns."""
     return next(tensors_in(call(model, example)))
 
@@ -148,16 +151,40 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def ours(model: nn.Module, network: Network, outcome: Outcome) -> nn.Module:
-    """Find the sites; prune and shrink."""
-    start = time.perf_counter()
-    sc.find_sites(model, sc.Channel(), network.example)
-    between = time.perf_counter()
-    masks = prune_by_ours(model, network)
-    shrunk = sc.shrink_(model, masks)
-    outcome.analyse.append(between - start)
-    outcome.prune.append(time.perf_counter() - between)
+    """Prune and shrink; what finding the sites and checking the result take of it is told apart."""
+    with (
+        timed(pruning, "find_sites") as analyse,
+        timed(answers.Check, "_answers") as check,
+        timed(answers, "require_same") as compare,
+    ):
+        start = time.perf_counter()
+        shrunk = sc.shrink_(model, prune_by_ours(model, network))
+        whole = time.perf_counter() - start
+    outcome.analyse.append(sum(analyse))
+    outcome.check.append(sum(check) + sum(compare))
+    outcome.prune.append(whole - outcome.analyse[-1] - outcome.check[-1])
     outcome.put_back = [f"{item.name}: {item.reason}" for item in shrunk.skipped]
     return model
+
+
+@contextmanager
+def timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """Seconds of each call of a function that a module or class holds."""
+    seconds: list[float] = []
+    function = getattr(owner, name)
+
+    def call_timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    setattr(owner, name, call_timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, function)
 
 
 def prune_by_ours(model: nn.Module, network: Network) -> sc.Masks:
@@ -283,8 +310,11 @@ def compare(network: Network) -> dict[str, Outcome]:
             with noting(outcome):
                 outcome.macs_left = sc.macs(results[package], network.example) / dense
                 masked = PACKAGES[package][1](copy.deepcopy(original), network, results[package])
-                outcome.difference = difference(answer(results[package], network.example), answer(masked, network.example))
-        outcome.analyse, outcome.prune = outcome.analyse[1:], outcome.prune[1:]  # the first one warms up
+                outcome.difference = difference(
+                    first_answer(results[package], network.example), first_answer(masked, network.example)
+                )
+        for seconds in (outcome.analyse, outcome.prune, outcome.check):
+            del seconds[:1]  # the first one warms up
     return outcomes
 
 
@@ -311,10 +341,18 @@ def milliseconds(seconds: list[float]) -> str:
 def speed_row(name: str, outcomes: Mapping[str, Outcome]) -> list[str]:
     """Times of one network."""
     a, b = outcomes["secateurs"], outcomes["torch-pruning"]
-    whole = [first + second for first, second in zip(b.analyse, b.prune, strict=False)]
-    pairs = ((a.analyse, b.analyse), (a.prune, b.prune))
-    cells = [cell for own, other in pairs for cell in (milliseconds(own), milliseconds(other), quotient(own, other))]
-    return [name, *cells, quotient(a.prune, whole)]
+    cells = [
+        cell
+        for own, other in ((a.analyse, b.analyse), (a.prune, b.prune))
+        for cell in (milliseconds(own), milliseconds(other), quotient(own, other))
+    ]
+    theirs, ours, checked = added(b.analyse, b.prune), added(a.analyse, a.prune), added(a.analyse, a.prune, a.check)
+    return [name, *cells, milliseconds(a.check), quotient(ours, theirs), quotient(checked, theirs)]
+
+
+def added(*parts: list[float]) -> list[float]:
+    """The sums of each round."""
+    return [sum(each) for each in zip(*parts, strict=False)]
 
 
 def result_row(name: str, outcomes: Mapping[str, Outcome]) -> list[str]:
@@ -340,14 +378,23 @@ def equality(outcome: Outcome) -> str:
 def page(found: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
     """The two tables."""
     both = ("secateurs", "torch-pruning", "quotient")
-    speed = ["network", *(f"{what}: {who}" for what in ("analyse", "prune") for who in both), "whole job: quotient"]
+    speed = ["network", *(f"{what}: {who}" for what in ("analyse", "prune") for who in both)]
+    speed += ["check: secateurs", "whole job without check: quotient", "whole job with check: quotient"]
     result = ["network", *(f"{who}: {what}" for who in PACKAGES for what in ("MACs left", "equals masked"))]
     return [
         "## Milliseconds, and ours as a part of theirs",
-        markdown(speed, [speed_row(name, outcomes) for name, outcomes in found.items()]),
+        markdown(speed, rows := [speed_row(name, outcomes) for name, outcomes in found.items()]),
+        summary(speed, rows),
         "## What is left, and whether it is right",
         markdown(result, [result_row(name, outcomes) for name, outcomes in found.items()]),
     ]
+
+
+def summary(head: list[str], rows: list[list[str]]) -> str:
+    """Median and worst of each quotient."""
+    columns = {name: [float(row[place]) for row in rows if row[place]] for place, name in enumerate(head) if "quotient" in name}
+    parts = [f"{name} {median(values):.2f}, at most {max(values):.2f}" for name, values in columns.items()]
+    return f"Medians over the networks that both handle: {'; '.join(parts)}."
 
 
 def main() -> None:
@@ -361,8 +408,8 @@ def main() -> None:
     about = (
         f"`python benchmarks/side_by_side.py`: channel sparsity {SPARSITY}, L2 magnitude, uniform, batches of one, "
         f"threads: {torch.get_num_threads()}; medians of {ROUNDS} interleaved runs on fresh copies, and medians of their quotients. "
-        "`prune_` and `shrink_` contain the analysis and the check of the result; `pruner.step()` contains neither, so the last "
-        "column sets `prune_` and `shrink_` against pruner and step together. Equal: the largest difference from the network with "
+        "The whole job is `prune_` and `shrink_` against the pruner and `pruner.step()`; of ours, the analysis and the check of the "
+        "result are told apart. torch-pruning does not check. Equal: the largest difference from the network with "
         f"the removed numbers zeroed is at most {TOLERANCE:.0e} of the largest output. torch-pruning 1.6.1 was told which layer is "
         "the last, and for transformers the number of heads; their attributes were repaired as its examples do. Normalisations over "
         "channels (LayerNorm) are not the same after removal, so no pruning of what they run over can be equal."

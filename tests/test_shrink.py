@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 import secateurs as sc
-from secateurs.apply import shrink
+from secateurs.apply import answers, shrink
 
 EXACT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -749,3 +750,170 @@ def test_what_is_promised_is_what_is_left_where_only_some_sites_take_part(choice
     assert len(masks.plan) == 1
     sc.shrink_(model, masks)
     assert sc.macs(model, example) == masks.plan.promised["macs"] < 4 * 8 + 8 * 6 + 6 * 2
+
+
+# ------------------------------------------------------------------------------------------------ what is not done twice
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the slow parts of shrinking run: traces, and searches for sizes in the code."""
+    counted = {"analyse": 0, "rewrites_for": 0}
+    for name in counted:
+        original = getattr(shrink, name)
+
+        def counting(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(shrink, name, counting)
+    return counted
+
+
+def test_what_pruning_found_out_serves_shrinking(calls):
+    model, example = settled(Network(), image()).double(), image().double()
+    masks = prune(model, example)
+    expected = model(example)
+    sc.shrink_(model, masks)
+    assert calls["analyse"] == 0
+    torch.testing.assert_close(model(example), expected, **EXACT)
+    sc.shrink_(model, masks)
+    assert calls["analyse"] == 1, "what was found out of the whole model says nothing of the smaller one"
+
+
+def test_weights_and_masks_may_change_in_between(calls):
+    model, example = settled(Network(), image()).double(), image().double()
+    masks = prune(model, example, skip="hidden")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+        model.hidden.weight[3:], model.hidden.bias[3:] = 0, 0
+    masks["enter.weight"][:] = True
+    masks.apply_()
+    expected = model(example)
+    shrunk = sc.shrink_(model, masks)
+    assert calls["analyse"] == 0 and shrunk.sites["hidden"] == (10, 3)
+    torch.testing.assert_close(model(example), expected, **EXACT)
+
+
+@pytest.mark.parametrize("change", ["module", "attribute", "example"])
+def test_another_model_or_example_is_looked_at_anew(calls, change):
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave, self.straight = nn.Linear(3, 8), nn.Linear(8, 8), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.enter(x)
+            return self.leave(h.relu()) if self.straight else self.leave(h.relu()) + h
+
+    model, example = Choosing().double(), torch.randn(2, 3).double()
+    masks = prune(model, example)
+    if change == "attribute":
+        model.straight = False
+    elif change == "module":
+        model.leave = nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 2)).double()
+    else:
+        example = torch.randn(5, 3).double()
+    masks.apply_()
+    expected = model(example)
+    shrunk = sc.shrink_(model, masks, example)
+    assert calls["analyse"] == 1 and not shrunk.skipped
+    assert shrunk.sites == ({} if change == "attribute" else {"enter": (8, 4)})
+    torch.testing.assert_close(model(example), expected, **EXACT)
+
+
+def test_what_was_seen_on_real_numbers_is_looked_at_again(calls):
+    class Deciding(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > -1e9 else x
+
+    model, example = Deciding(nn.Linear(3, 8), nn.Linear(8, 2)).double(), torch.randn(2, 3).double()
+    sc.shrink_(model, prune(model, example))
+    assert calls["analyse"] == 1
+
+
+def test_masks_are_copied_and_pickled_without_the_model():
+    model, example = settled(Network(), image()), image()
+    masks = prune(model, example)
+    for copied in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
+        assert copied.structure_of(model, example) is None
+        assert all(torch.equal(copied[name], mask) for name, mask in masks.items())
+    assert masks.structure_of(model, example) is not None
+
+
+def test_sizes_are_looked_for_only_where_some_must_change(calls):
+    class Plain(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = super().forward(x)
+            return h.view(h.shape[0], h.shape[1], -1).mean(-1)
+
+    layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    model, example = Plain(*layers).double(), image().double()
+    sc.shrink_(model, prune(model, example))
+    assert calls["rewrites_for"] == 0 and layers[1].groups == 4
+    model, example = settled(Network(), image()).double(), image().double()
+    sc.shrink_(model, prune(model, example))
+    assert calls["rewrites_for"] == 1
+
+
+def test_sizes_are_looked_for_once_the_check_fails(calls, monkeypatch):
+    monkeypatch.setattr(shrink, "sizes_stay", lambda *_: True)
+    model, example = settled(Network(), image()).double(), image().double()
+    masks = prune(model, example)
+    expected = model(example)
+    assert not sc.shrink_(model, masks).skipped and calls["rewrites_for"] == 1
+    torch.testing.assert_close(model(example), expected, **EXACT)
+
+
+class Watched(nn.Module):
+    """Notes the dtype of each pass; ``off`` is added to the answers of a smaller model in float32, and ``wrong`` to all of them."""
+
+    def __init__(self, off: float = 0.0, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.enter, self.leave, self.off, self.wrong = nn.Linear(3, 8), nn.Linear(8, 2), off, wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FakeTensor):
+            PASSES.append(x.dtype)
+        y = self.leave(self.enter(x).relu())
+        smaller = self.enter.weight.shape[0] < 8
+        return y + (smaller * (self.wrong + (x.dtype == torch.float32) * self.off)) * y.detach().abs().max()
+
+
+PASSES: list[torch.dtype] = []
+
+
+@pytest.mark.parametrize(
+    ("large", "off", "wrong", "passes", "done"),
+    [
+        (False, 0.0, 0.0, [torch.float64] * 2, True),
+        (True, 0.0, 0.0, [torch.float32] * 2, True),
+        (True, 1e-4, 0.0, [torch.float32, torch.float32, torch.float64, torch.float64], True),
+        (True, 0.0, 1e-5, None, False),
+        (False, 0.0, 1e-5, None, False),
+        (True, 0.0, 1e-4, None, False),
+    ],
+)
+def test_large_models_answer_in_float32_first_and_float64_decides(monkeypatch, large, off, wrong, passes, done):
+    monkeypatch.setattr(answers, "_SMALL", 1 if large else 1000)
+    model, example = Watched(off, wrong), torch.randn(4, 3)
+    masks = prune(model, example)
+    before = state(model)
+    PASSES.clear()
+    shrunk = sc.shrink_(model, masks)
+    assert passes is None or passes == PASSES
+    assert bool(shrunk.sites) is done and bool(shrunk.skipped) is not done
+    if not done:
+        assert "differ from the masked one's by" in shrunk.skipped[0].reason
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_what_is_no_float32_is_compared_as_before(monkeypatch):
+    monkeypatch.setattr(answers, "_SMALL", 1)
+    model, example = Watched().bfloat16(), torch.randn(4, 3).bfloat16()
+    masks = prune(model, example)
+    PASSES.clear()
+    assert sc.shrink_(model, masks).sites
+    assert len(PASSES) == 2 and set(PASSES) == {torch.float64}

@@ -6,6 +6,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import secateurs as sc
-from secateurs.graph import analyse, record
+from secateurs import models
+from secateurs.forward import tensors_in
+from secateurs.graph import Snapshot, analyse, record
+from secateurs.graph.fake import Fakes
 from secateurs.graph.sizes import Tagged
 
 
@@ -306,6 +310,158 @@ def test_a_name_and_a_line_for_every_operation():
     [relu] = [op for op in trace.ops if op.name == "relu"]
     line = Inner.forward.__code__.co_firstlineno + 1
     assert (relu.module, relu.where) == ("1.0", f"tests/test_trace.py:{line}")
+
+
+# ------------------------------------------------------------------------------------------------ what is looked up
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "elementwise": lambda x, y: x + y,
+    "whole number": lambda x, y: x * 2,
+    "floating number": lambda x, y: x * 2.0,
+    "view": lambda x, y: x.transpose(0, 1),
+    "offset": lambda x, y: x[1:, 1:],
+    "offset of the offset": lambda x, y: x[1:][1:].as_strided((2,), (1,), 2),
+    "pieces": lambda x, y: x.split(1),
+    "pieces of pieces": lambda x, y: x.split(1)[1][:, 1:],
+    "several results": lambda x, y: x.max(1),
+    "in place": lambda x, y: x.clone().relu_(),
+    "in place, other shape": lambda x, y: x.clone().unsqueeze_(0),
+    "in place, seen by a view": lambda x, y: x.clone().t_()[0],
+    "strides": lambda x, y: x.t().clone(),
+    "list": lambda x, y: torch.cat([x, y]),
+    "new": lambda x, y: torch.zeros(2, 3, dtype=torch.int64),
+    "like": lambda x, y: x.new_ones(4),
+    "index": lambda x, y: x[torch.tensor([0, 1])],
+    "dtype": lambda x, y: x.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_what_is_looked_up_is_what_the_operation_would_make(operation):
+    operands = [
+        (torch.randn(3, 4), torch.randn(3, 4)),
+        (torch.randn(3, 4).double(), torch.randn(3, 4).double()),
+        (torch.randn(4, 3).t(), torch.randn(3, 4)),
+        (torch.ones(3, 4, dtype=torch.int64), torch.randn(3, 4)),
+        (torch.randn(4, 5)[1:, 1:], torch.randn(3, 4)),
+    ]
+    fakes = Fakes()
+
+    def shapes(value: Any) -> Any:
+        return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.storage_offset()) for tensor in tensors_in(value)]
+
+    for _ in range(3):
+        for x, y in operands:
+            with torch.no_grad(), fakes.running():
+                found = operation(fakes.of(x), fakes.of(y))
+            assert all(type(tensor) is FakeTensor and tensor.device.type == "cpu" for tensor in tensors_in(found))
+            with torch.no_grad():
+                assert shapes(found) == shapes(operation(x, y))
+
+
+def test_the_default_dtype_counts():
+    x, fakes = torch.ones(3, dtype=torch.int64), Fakes()
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.no_grad(), fakes.running():
+                assert (fakes.of(x) / 2).dtype == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_numbers_that_are_known_stay_known():
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            _ = y.shape[0] + x.long().sum() + 1
+            for length in (2, 3):
+                y = y[:, : int(torch.tensor(length) + 1)]
+            return y
+
+    for _ in range(2):
+        assert record(Table(), torch.randn(2, 4)).outputs[0].shape == (2, 3)
+        assert record(Table(), torch.randn(2, 4)).fake
+
+
+def test_a_second_trace_is_the_first_one():
+    model, example = models.mobilenet_v2(), torch.randn(1, 3, 32, 32)
+    first, second = (record(model, example) for _ in range(2))
+    told = [
+        [(op.name, op.module, op.where, [value.shape for value in op.outputs]) for op in trace.ops] for trace in (first, second)
+    ]
+    assert told[0] == told[1]
+    assert len({value for op in second.ops for value in op.outputs}) == sum(len(op.outputs) for op in second.ops)
+
+
+def test_calls_of_modules_are_as_before():
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    before = nn.Module.__call__
+    record(nn.Linear(3, 2), torch.randn(1, 3))
+    assert nn.Module.__call__ is before
+    with pytest.raises(sc.TaskError):
+        record(Failing(), torch.randn(1, 3))
+    assert nn.Module.__call__ is before
+
+
+# ------------------------------------------------------------------------------------------------ what is kept
+
+
+class Simple(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.rows, self.names = nn.Linear(3, 8), nn.Linear(8, 2), 4, {"of": ["rows"]}
+        self.settings = SimpleNamespace(wide=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+CHANGES: dict[str, Callable[[Simple], Any]] = {
+    "an attribute": lambda model: setattr(model, "rows", 2),
+    "another attribute": lambda model: setattr(model, "more", 2),
+    "a container": lambda model: model.names["of"].append("columns"),
+    "settings": lambda model: setattr(model.settings, "wide", False),
+    "a module": lambda model: setattr(model, "first", nn.Linear(3, 8)),
+    "a module's class": lambda model: setattr(model.first, "__class__", nn.modules.linear.NonDynamicallyQuantizableLinear),
+    "a hook": lambda model: model.first.register_forward_hook(lambda *_: None),
+    "a forward": lambda model: setattr(model.first, "forward", lambda x: x),
+    "a parameter": lambda model: setattr(model.first, "weight", nn.Parameter(torch.ones(8, 3))),
+    "a shape": lambda model: setattr(model.first.weight, "data", torch.ones(9, 3)),
+    "a dtype": lambda model: model.double(),
+    "a buffer": lambda model: model.register_buffer("table", torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_structure_holds_until_more_than_numbers_change(change):
+    model, example = Simple(), torch.randn(2, 3)
+    before = Snapshot(model, example)
+    with torch.no_grad():
+        model.first.weight.zero_()
+        model.last.weight.data = torch.ones(2, 8)
+    model(example).sum().backward()
+    assert before.holds(model, example)
+    assert (
+        not before.holds(model, torch.randn(2, 3))
+        and not before.holds(model, {"x": example})
+        and not before.holds(Simple(), example)
+    )
+    change(model)
+    assert not before.holds(model, example)
+
+
+def test_attributes_that_contain_themselves_are_no_trouble():
+    model, example = Simple(), torch.randn(2, 3)
+    model.names["itself"] = model.names
+    assert Snapshot(model, example).holds(model, example)
 
 
 # ------------------------------------------------------------------------------------------------ refused

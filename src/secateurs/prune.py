@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateurs.allocate import as_pattern
 from secateurs.apply import Masks
 from secateurs.observe import observe
-from secateurs.patterns import Selection, find_sites, spread
+from secateurs.patterns import Selection, find_sites, restrict
 from secateurs.progress import track
 from secateurs.types import Allocator, Pattern, Plan, PlanError, Site, Sites, Solution, Solver, Task
 
@@ -49,7 +49,7 @@ def prune_(
     kept: dict[str, int] = {}
     for site in track(sites, "pruning"):
         solution = solver(site, plan[site.name], stats)
-        _join(found, masks_of(site, solution))
+        _restrict(found, site, solution)
         weights.update(solution.weights)
         kept[site.name] = int(torch.count_nonzero(solution.kept))
     return _impose_(model, sites, _as_done(plan, kept), found, weights, masks)
@@ -58,17 +58,17 @@ def prune_(
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
     """The masks of a site's parameters that a choice of units means."""
     found: dict[str, Tensor] = {}
-    for index, member in enumerate(site.members):
-        mask = torch.ones(member.weight.shape, dtype=torch.bool, device=member.weight.device)
-        spread(site, solution.kept.to(mask.device), mask, index)
-        _join(found, {member.parameter: mask})
+    _restrict(found, site, solution)
     return found
 
 
-def _join(found: dict[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Add masks to those found already: what one of two coupled sites removes from a weight is gone."""
-    for name, mask in masks.items():
-        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
+def _restrict(found: dict[str, Tensor], site: Site, solution: Solution) -> None:
+    """Add a choice of units to the masks found already: what one of two coupled sites removes from a weight is gone."""
+    for index, member in enumerate(site.members):
+        weight = member.weight
+        if member.parameter not in found:
+            found[member.parameter] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        restrict(site, solution.kept.to(weight.device), found[member.parameter], index)
 
 
 def _require_these_sites(plan: Plan, sites: Sites) -> None:
@@ -96,10 +96,12 @@ def _impose_(
     earlier: Masks | None,
 ) -> Masks:
     """Write what was decided to the model, everything together, once nothing can fail any more."""
-    _join(found, earlier or {})
+    for name, mask in (earlier or {}).items():
+        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
     masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
+    masks.remember(model, sites.structure)
     return masks.apply_()

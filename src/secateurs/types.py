@@ -169,13 +169,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Sites(Sequence[Site]):
-    """The sites that a pattern found in a model, with what it left alone."""
+    """The sites that a pattern found in a model, with what it left alone; of axes, the ``structure`` that they come from."""
 
     found: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
     model: nn.Module
     example: Any = None
     extents: Extents = field(default_factory=dict)
+    structure: Any = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, index: Any) -> Any:
         return self.found[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from operator import setitem
 from typing import Any
@@ -16,7 +17,8 @@ from secateurs.forward import nested, run_example, tensors_in
 from secateurs.graph import plain, untouched
 from secateurs.types import SecateursError
 
-_LARGE = 200_000_000
+_SMALL, _LARGE = 10_000_000, 200_000_000
+_TOLERANCE = 3e-6
 
 
 def telling(example: Any) -> Any:
@@ -31,17 +33,65 @@ def telling(example: Any) -> Any:
     return nested(example, change)
 
 
-def answers(model: nn.Module, inputs: Any, double: bool | None = None) -> tuple[list[Tensor], bool]:
-    """The model's outputs, in float64 where the model can do that; and whether it could."""
-    with untouched(model), plain():
-        if double is not False and sum(parameter.numel() for parameter in model.parameters()) < _LARGE:
+@dataclass
+class Check:
+    """Whether a model that is made smaller answers as it did: in float64 where that is feasible.
+
+    Models of more than ten million parameters are compared in float32 first, within the tolerance of float64, which what float32 rounds
+    off hardly ever exceeds; where it does, float64 decides. What the model answered before is computed once.
+    """
+
+    model: nn.Module
+    inputs: Any
+    _before: dict[bool, list[Tensor]] = field(default_factory=dict)
+    _doubles: bool = True
+
+    def ask(self) -> None:
+        """Have the model answer as it is now. Raises `TaskError` where it cannot."""
+        self._asked(self._precisions()[0])
+
+    def same_after(self, change: Callable[[], Any], undo: Callable[[], Any]) -> tuple[Any, float]:
+        """Change the model; what the change returned, and the largest difference of the answers as a part of the largest number.
+
+        Raises `SecateursError`, with the model as it was, where the difference is no rounding error.
+        """
+        *tried, last = self._precisions()
+        for double, tolerance in (*((each, _TOLERANCE) for each in tried), (last, None)):
+            before = self._asked(double)
             try:
-                with _in_double(model):
-                    return _floats(run_example(model, nested(inputs, _doubled))), True
-            except SecateursError:
-                if double:
+                done = change()
+                return done, require_same(before, self._answers(double), tolerance)
+            except BaseException as problem:
+                undo()
+                if double is last or not isinstance(problem, Different):
                     raise
-        return _floats(run_example(model, inputs)), False
+        raise AssertionError("a check ends with its last precision")
+
+    def _asked(self, double: bool) -> list[Tensor]:
+        if double not in self._before:
+            self._before[double] = self._answers(double)
+        return self._before[double]
+
+    def _precisions(self) -> Sequence[bool]:
+        """Whether to compare in float64, in the order in which to try."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        if size >= _LARGE:
+            return (False,)
+        single = all(parameter.dtype in (torch.float32, torch.float64) for parameter in self.model.parameters())
+        return (False, True) if size >= _SMALL and single else (True,)
+
+    def _answers(self, double: bool) -> list[Tensor]:
+        """The model's outputs, in float64 if so wished and the model can do that."""
+        with untouched(self.model), plain(kernels=not double):
+            if double and self._doubles:
+                try:
+                    with _in_double(self.model):
+                        return _floats(run_example(self.model, nested(self.inputs, _doubled)))
+                except SecateursError:
+                    if double in self._before:
+                        raise
+                    self._doubles = False
+            return _floats(run_example(self.model, self.inputs))
 
 
 def _doubled(tensor: Tensor) -> Tensor:
@@ -80,19 +130,26 @@ def _put_back(parameter: nn.Parameter, data: Tensor, gradient: Tensor | None) ->
     parameter.grad = gradient
 
 
-def require_same(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest difference, as a part of the largest number; raises `SecateursError` where it is no rounding error."""
+class Different(SecateursError):
+    """A smaller model that answers otherwise."""
+
+
+def require_same(before: Sequence[Tensor], after: Sequence[Tensor], tolerance: float | None = None) -> float:
+    """The largest difference, as a part of the largest number; raises `Different` where it is no rounding error.
+
+    What a rounding error may be depends on the answers' dtype, or is the tolerance given.
+    """
     if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
-        raise SecateursError("the smaller model's outputs are of other shapes")
+        raise Different("the smaller model's outputs are of other shapes")
     largest = 0.0
     for one, other in zip(before, after, strict=True):
         if not one.numel():
             continue
-        tolerance = {torch.float64: 3e-6, torch.float32: 2e-4}.get(one.dtype, 2e-2)
+        allowed = tolerance or {torch.float64: _TOLERANCE, torch.float32: 2e-4}.get(one.dtype, 2e-2)
         same = torch.isfinite(one) == torch.isfinite(other)
         scale = float(torch.where(torch.isfinite(one), one, 0).abs().max()) or 1.0
         difference = float(torch.where(torch.isfinite(one) & torch.isfinite(other), one - other, 0).abs().max()) / scale
-        if not bool(same.all()) or not math.isfinite(difference) or difference > tolerance:
-            raise SecateursError(f"the smaller model's outputs differ from the masked one's by {difference:.1e} of the largest")
+        if not bool(same.all()) or not math.isfinite(difference) or difference > allowed:
+            raise Different(f"the smaller model's outputs differ from the masked one's by {difference:.1e} of the largest")
         largest = max(largest, difference)
     return largest

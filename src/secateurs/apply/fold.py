@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from secateurs.apply.present import Nonzero, Slices
 from secateurs.apply.resize import Undo
 from secateurs.forward import run_example
 from secateurs.graph import Axis, Place, Structure, Value, untouched
@@ -29,15 +30,16 @@ Work = list[tuple[Tensor, list[_Reader]]]
 """For each axis the units that nothing feeds, and the layers that read them."""
 
 
-def constant_units(model: nn.Module, structure: Structure) -> Work:
+def constant_units(model: nn.Module, structure: Structure, there: Nonzero) -> Work:
     """The units whose weights are all zero, but that are read: they may be the same number everywhere."""
-    parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
+    modules = dict(model.named_modules())
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
+    slices = Slices(there)
     work: Work = []
     for axis, places in structure.places.items():
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
-        unfed = _unfed(axis, places, parameters)
+        unfed = _unfed(axis, places, there, slices)
         if not bool(unfed.any()):
             continue
         readers = [_reader(place, modules, structure) for place in places if place.role == "consumer"]
@@ -60,16 +62,15 @@ def fold_constants_(model: nn.Module, work: Work, examples: list[Any], undo: Und
     return sum(_fold_(unfed, readers, inputs, undo) for unfed, readers in work)
 
 
-def _unfed(axis: Axis, places: list[Place], parameters: dict[str, nn.Parameter]) -> Tensor:
+def _unfed(axis: Axis, places: list[Place], there: Nonzero, slices: Slices) -> Tensor:
     """The units whose weights are all zero while something still reads them."""
     fed, read = torch.zeros(axis.size, dtype=torch.bool), torch.zeros(axis.size, dtype=torch.bool)
     for place in places:
-        weight = parameters[place.parameter]
-        there = (place.view(weight, place.dim) != 0).flatten(1).any(1).cpu()
-        if place.role == "producer" and weight.ndim > 1:
-            fed |= there
+        here = slices(axis, place)
+        if place.role == "producer" and there[place.parameter].ndim > 1:
+            fed |= here
         elif place.role == "consumer":
-            read |= there
+            read |= here
     return ~fed & read
 
 
@@ -90,7 +91,7 @@ def _reader(place: Place, modules: dict[str, nn.Module], structure: Structure) -
 def _mean_behind(path: str, modules: dict[str, nn.Module], structure: Structure) -> Tensor | None:
     """The running mean of the BatchNorm that alone uses what a layer without bias gives."""
     made = [value for op in structure.trace.ops if op.module == path for value in op.outputs]
-    users = [op for op in structure.trace.ops if op.module != path and any(value in made for value in op.inputs())]
+    users = [op for op in structure.trace.ops if op.module != path and any(value in made for value in op.inputs)]
     norm = modules.get(users[0].module) if len(users) == 1 else None
     fits = isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(users[0].args[0], Value)
     return norm.running_mean if fits else None  # type: ignore[union-attr,return-value]

@@ -17,7 +17,7 @@ from secateurs.apply.resize import Undo
 from secateurs.apply.rewrite import at, rewritten, takes_sizes
 from secateurs.apply.step import Rewrite
 from secateurs.forward import call, nested
-from secateurs.graph import Choice, SizeCall, Source, Structure, Value, is_users, kept, line_of, ready
+from secateurs.graph import Choice, Measured, SizeCall, Source, Structure, Value, is_users, kept, line_of, ready
 from secateurs.types import SecateursError
 
 
@@ -219,9 +219,9 @@ def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example
     Raises `SecateursError` with module and line where the code cannot run even with the right ones.
     """
     comparing, trace = _Comparing(structure, choice), structure.trace
-    with ready(model, trace.fake, lambda name: comparing.stack.append([name, 0]), lambda: comparing.stack.pop()) as mode:
-        inputs = example if mode is None else nested(example, mode.from_tensor)
-        with mode or nullcontext(), comparing:
+    with ready(model, trace.fake, lambda name: comparing.stack.append([name, 0]), lambda: comparing.stack.pop()) as fakes:
+        inputs = example if fakes is None else nested(example, fakes.of)
+        with nullcontext() if fakes is None else fakes.running(), comparing:
             try:
                 call(model, inputs)
             except SecateursError:
@@ -229,6 +229,28 @@ def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example
             except Exception as problem:  # whatever a model's code raises when its sizes do not fit any more
                 raise SecateursError(_told(problem, model)) from problem
     return comparing.rewrites()
+
+
+def sizes_stay(model: nn.Module, structure: Structure, choice: Choice) -> bool:
+    """Whether all sizes that the model's code gives seem to be right as they are, or follow by themselves: nothing is to be replaced."""
+    changes = _passed(dict(model.named_modules()), structure, choice)
+
+    def stays(given: Any, new: Any) -> bool:
+        source = getattr(given, "source", None)
+        if source is not None:
+            path, attribute, place = source
+            _, now = changes.get(path, {}).get(attribute, (given, given))
+            given = now if place is None or now is given else now[place]
+        return new is None or isinstance(given, Measured) or given in (new, -1)
+
+    for size_call in structure.trace.sizes:
+        wanted = _wanted(structure, choice, size_call)
+        if not all(stays(number.given, new) for number, (_, new) in zip(size_call.numbers, wanted.numbers, strict=True)):
+            return False
+        before = [value.shape[size_call.pieces.dim] for value in size_call.pieces.tensors] if size_call.pieces else []
+        if wanted.pieces is not None and wanted.pieces[1] != before:
+            return False
+    return True
 
 
 def _told(problem: Exception, model: nn.Module) -> str:

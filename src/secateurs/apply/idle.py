@@ -7,22 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.present import Nonzero
 from secateurs.apply.step import Step
 from secateurs.forward import run_example
 from secateurs.graph import untouched
 
 
-def idle_modules(model: nn.Module, examples: list[Any]) -> Step:
+def idle_modules(model: nn.Module, there: Nonzero, examples: list[Any]) -> Step:
     """Modules that give back their input bit for bit, or zeros like it, on every example, because weights within are all zero.
 
-    Only modules that are called once, with one tensor, and return one count; of nested ones, the outermost.
+    ``there`` tells where weights are not zero. Only modules that are called once, with one tensor, and return one count; of nested
+    ones, the outermost.
 
+    >>> from secateurs.apply.present import nonzero
     >>> block = nn.Sequential(nn.Linear(2, 2))
     >>> _ = nn.init.zeros_(block[0].weight), nn.init.zeros_(block[0].bias)
-    >>> idle_modules(nn.Sequential(nn.Linear(2, 2), block), [torch.ones(1, 2)]).zeros
+    >>> model = nn.Sequential(nn.Linear(2, 2), block)
+    >>> idle_modules(model, nonzero(model), [torch.ones(1, 2)]).zeros
     ['1']
     """
-    candidates = {name: module for name, module in model.named_modules() if name and _pruned_away(module)}
+    gone = [name for name, where in there.items() if where.ndim > 1 and where.numel() and not bool(where.amax())]
+    around = {name[:place] for name in gone for place, letter in enumerate(name) if letter == "."}
+    candidates = {name: module for name, module in model.named_modules() if name in around}
     verdicts: dict[str, set[str]] = {name: set() for name in candidates}
     for example in examples if candidates else ():
         seen: dict[str, list[str]] = {name: [] for name in candidates}
@@ -41,11 +47,6 @@ def idle_modules(model: nn.Module, examples: list[Any]) -> Step:
         identities=[name for name, what in outermost.items() if what == "identity"],
         zeros=[name for name, what in outermost.items() if what == "zero"],
     )
-
-
-def _pruned_away(module: nn.Module) -> bool:
-    """Whether some weight within is zero altogether, and more than that is to be saved."""
-    return any(parameter.ndim > 1 and not bool(parameter.detach().any()) for parameter in module.parameters())
 
 
 def _judge(found: list[str]) -> Any:

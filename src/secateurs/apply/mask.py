@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.graph import Snapshot, Structure
 from secateurs.types import Plan, SecateursError, Skipped
 
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
@@ -38,6 +39,7 @@ class Masks(Mapping[str, Tensor]):
     ) -> None:
         self._masks: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
+        self._structure: tuple[Structure, Snapshot] | None = None
         self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
         exact = dict(model.named_parameters(remove_duplicate=False))
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
@@ -94,6 +96,20 @@ class Masks(Mapping[str, Tensor]):
             torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device), out=weight)
         return self
 
+    def remember(self, model: nn.Module, structure: Structure | None) -> None:
+        """Keep what was found out about a model's structure, for as long as it holds; what was seen on real numbers may not."""
+        if structure is not None and structure.trace.fake:
+            self._structure = structure, Snapshot(model, self.example)
+
+    def structure_of(self, model: nn.Module, example: Any) -> Structure | None:
+        """What was kept of a model's structure, if nothing but the numbers in its tensors has changed since."""
+        if self._structure is None or not self._structure[1].holds(model, example):
+            return None
+        return self._structure[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_structure": None}  # holds for this model alone
+
     def bind(self, model: nn.Module) -> Masks:
         """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
         return Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
@@ -139,6 +155,7 @@ class Masks(Mapping[str, Tensor]):
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters = dict(other._masks), dict(other._parameters)
         self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
+        self._structure = other._structure
         self.apply_()
 
     @staticmethod

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply.answers import answers, require_same, telling
+from secateurs.apply.answers import Check, telling
 from secateurs.apply.fold import constant_units, fold_constants_
-from secateurs.apply.follow import attributes_of_code, rescale_, rewrites_for, unfused
+from secateurs.apply.follow import attributes_of_code, rescale_, rewrites_for, sizes_stay, unfused
 from secateurs.apply.idle import idle_modules
 from secateurs.apply.mask import Masks
-from secateurs.apply.present import present_units
+from secateurs.apply.present import Nonzero, nonzero, present_units
 from secateurs.apply.resize import Undo, cut_, implied, kept_of, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
-from secateurs.graph import Axis, Choice, Structure, analyse, kept
+from secateurs.graph import Axis, Choice, Dim, Structure, analyse, kept, normal
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
 
@@ -57,9 +58,11 @@ def shrink_(
     nothing any more (a residual block whose branch is gone) are taken out.
 
     Gradients and the optimizer's state shrink with their parameters, which stay the same objects, so training goes on. Whether the
-    smaller model gives the masked one's answers is checked on the example, in float64 where that is possible; sites for which it does
-    not are put back whole and listed. ``example`` is by default the one that the masks were made with; without masks the zeros in the
-    weights count. The masks given become those of the smaller weights: what is still pruned within them stays pruned.
+    smaller model gives the masked one's answers is checked on the example, in float64 where that is possible (large models first in
+    float32, within the tolerance of float64); sites for which it does not are put back whole and listed. What `prune_` found out about
+    the model is used again where nothing but the numbers in its tensors has changed since. ``example`` is by default the one that the
+    masks were made with; without masks the zeros in the weights count. The masks given become those of the
+    smaller weights: what is still pruned within them stays pruned.
 
     Raises `TaskError` where there is no example or the model rejects it, `SecateursError` where the model is compiled, scripted or
     wrapped.
@@ -77,16 +80,19 @@ def shrink_(
     example = example if example is not None or masks is None else masks.example
     before = sum(parameter.numel() for parameter in model.parameters())
     examples = [example, telling(example)]
-    idle = _take_out_idle_(model, examples)
-    structure = analyse(model, example)
+    check = Check(model, examples[-1])
+    there = nonzero(model)
+    idle = _take_out_idle_(model, there, examples, check)
+    structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     names = axis_names(structure)
-    folded = _fold_constants_(model, structure, examples)
+    folded = _fold_constants_(model, structure, there, examples, check)
     asked = set(masks.plan or ()) if masks is not None else set()
-    present = present_units(model, structure)
+    present = present_units(model, structure, nonzero(model) if idle or folded else there)
     candidates = [axis for axis, there in present.items() if not there.all()]
     exact = [axis for axis in candidates if not axis.approximate]
     approximate = [axis for axis in candidates if axis.approximate and names.get(axis) in asked]
-    work = _Work(model, structure, example, optimizer, present, names)
+    del there
+    work = _Work(model, structure, example, optimizer, present, names, check)
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
     done = replace(work.finish(before), layers=idle, folded=folded)
@@ -102,35 +108,31 @@ def _left(masks: Masks, model: nn.Module, cuts: Mapping[str, Mapping[int, Sequen
     return {name: mask for name, mask in smaller.items() if shapes.get(name) == mask.shape and not bool(mask.all())}
 
 
-def _take_out_idle_(model: nn.Module, examples: list[Any]) -> tuple[str, ...]:
+def _take_out_idle_(model: nn.Module, there: Nonzero, examples: list[Any], check: Check) -> tuple[str, ...]:
     """Take out the layers that do nothing any more, where the answers stay the same; returns their names."""
-    step, undo = idle_modules(model, examples), Undo()
+    step, undo = idle_modules(model, there, examples), Undo()
     if not step.identities and not step.zeros:
         return ()
-    reference, double = answers(model, examples[-1])
+    check.ask()
     try:
-        take_out_(model, step, undo)
-        require_same(reference, answers(model, examples[-1], double)[0])
-        remember_(model, step, undo)
+        check.same_after(lambda: take_out_(model, step, undo), undo)
     except SecateursError:
-        undo()
         return ()
+    remember_(model, step, undo)
     return (*step.identities, *step.zeros)
 
 
-def _fold_constants_(model: nn.Module, structure: Structure, examples: list[Any]) -> int:
+def _fold_constants_(model: nn.Module, structure: Structure, there: Nonzero, examples: list[Any], check: Check) -> int:
     """Move what constant channels add into the next biases, where the answers stay the same; returns how many there were."""
-    work, undo = constant_units(model, structure), Undo()
+    work, undo = constant_units(model, structure, there), Undo()
     if not work:
         return 0
-    reference, double = answers(model, examples[-1])
-    folded = fold_constants_(model, work, examples, undo)
+    check.ask()
     try:
-        require_same(reference, answers(model, examples[-1], double)[0])
+        folded, _ = check.same_after(lambda: fold_constants_(model, work, examples, undo), undo)
     except SecateursError:
-        undo()
         return 0
-    return folded
+    return int(folded)
 
 
 # ---------------------------------------------------------------- trying
@@ -146,16 +148,13 @@ class _Work:
     optimizer: torch.optim.Optimizer | None
     present: Choice
     names: Mapping[Axis, str]
+    check: Check
     accepted: list[Axis] = field(default_factory=list)
     failed: dict[Axis, str] = field(default_factory=dict)
     undo: Undo = field(default_factory=Undo)
     done: list[Axis] = field(default_factory=list)
     cuts: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
     difference: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.inputs = telling(self.example)
-        self.reference, self.double = answers(self.model, self.inputs)
 
     def grow(self, candidates: list[Axis], check: bool) -> None:
         """Shrink along as many of the axes as possible: all at once, else half and half, down to the ones that fail."""
@@ -184,27 +183,34 @@ class _Work:
     def _attempt(self, axes: list[Axis], check: bool) -> str | None:
         """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was.
 
-        Where the code takes another way once its attributes have followed (``if self.repeats > 1``), they keep their values.
+        Where no size in the code has to follow, none is looked for unless the check fails. Where the code takes another way once its
+        attributes have followed (``if self.repeats > 1``), they keep their values.
         """
         if axes == self.done:
             return None
         self.undo()
         self.done = []
+        if check:
+            self.check.ask()
         reason = None
-        for follow in (True, False) if axes else ():
-            again = self._try({axis: self.present[axis] for axis in axes}, check, follow)
+        choice = {axis: self.present[axis] for axis in axes}
+        ways = [(True, True), (False, True)] if axes else []
+        if axes and check and sizes_stay(self.model, self.structure, choice):
+            ways.insert(0, (True, False))
+        for follow, rewriting in ways:
+            again = self._try(choice, check, follow, rewriting)
             if again is None:
                 self.done = list(axes)
                 return None
-            reason = reason or again
+            reason = reason or (again if rewriting else None)
         return reason
 
-    def _try(self, choice: Choice, check: bool, follow: bool) -> str | None:
+    def _try(self, choice: Choice, check: bool, follow: bool, rewriting: bool) -> str | None:
         try:
-            self._shrink(choice, follow)
             if check:
-                found, _ = answers(self.model, self.inputs, self.double)
-                self.difference = require_same(self.reference, found)
+                _, self.difference = self.check.same_after(lambda: self._shrink(choice, follow, rewriting), self.undo)
+            else:
+                self._shrink(choice, follow, rewriting)
         except SecateursError as problem:
             self.undo()
             return str(problem).splitlines()[0]
@@ -213,7 +219,7 @@ class _Work:
             raise
         return None
 
-    def _shrink(self, choice: Choice, follow: bool) -> None:
+    def _shrink(self, choice: Choice, follow: bool, rewriting: bool) -> None:
         model, structure = self.model, self.structure
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
         self.cuts = _cuts(structure, choice)
@@ -223,7 +229,7 @@ class _Work:
         self._set(attributes_of_code(model, structure, choice, follow), attributes)
         self._set(rescale_(model, structure, choice, self.undo), attributes)
         self._set(implied(model, structure.trace.computed), attributes)
-        rewrites = rewrites_for(model, structure, choice, self.example)
+        rewrites = rewrites_for(model, structure, choice, self.example) if rewriting else {}
         self._set(unfused(model, rewrites), attributes)
         rewrite_(model, rewrites, self.undo)
         remember_(model, Step(shapes, self.cuts, attributes, rewrites), self.undo)
@@ -237,10 +243,14 @@ class _Work:
 
 
 def _cuts(structure: Structure, choice: Choice) -> dict[str, dict[int, list[int]]]:
+    @cache
+    def stays(dim: Dim) -> list[int] | None:
+        stay = kept(dim, choice)
+        return None if bool(stay.all()) else stay.nonzero().flatten().tolist()
+
     cuts: dict[str, dict[int, list[int]]] = {}
     for name, dims in {**structure.parameters, **structure.buffers}.items():
         for place, dim in enumerate(dims):
-            stay = kept(dim, choice)
-            if not stay.all():
-                cuts.setdefault(name, {})[place] = stay.nonzero().flatten().tolist()
+            if (indices := stays(normal(dim))) is not None:
+                cuts.setdefault(name, {})[place] = indices
     return cuts

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from secateurs.types import Criterion, SecateursError
 
+_LEAST, _MOST = 1e-20, 1e30
+"""Sums of powers between these lost nothing that counts to the range of float32."""
+
 
 def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "all"] = "producers") -> Criterion:
     """The p-norm of a unit's weights, (Σ|w|ᵖ)^(1/p); for single weights that is |w| for every p (1506.02626, 1608.08710).
@@ -26,10 +29,17 @@ def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "a
         raise SecateursError(f"magnitude(p={p!r}): p must be in (0, inf]; 1, 2 and inf are the usual ones")
 
     def norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+        joined = torch.linalg.vector_norm(values, p, dims)
+        if p == inf:
+            return joined
+        powers = joined.pow(p)
+        if bool(((powers > _LEAST) & (powers < _MOST)).all()):
+            return joined / (values.numel() / joined.numel()) ** (1 / p) if mean else joined
+        return scaled(values, dims)
+
+    def scaled(values: Tensor, dims: tuple[int, ...]) -> Tensor:
         sizes = values.abs()
         largest = sizes.amax(dims, keepdim=True)
-        if p == inf:
-            return largest.squeeze(dims)
         # As parts of the largest one, so that no power leaves the range of float32.
         powers = (sizes / largest.clamp_min(torch.finfo(sizes.dtype).tiny)).pow(p)
         joined = powers.mean(dims) if mean else powers.sum(dims)

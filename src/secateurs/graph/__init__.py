@@ -3,10 +3,11 @@
 from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
 from secateurs.graph.infer import infer
 from secateurs.graph.rules import RULES
-from secateurs.graph.sizes import TABLE, Number, Pieces, SizeCall, Source
+from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
 from secateurs.graph.trace import Op, Trace, Value, is_users, line_of, plain, ready, record, untouched
 from secateurs.graph.typed import Typing
+from secateurs.graph.unchanged import Snapshot
 
 __all__ = [
     "RULES",
@@ -14,12 +15,14 @@ __all__ = [
     "Axis",
     "Choice",
     "Dim",
+    "Measured",
     "Monomial",
     "Number",
     "Op",
     "Pieces",
     "Place",
     "SizeCall",
+    "Snapshot",
     "Source",
     "Structure",
     "Trace",

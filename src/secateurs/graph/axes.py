@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from math import prod
 
 import torch
@@ -52,9 +52,9 @@ class Dim:
 
     terms: tuple[Term, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
-        return sum(_size_of(term) for term in self.terms)
+        return sum([_size_of(term) for term in self.terms])
 
     def __repr__(self) -> str:
         return " + ".join("x".join(f"({f})" if isinstance(f, Dim) else repr(f) for f in term) or "1" for term in self.terms)
@@ -86,11 +86,16 @@ ONE = Dim(((),))
 
 
 def _size_of(term: Term) -> int:
-    return prod(factor.size for factor in term)
+    return prod([factor.size for factor in term])
 
 
 def normal(dim: Dim) -> Dim:
     """The same dimension with every binding followed, sums multiplied out as far as the order of indices allows."""
+    if (axis := _single(dim)) is not None and axis.bound is not None:
+        axis.bound = normal(axis.bound)  # the way is shorter next time
+        return axis.bound
+    if all(_is_free(factor) for term in dim.terms for factor in term):
+        return dim
     terms: list[Term] = []
     for term in dim.terms:
         factors = tuple(_followed(term))
@@ -102,13 +107,20 @@ def normal(dim: Dim) -> Dim:
     return Dim(tuple(terms))
 
 
+def _is_free(factor: Axis | Dim) -> bool:
+    return type(factor) is Axis and factor.bound is None and factor.size != 1
+
+
 def _followed(term: Term) -> Iterator[Axis | Dim]:
     for factor in term:
-        if isinstance(factor, Axis) and factor.bound is None:
-            if factor.size != 1:
-                yield factor
-            continue
-        inner = normal(factor if isinstance(factor, Dim) else factor.bound)  # type: ignore[arg-type]
+        if isinstance(factor, Axis):
+            if factor.bound is None:
+                if factor.size != 1:
+                    yield factor
+                continue
+            inner = factor.bound = normal(factor.bound)
+        else:
+            inner = normal(factor)
         if len(inner.terms) == 1:
             yield from inner.terms[0]
         else:
@@ -304,8 +316,11 @@ def occurrences(dim: Dim, axis: Axis) -> Iterator[View]:
     >>> view(torch.zeros(5, 6), 1).shape
     torch.Size([3, 5, 2, 1])
     """
-    start = 0
-    for term in normal(dim).terms:
+    start, terms = 0, normal(dim).terms
+    if terms == ((axis,),):
+        yield _whole
+        return
+    for term in terms:
         size = _size_of(term)
         for place, factor in enumerate(term):
             sizes = (_size_of(term[:place]), factor.size, _size_of(term[place + 1 :]))
@@ -321,6 +336,10 @@ def occurrences(dim: Dim, axis: Axis) -> Iterator[View]:
 
 def _in_front(tensor: Tensor, dim: int) -> Tensor:
     return tensor.movedim(dim, 0)
+
+
+def _whole(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.movedim(dim, 0).unsqueeze(-1)
 
 
 def _within(start: int, size: int, sizes: tuple[int, int, int], view: View) -> View:

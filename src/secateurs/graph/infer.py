@@ -56,13 +56,13 @@ def _used(trace: Trace) -> list[bool]:
     for op in reversed(trace.ops):
         used.append(op.func._schema.is_mutable or any(value in needed for value in op.outputs))
         if used[-1]:
-            needed.update(op.inputs())
+            needed.update(op.inputs)
     return used[::-1]
 
 
 def _apply(typing: Typing, op: Op) -> None:
     found = rule_of(op)(typing, op)
-    inputs = list(op.inputs())
+    inputs = list(op.inputs)
     fixed = all(typing.is_fixed(value) for value in inputs)
     origins = frozenset(name for value in inputs for name in typing.fixed.get(value, ()))
     results = _by_output(found, op)

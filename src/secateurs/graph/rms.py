@@ -29,7 +29,7 @@ def rms_norms(trace: Trace) -> dict[int, RmsNorm]:
     makers = {value: op for op in trace.ops for value in op.outputs}
     users: dict[Value, list[Op]] = {}
     for op in trace.ops:
-        for value in op.inputs():
+        for value in op.inputs:
             users.setdefault(value, []).append(op)
     found = {}
     for place, op in enumerate(trace.ops):
@@ -80,7 +80,7 @@ def _through(value: Value, users: dict[Value, list[Op]]) -> Iterator[Op]:
 
 def _weight(product: Op, makers: dict[Value, Op], names: dict[Value, str]) -> tuple[str, float] | None:
     """The parameter that one operand of a product is, and what was added to it."""
-    for operand in product.inputs():
+    for operand in product.inputs:
         offset = 0.0
         while operand not in names and (maker := makers.get(operand)) is not None and maker.name in ("_to_copy", "add"):
             if maker.name == "add":

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -112,8 +113,7 @@ def tagged(model: nn.Module) -> Iterator[set[Source]]:
     held: list[tuple[dict[str, Any], str, Any]] = []
     for name, module in model.named_modules():
         for key, value in list(module.__dict__.items()):
-            marked = _marked(value, name, key, computed)
-            if marked is not None:
+            if type(value) in (int, tuple, list) and (marked := _marked(value, name, key, computed)) is not None:
                 held.append((module.__dict__, key, value))
                 module.__dict__[key] = marked
     try:
@@ -123,7 +123,7 @@ def tagged(model: nn.Module) -> Iterator[set[Source]]:
             slots[key] = value
         for module in model.modules():  # numbers that the forward pass itself wrote down
             for key, value in module.__dict__.items():
-                if isinstance(value, Tagged):
+                if type(value) is Tagged:
                     module.__dict__[key] = int(value)
 
 
@@ -186,7 +186,7 @@ class SizeCalls(TorchFunctionMode):
         return made
 
 
-_SCALING = (
+_SCALING = {
     "mul",
     "div",
     "true_divide",
@@ -198,8 +198,11 @@ _SCALING = (
     "__truediv__",
     "__rtruediv__",
     "__itruediv__",
-)
+}
 """Calls by which a tensor is scaled: by one of its sizes, say."""
+
+
+_KNOW_NOTHING = {Tensor, nn.Parameter, FakeTensor, int, float, bool, str, type(None)}
 
 
 def _parts(found: list[Number] | tuple[list[Number], Pieces | None]) -> tuple[list[Number], Pieces | None]:
@@ -208,6 +211,8 @@ def _parts(found: list[Number] | tuple[list[Number], Pieces | None]) -> tuple[li
 
 def _plain(value: Any) -> Any:
     """Arguments with whole numbers that know nothing."""
+    if type(value) in _KNOW_NOTHING:
+        return value
     if isinstance(value, Computing):
         return int.__int__(value)
     if isinstance(value, dict):

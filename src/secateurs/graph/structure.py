@@ -147,8 +147,11 @@ def extent(dim: Dim, names: Mapping[Axis, str]) -> tuple[Monomial, ...]:
     >>> extent(Dim.sum(Dim.product(heads, width), Dim.fresh(5)), {heads: "attention"})
     ((64, ('attention',)), (5, ()))
     """
+    terms = normal(dim).terms
+    if len(terms) == 1 and len(terms[0]) == 1 and isinstance(terms[0][0], Axis):
+        return _of_axis(terms[0][0], names)
     found: dict[tuple[str, ...], int] = {}
-    for term in normal(dim).terms:
+    for term in terms:
         products: list[Monomial] = [(1, ())]
         for factor in term:
             inside = extent(factor, names) if isinstance(factor, Dim) else _of_axis(factor, names)

@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
 from secateurs.forward import call, check_fit, evaluating, nested, run_example, tensors_in
+from secateurs.graph.fake import Fakes
 from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
 from secateurs.types import SecateursError, TaskError
 
@@ -37,7 +38,7 @@ class Value:
     __slots__ = ("dtype", "shape")
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.shape, self.dtype = tuple(int(size) for size in shape), dtype
+        self.shape, self.dtype = tuple(map(int, shape)), dtype
 
     def __repr__(self) -> str:
         return f"Value{self.shape}"
@@ -54,13 +55,14 @@ class Op:
     module: str
     where: str
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         return str(self.func.overloadpacket).removeprefix("aten.")
 
-    def inputs(self) -> Iterator[Value]:
+    @functools.cached_property
+    def inputs(self) -> tuple[Value, ...]:
         """Every value among the arguments."""
-        yield from values_in((self.args, self.kwargs))
+        return tuple(values_in((self.args, self.kwargs)))
 
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument by the name that the operation's schema gives it."""
@@ -73,14 +75,14 @@ class Op:
 
 
 def values_in(nest: Any) -> Iterator[Value]:
-    """Every value in nested sequences and mappings."""
+    """Every value in nested sequences and dicts."""
     if isinstance(nest, Value):
         yield nest
-    elif isinstance(nest, Mapping):
-        for item in nest.values():
-            yield from values_in(item)
     elif isinstance(nest, (tuple, list)):
         for item in nest:
+            yield from values_in(item)
+    elif isinstance(nest, dict):
+        for item in nest.values():
             yield from values_in(item)
 
 
@@ -109,23 +111,28 @@ class Trace:
 class Recorder(TorchDispatchMode):
     """Writes down each operation that passes; tensors that it does not know are constants of the model's code."""
 
-    def __init__(self, stack: list[str]) -> None:
+    def __init__(self, stack: list[str], fakes: Fakes | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.stack = stack
-        self._values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._run = _run if fakes is None else fakes.run
+        self._hold: Callable[[Tensor], Any] = TensorWeakRef if fakes is None else _held  # fakes take no memory
+        self._values: dict[int, tuple[Callable[[], Tensor | None], Value]] = {}
 
     def value(self, tensor: Tensor) -> Value:
-        if tensor not in self._values:
-            self._values[tensor] = Value(tensor.shape, tensor.dtype)
-        return self._values[tensor]
+        known = self._values.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        made = Value(tensor.shape, tensor.dtype)
+        self._values[id(tensor)] = (self._hold(tensor), made)
+        return made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted, named = self._noted(args), self._noted(kwargs)
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         if func.overloadpacket.__name__ in _RESHAPING:
-            self._values.pop(args[0], None)  # the same tensor, but with other dimensions from here on
+            self._values.pop(id(args[0]), None)  # the same tensor, but with other dimensions from here on
         outputs = tuple(self.value(tensor) for tensor in tensors_in(out))
         if outputs:
             self.ops.append(Op(func, noted, named, outputs, self.stack[-1], where()))
@@ -137,8 +144,16 @@ class Recorder(TorchDispatchMode):
         if isinstance(nest, dict):
             return {key: self._noted(item) for key, item in nest.items()}
         if isinstance(nest, (tuple, list)):
-            return tuple(self._noted(item) for item in nest)
+            return tuple([self._noted(item) for item in nest])
         return nest
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _held(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
 
 
 def where() -> str:
@@ -151,14 +166,23 @@ def where() -> str:
 
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs code that is neither torch's nor ours."""
-    file = frame.f_code.co_filename
+    return _is_users(frame.f_code.co_filename)
+
+
+@functools.cache
+def _is_users(file: str) -> bool:
     return not file.startswith(_SKIPPED_FILES) or file.startswith(_MODELS)
 
 
 def line_of(frame: FrameType) -> str:
     """Folder, file and line of what a frame runs."""
-    path = Path(frame.f_code.co_filename)
-    return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+@functools.cache
+def _short(file: str) -> str:
+    path = Path(file)
+    return f"{path.parent.name}/{path.name}"
 
 
 def record(model: nn.Module, example: Any) -> Trace:
@@ -202,17 +226,17 @@ def _refuse_opaque(model: nn.Module) -> None:
 
 def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     stack = [""]
-    recorder = Recorder(stack)
     trace = Trace(fake=fake)
-    with ready(model, fake, stack.append, stack.pop) as mode, tagged(model) as computed:
-        if mode is not None:
-            example = nested(example, mode.from_tensor)
+    with ready(model, fake, stack.append, stack.pop) as fakes, tagged(model) as computed:
+        recorder = Recorder(stack, fakes)
+        if fakes is not None:
+            example = nested(example, fakes.of)
         trace.floats = {name: _floats(module) for name, module in model.named_modules()}
         trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
         trace.buffers = {name: recorder.value(tensor) for name, tensor in model.named_buffers()}
         trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
         sizes = SizeCalls(stack, recorder.value, where)
-        with mode or nullcontext(), recorder, sizes:
+        with fakes.mode if fakes else nullcontext(), recorder, sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
         if not trace.outputs:
@@ -233,16 +257,16 @@ def _floats(module: nn.Module) -> set[float]:
 
 
 @contextmanager
-def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[FakeTensorMode | None]:
+def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[Fakes | None]:
     """A model about to be watched: in evaluation mode, without fused paths, with fake weights if so wished; then as it was before.
 
     ``enter`` is told the name of each module whose forward begins, ``leave`` is called where it ends.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    fakes = Fakes() if fake else None
     with ExitStack() as around:
         contexts = (
             _quiet(),
-            untouched(model),
+            untouched(model, buffers=not fake),
             evaluating(model),
             torch.random.fork_rng(devices=[]),
             plain(),
@@ -250,11 +274,11 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
         )
         for context in contexts:
             around.enter_context(context)
-        if mode is not None:
+        if fakes is not None:
             _forget(model)
             around.callback(_forget, model)
-            around.enter_context(_faked(model, mode))
-        yield mode
+            around.enter_context(_faked(model, fakes))
+        yield fakes
 
 
 def _forget(model: nn.Module) -> None:
@@ -295,27 +319,30 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever the forward pass writes down on its modules (caches, counters) is taken back."""
-    held = []
-    for module in model.modules():
-        inside = [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, OrderedDict, list, set)]
-        held.append((module.__dict__, dict(module.__dict__), inside))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+def untouched(model: nn.Module, buffers: bool = True) -> Iterator[None]:
+    """Whatever the forward pass writes down on its modules (caches, counters) is taken back, and into their buffers if so wished."""
+    slots = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    inside = [value for _, before in slots for value in before.values() if type(value) in (dict, OrderedDict, list, set)]
+    filled = [(value, value.copy()) for value in inside if value]
+    empty = [value for value in inside if not value]
+    written = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta] if buffers else []
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
+            for buffer, value in written:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        for slots, before, inside in held:
-            slots.clear()
-            slots.update(before)
-            for value, copied in inside:
-                if value != copied if type(value) is set else not _alike(value, copied):
-                    value.clear()
-                    value.extend(copied) if isinstance(value, list) else value.update(copied)
+        for now, before in slots:
+            now.clear()
+            now.update(before)
+        for value in empty:
+            if value:
+                value.clear()
+        for value, copied in filled:
+            if value != copied if type(value) is set else not _alike(value, copied):
+                value.clear()
+                value.extend(copied) if isinstance(value, list) else value.update(copied)
 
 
 def _alike(value: Any, copied: Any) -> bool:
@@ -328,11 +355,14 @@ def _alike(value: Any, copied: Any) -> bool:
 
 
 @contextmanager
-def plain() -> Iterator[None]:
-    """Fused paths off, so that attention and recurrent layers show the operations that they are made of."""
+def plain(kernels: bool = False) -> Iterator[None]:
+    """Fused paths off, so that attention and recurrent layers show the operations that they are made of.
+
+    ``kernels`` leaves those of oneDNN on, which are faster in float32.
+    """
     attention, recurrent = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_mkldnn_enabled(recurrent and kernels)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -344,34 +374,36 @@ def plain() -> Iterator[None]:
 @contextmanager
 def _modules(model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[None]:
     """Tells when the forward pass of each module begins and ends."""
-    handles = []
+    names = {id(module): name for name, module in model.named_modules()}
+    before, thread = nn.Module.__call__, get_ident()
 
-    def entering(name: str) -> Any:
-        return lambda module, inputs: enter(name) and None
+    def told(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(self))
+        if name is None or get_ident() != thread:
+            return before(self, *args, **kwargs)
+        enter(name)
+        try:
+            return before(self, *args, **kwargs)
+        finally:
+            leave()
 
-    def leaving(module: nn.Module, inputs: Any, output: Any) -> None:
-        leave()
-
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(entering(name), prepend=True))
-        handles.append(module.register_forward_hook(leaving, always_call=True))
+    nn.Module.__call__ = told  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        nn.Module.__call__ = before  # type: ignore[method-assign]
 
 
 @contextmanager
-def _faked(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+def _faked(model: nn.Module, fakes: Fakes) -> Iterator[None]:
     """Fake tensors in place of every parameter and buffer, wherever the modules hold them; afterwards the real ones again."""
-    fakes: dict[int, Tensor] = {}
+    known: dict[int, Tensor] = {}
     held: list[tuple[Any, Any, Any]] = []
 
     def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in fakes:
-            fakes[id(tensor)] = mode.from_tensor(tensor)
-        return fakes[id(tensor)]
+        if id(tensor) not in known:
+            known[id(tensor)] = fakes.of(tensor)
+        return known[id(tensor)]
 
     try:
         for module in model.modules():
@@ -382,9 +414,9 @@ def _faked(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
                         slots[key] = fake(tensor)  # type: ignore[assignment]
         for module in model.modules():  # an LSTM keeps its weights a second time, in a list
             for key, value in list(module.__dict__.items()):
-                if isinstance(value, list) and any(isinstance(item, Tensor) and id(item) in fakes for item in value):
+                if isinstance(value, list) and any(isinstance(item, Tensor) and id(item) in known for item in value):
                     held.append((module.__dict__, key, value))
-                    module.__dict__[key] = [fakes.get(id(item), item) for item in value]
+                    module.__dict__[key] = [known.get(id(item), item) for item in value]
         yield
     finally:
         for slots, key, tensor in reversed(held):

@@ -116,7 +116,7 @@ def coupled_sites(model: nn.Module, pattern: Coupling, example: Any, named: Call
             skipped.append(Skipped(site.name, f"lies within each unit of {outer}; name it in only= to prune it"))
         else:
             found[axis] = site
-    return Sites(tuple(found.values()), tuple(skipped), model, example, _extents(structure, names, found))
+    return Sites(tuple(found.values()), tuple(skipped), model, example, _extents(structure, names, found), structure)
 
 
 def axis_names(structure: Structure) -> dict[Axis, str]:
@@ -205,6 +205,9 @@ def extents_without(extents: Extents, whole: Mapping[str, int]) -> Extents:
     >>> extents_without({"macs": ((((3, ("a", "b")),),),)}, {"b": 5})
     {'macs': ((((15, ('a',)),),),)}
     """
+
+    if not whole:
+        return extents
 
     def kept_whole(number: int, sites: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         return number * prod(whole.get(site, 1) for site in sites), tuple(site for site in sites if site not in whole)

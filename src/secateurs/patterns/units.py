@@ -29,10 +29,21 @@ def as_units(site: Site, tensor: Tensor, member: int = 0) -> Tensor:
 
 def spread(site: Site, kept: Tensor, mask: Tensor, member: int = 0) -> None:
     """Write a choice of units, ``(contests, competitors)``, through to a mask of the member's shape, in place."""
+    view, wide = _aligned(site, kept, mask, member)
+    view.copy_(wide)
+
+
+def restrict(site: Site, kept: Tensor, mask: Tensor, member: int = 0) -> None:
+    """As `spread`, but what the mask has removed already stays removed."""
+    view, wide = _aligned(site, kept, mask, member)
+    view.view(torch.uint8).mul_(wide.view(torch.uint8))  # many times faster than logical_and_ on strided views
+
+
+def _aligned(site: Site, kept: Tensor, mask: Tensor, member: int) -> tuple[Tensor, Tensor]:
     part = site.members[member]
     view = part.cut(part.canonical(mask))
     leading = (*site.contests, *site.competitors)
-    view.copy_(kept.view(*leading, *(1,) * (view.ndim - len(leading))).expand_as(view))
+    return view, kept.view(*leading, *(1,) * (view.ndim - len(leading))).expand_as(view)
 
 
 def unit_scores(site: Site, criterion: Criterion, evidence: Evidence, member: int = 0) -> Scores:
@@ -73,4 +84,4 @@ def joined_scores(site: Site, criterion: Criterion, evidence: Iterable[tuple[int
     """
     units = (site.contest_count, prod(site.competitors))
     rows = [unit_elements(site, criterion, each, member).reshape(*units, -1) for member, each in evidence]
-    return criterion.reduce(torch.cat(rows, dim=2), (2,))
+    return criterion.reduce(rows[0] if len(rows) == 1 else torch.cat(rows, dim=2), (2,))

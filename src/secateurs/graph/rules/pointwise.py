@@ -11,7 +11,7 @@ def pointwise(t: Typing, op: Op) -> Dims:
     """Dimensions line up from the right; those of size 1 stretch."""
     shape = op.outputs[0].shape
     dims: Dims = [ONE] * len(shape)
-    for value in op.inputs():
+    for value in op.inputs:
         for place, dim in enumerate(reversed(t.dims(value)), start=1):
             if place <= len(shape) and dim.size == shape[-place] and dim.size > 1:
                 dims[-place] = t.same(dims[-place], dim, op) if dims[-place] is not ONE else dim
