@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateurs.run import steps
-from secateurs.run.buffers import Place
-from secateurs.run.homes import Home, Homes, is_image
+from secateurs.run.buffers import Home, Place
+from secateurs.run.homes import Homes, is_image
 from secateurs.run.layers import plan_windows
 from secateurs.run.layout import Grid, Packed, grid_for
 from secateurs.run.nodes import Activate, Add, Affine, Concat, Mean, Node, Pool, Scale

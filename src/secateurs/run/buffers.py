@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from secateurs.run.layout import Layout, Packed
+
 ALIGNMENT = 64  # floats: panels begin on cache lines, and two buffers do not share one
 
 
@@ -34,6 +36,20 @@ class Place:
     def at(self) -> tuple[int, int]:
         """What the program's steps take, once the buffers have been laid out."""
         return self.buffer.index, self.buffer.offset + self.offset
+
+
+@dataclass(frozen=True, eq=False)
+class Home:
+    """Where a value lies, and how."""
+
+    layout: Layout
+    place: Place
+
+    @property
+    def packed(self) -> Packed:
+        """The layout of one that lies in panels."""
+        assert isinstance(self.layout, Packed)
+        return self.layout
 
 
 NOWHERE = (-1, 0)

@@ -10,27 +10,13 @@ import numpy as np
 import torch
 
 from secateurs.run import steps
-from secateurs.run.buffers import Buffer, Place
-from secateurs.run.layout import Grid, Layout, Packed, Plain, Tokens, straight, to_packed, to_plain
+from secateurs.run.buffers import Buffer, Home, Place
+from secateurs.run.layout import Grid, Packed, Plain, Tokens, straight, to_packed, to_plain
 from secateurs.run.machine import InstructionSet, narrower
 from secateurs.run.nodes import Node, Value
 
 Task = Callable[[Any], None]
 """Adds one step to a native program, once it is known where everything lies."""
-
-
-@dataclass(frozen=True, eq=False)
-class Home:
-    """Where a value lies, and how."""
-
-    layout: Layout
-    place: Place
-
-    @property
-    def packed(self) -> Packed:
-        """The layout of one that lies in panels."""
-        assert isinstance(self.layout, Packed)
-        return self.layout
 
 
 @dataclass(eq=False)

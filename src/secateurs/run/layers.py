@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateurs.run import gemv, steps
-from secateurs.run.homes import Home, Homes, count
+from secateurs.run.buffers import Home
+from secateurs.run.homes import Homes, count
 from secateurs.run.layout import grid_for, moves, tokens_for
 from secateurs.run.machine import narrower
 from secateurs.run.nodes import Conv, Linear, Lstm, Node

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateurs.run import gemv as vectors
-from secateurs.run.buffers import NOWHERE, Place
+from secateurs.run.buffers import NOWHERE, Home, Place
 from secateurs.run.layout import Grid, Moves, Packed, Tokens
 from secateurs.run.machine import InstructionSet
 from secateurs.run.nodes import Activation
 from secateurs.run.pack import Sparse
-
-if TYPE_CHECKING:
-    from secateurs.run.homes import Home
 
 Task = Callable[[Any], None]
 
