@@ -183,6 +183,24 @@ def test_a_linear_layer_is_torchs(
 
 
 @each_isa
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (16, 16), (5, 23)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pointwise_convolutions_one_after_the_other(isa: InstructionSet, size: tuple[int, int], groups: int) -> None:
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 6, *size), [torch.randn(6, 6 // groups, 1, 1) for _ in range(3)]
+    values = [Value(tuple(x.shape)) for _ in range(4)]
+    relu = Activation("clamp")
+    nodes = [  # the first reads what torch has, the others panels of it
+        Conv("one", values[0], values[1], weights[0], None, groups=groups, activation=relu),
+        Conv("two", values[1], values[2], functional.pad(weights[1], (1, 1, 1, 1)), None, padding=(1, 1), groups=groups),
+        Conv("three", values[2], values[3], weights[2], None, groups=groups, residual=values[1]),
+    ]
+    one = functional.relu(functional.conv2d(x.double(), weights[0].double(), groups=groups))
+    two = functional.conv2d(one, weights[1].double(), groups=groups)
+    agree(run(nodes, {values[0]: x}, values[3], isa), functional.conv2d(two, weights[2].double(), groups=groups) + one)
+
+
+@each_isa
 @pytest.mark.parametrize("kind", ["max", "average"])
 @pytest.mark.parametrize(("window", "stride", "padding", "size"), [(3, 2, 1, (15, 17)), (2, 2, 0, (28, 28)), (3, 1, 1, (7, 5))])
 def test_pooling_is_torchs(isa: InstructionSet, kind: str, window: int, stride: int, padding: int, size: tuple[int, int]) -> None:

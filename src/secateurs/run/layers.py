@@ -13,7 +13,7 @@ from torch import Tensor
 from secateurs.run import gemv, steps
 from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes, count
-from secateurs.run.layout import grid_for, moves, tokens_for
+from secateurs.run.layout import Plain, grid_for, moves, straight, tiles, tokens_for
 from secateurs.run.machine import narrower
 from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.pack import Sparse, pack
@@ -71,7 +71,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     window = (node.weight.shape[2], node.weight.shape[3])
     starts: Indices
     taps: Indices
-    if window == node.stride == (1, 1) and node.padding == (0, 0):
+    if is_pointwise(node):
         x = homes.packed(node.x, grid)
         strides = (x.layout.channel_stride, x.layout.image_stride)
         starts, taps, touched, step = np.arange(grid.panels) * x.packed.panel_stride, np.zeros(1, np.int64), grid.columns, 1
@@ -94,20 +94,71 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     at_once = max(1, choice.block // (touched * homes.isa.lanes * 4))
     sparse = packed(weight, offsets, channel // at_once, choice, homes.threads, grid.panels * images)
     where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
-    task = steps.spmm(homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation)
+    task = steps.spmm(
+        homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation, grid.columns
+    )
     homes.task(node.name, [x, y, residual], task)
+
+
+def is_pointwise(node: Conv) -> bool:
+    """Whether a convolution reads just the position that it writes."""
+    return node.weight.shape[2:] == (1, 1) and node.stride == (1, 1) and node.padding == (0, 0)
+
+
+def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
+    """A 1x1 convolution of an image as torch has it: its rows of positions are panels already, save for what sticks out at the end."""
+    images, _, height, width = node.x.shape
+    outputs, lanes, positions = node.weight.shape[0], homes.isa.lanes, height * width
+    grid = tokens_for(positions, lanes)
+    pitch = grid.vectors * lanes
+    x, residual = homes.plain(node.x), None if node.residual is None else homes.plain(node.residual)
+    if pitch == positions:
+        y = homes.new_tensor(node.out)
+    else:  # what sticks out is read and written too, so there must be room for it
+        x, residual = _roomy(homes, x, images, pitch), None if residual is None else _roomy(homes, residual, images, pitch)
+        y = Home(Plain(pitch, outputs), homes.new_plain(images * outputs * pitch).place)
+    weight = matrix(node.weight)
+    group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
+    channel = group + np.arange(weight.shape[1])
+    at_once = max(1, choice.block // (grid.columns * lanes * 4))
+    sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels * images)
+    starts = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
+    places = [starts[0] * home.layout.image_stride + starts[1] if home else 0 * starts[0] + starts[1] for home in (x, y, residual)]
+    where = np.ascontiguousarray(np.stack(places, -1).reshape(-1, 3), np.int64)
+    bias = bias_of(node.bias, outputs)
+    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns)
+    homes.task(node.name, [x, y, residual], task)
+    if pitch != positions:
+        target = homes.new_tensor(node.out)
+        strides = (target.layout.image_stride, target.layout.channel_stride)
+        moved = straight(positions, lanes)
+        homes.task("layout", [y, target], steps.move(homes.isa, moved, y, target.place, strides, images, outputs))
+
+
+def _roomy(homes: Homes, home: Home, images: int, pitch: int) -> Home:
+    """A copy of an image whose channels are ``pitch`` floats apart."""
+    layout = home.layout
+    assert isinstance(layout, Plain)
+    room = Home(Plain(pitch, layout.channels), homes.new_plain(images * layout.channels * pitch).place)
+    moved = straight(layout.positions, homes.isa.lanes)
+    strides = (room.layout.image_stride, room.layout.channel_stride)
+    homes.task("layout", [home, room], steps.move(homes.isa, moved, home, room.place, strides, images, layout.channels))
+    return room
 
 
 def plan_windows(homes: Homes, name: str, source: Home, found: Windows, images: int, channels: int, fill: float = 0.0) -> Home:
     """What the windows of a grid see, as (image, channel, row, column, lane)."""
     lanes, stride = homes.isa.lanes, found.channel_stride
     vectors = found.seen.size // lanes
-    made = moves(source.layout, found.seen.reshape(vectors, lanes), np.arange(vectors) * lanes)
     scratch = homes.new_plain(stride * channels * images)
     strides = (stride * channels, stride)
-    homes.task(
-        f"{name} (windows)", [source, scratch], steps.move(homes.isa, made, source, scratch.place, strides, images, channels, fill)
-    )
+    at = np.arange(vectors) * lanes
+    if isinstance(source.layout, Plain):
+        do = steps.tiles(homes.isa, tiles(found.seen, at), source, scratch.place, strides, images, channels, packs=True, fill=fill)
+    else:
+        made = moves(source.layout, found.seen.reshape(vectors, lanes), at)
+        do = steps.move(homes.isa, made, source, scratch.place, strides, images, channels, fill)
+    homes.task(f"{name} (windows)", [source, scratch], do)
     return scratch
 
 
@@ -123,7 +174,7 @@ def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
     sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels)
     starts = np.arange(grid.panels) * x.packed.panel_stride
     where = panels(1, starts, 0, y.packed, None if residual is None else residual.packed)
-    task = steps.spmm(isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation)
+    task = steps.spmm(isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation, grid.columns)
     homes.task(node.name, [x, y, residual], task)
 
 

@@ -218,6 +218,37 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
     return Moves(np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(table, np.int32))
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """How vectors whose lanes are tiles of an image are read from it, or written to it.
+
+    In each row of the tiles, and each part of ``lanes`` columns, ``origins`` (rows, parts, lanes) is the place in the image where the
+    lane's columns begin, and ``spans`` (rows, parts, lanes, 2) which of them exist. ``at`` (rows, columns): where the vectors lie.
+    """
+
+    origins: NDArray[np.int32]
+    spans: NDArray[np.int32]
+    at: NDArray[np.int32]
+
+
+def tiles(seen: Indices, at: Indices) -> Tiles:
+    """From what each vector holds: ``seen`` (rows, columns, lanes), positions in an image, -1 outside of it.
+
+    Columns of one row and lane are neighbours in the image, so each lane has one stretch of it.
+    """
+    rows, columns, lanes = seen.shape
+    parts = -(-columns // lanes)
+    padded = np.full((rows, parts * lanes, lanes), -1)
+    padded[:, :columns] = seen
+    stretch = padded.reshape(rows, parts, lanes, lanes).swapaxes(2, 3)  # (rows, parts, lane, column)
+    there = stretch >= 0
+    first = np.where(there.any(3), there.argmax(3), 0)
+    last = first + there.sum(3)
+    origins = np.where(there.any(3), np.take_along_axis(stretch, first[..., None], 3)[..., 0] - first, 0)
+    spans = np.stack([first, last], -1)
+    return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, spans, at.reshape(rows, columns))))
+
+
 def to_plain(source: Packed) -> Moves:
     """The moves from panels to (channels, positions)."""
     lanes, positions = source.grid.lanes, len(source.addresses())

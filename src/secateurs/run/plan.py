@@ -12,7 +12,18 @@ from secateurs.run.between import plan_concat, plan_mean, plan_pointwise, plan_p
 from secateurs.run.buffers import lay_out
 from secateurs.run.homes import Homes, Segment, is_image
 from secateurs.run.interpret import inputs_of, outputs_of
-from secateurs.run.layers import SINGLE, Choice, as_linear, plan_conv, plan_lstm, plan_tokens, plan_vectors, positions_of
+from secateurs.run.layers import (
+    SINGLE,
+    Choice,
+    as_linear,
+    is_pointwise,
+    plan_conv,
+    plan_lstm,
+    plan_pointwise_conv,
+    plan_tokens,
+    plan_vectors,
+    positions_of,
+)
 from secateurs.run.machine import InstructionSet, native_module
 from secateurs.run.nest import leaves
 from secateurs.run.nodes import Activate, Add, Affine, Concat, Conv, Lstm, Mean, Network, Node, Pool, Scale, Value
@@ -60,7 +71,8 @@ def _planned(homes: Homes, node: Node, choice: Choice) -> bool:
     if linear is not None:
         (plan_tokens if positions_of(linear) > SINGLE else plan_vectors)(homes, linear, choice)
     elif isinstance(node, Conv) and is_image(node.x) and is_image(node.out):
-        plan_conv(homes, node, choice)
+        stays = is_pointwise(node) and not homes.is_image(node.x) and node.out not in homes.reserved
+        (plan_pointwise_conv if stays else plan_conv)(homes, node, choice)
     elif isinstance(node, Lstm) and node.x.shape[1] <= SINGLE:
         plan_lstm(homes, node, choice)
     elif isinstance(node, Pool) and homes.is_image(node.x):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from secateurs.run import gemv as vectors
 from secateurs.run.buffers import NOWHERE, Home, Place
-from secateurs.run.layout import Grid, Moves, Packed, Tokens
+from secateurs.run.layout import Grid, Moves, Packed, Tiles, Tokens
 from secateurs.run.machine import InstructionSet
 from secateurs.run.nodes import Activation
 from secateurs.run.pack import Sparse
@@ -61,6 +61,45 @@ def move(
     return do
 
 
+def tiles(
+    isa: InstructionSet,
+    found: Tiles,
+    image: Home,
+    vectors: Place,
+    strides: tuple[int, int],
+    images: int,
+    channels: int,
+    packs: bool,
+    fill: float = 0.0,
+) -> Task:
+    """Between an image as torch has it and vectors of tiles; ``strides``: the vectors', from image to image and channel to channel."""
+    plain = image.layout.image_stride, image.layout.channel_stride
+    (x_image, x_stride), (y_image, y_stride) = (plain, strides) if packs else (strides, plain)
+
+    def do(program: Any) -> None:
+        program.tiles(
+            isa=isa.name,
+            pack=packs,
+            from_=found.origins,
+            spans=found.spans,
+            at=found.at,
+            rows=found.at.shape[0],
+            columns=found.at.shape[1],
+            images=images,
+            channels=channels,
+            group=_GROUP,
+            x=at(image) if packs else vectors.at(),
+            y=vectors.at() if packs else at(image),
+            x_image=x_image,
+            y_image=y_image,
+            x_stride=x_stride,
+            y_stride=y_stride,
+            fill=fill,
+        )
+
+    return do
+
+
 def tokens(isa: InstructionSet, x: Home, y: Home, layout: Packed, packs: bool) -> Task:
     """Rows of channels into panels, or back."""
     grid = layout.grid
@@ -96,14 +135,15 @@ def spmm(
     panels: NDArray[np.int64],
     stride: int,
     activation: Activation | None,
+    columns: int,
 ) -> Task:
-    """Sparse weights times panels."""
+    """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next."""
 
     def do(program: Any) -> None:
         program.spmm(
             isa=isa.name,
             height=weights.height,
-            columns=y.packed.grid.columns,
+            columns=columns,
             stride=stride,
             rows=weights.rows,
             offsets=weights.offsets,

@@ -25,7 +25,6 @@ from secateurs.run.timing import torch_threads
 
 _ROUNDS = 9
 _BEFORE = "(before)"
-_COLOURS = 4
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory, va
     for node in network.nodes:
         if not is_layer(node):
             continue
-        key = f"{signature(node, isa, threads)} {values}"
+        first = node.x in network.inputs
+        key = f"{signature(node, isa, threads)} {values}" + " first" * first
         known = memory.get(key)
         if known is None:
-            made = _measured(node, isa, threads, values)
+            made = _measured(node, isa, threads, values, first)
             with memory.changing() as entries:
                 entries[key] = asdict(made)
             found[node] = made
@@ -81,10 +81,10 @@ def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
     return " ".join(map(str, [type(node).__name__, *shape, *density, isa.name, threads]))
 
 
-def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values) -> Tuned:
+def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, first: bool) -> Tuned:
     """The fastest candidate and torch, timed in turns."""
     inputs = _inputs(node)
-    runners = [(choice, alone(node, choice, isa, threads)) for choice in candidates(node, isa, values)]
+    runners = [(choice, alone(node, choice, isa, threads, first)) for choice in candidates(node, isa, values)]
     timed: list[tuple[Choice, list[float]]] = [(choice, []) for choice, _ in runners]
     dense: list[float] = []
     layouts: list[float] = []
@@ -112,12 +112,12 @@ def _inputs(node: Layer) -> list[Tensor]:
     return [torch.randn(value.shape, generator=generator) for value in inputs_of(node)]
 
 
-def alone(node: Layer, choice: Choice, isa: InstructionSet, threads: int) -> Runner:
-    """The layer as a network of its own, its input in panels as a layer before it would leave them; images of few channels come from
-    torch, as a network's input does."""
+def alone(node: Layer, choice: Choice, isa: InstructionSet, threads: int, first: bool = False) -> Runner:
+    """The layer as a network of its own. Unless it is the first of its network, and gets its image from torch, another layer leaves the
+    image in panels for it."""
     given: list[Value] = inputs_of(node)
     nodes: list[Node] = [node]
-    if isinstance(node, Conv) and as_linear(node) is None and node.x.shape[1] > _COLOURS:
+    if isinstance(node, Conv) and as_linear(node) is None and not first:
         channels = node.x.shape[1]
         given = [Value(node.x.shape), *given[1:]]
         nodes = [Conv(_BEFORE, given[0], node.x, torch.ones(channels, 1, 1, 1), None, groups=channels), node]

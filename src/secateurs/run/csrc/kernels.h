@@ -13,6 +13,7 @@ struct Kernels {
     int32_t lanes;
     SpmmKernel (*spmm)(int32_t height, int32_t columns, int32_t stride);  // null where there is none
     MoveKernel move;
+    TilesKernel pack_tiles, unpack_tiles;
     WindowKernel window;
     MeanKernel mean;
     PointwiseKernel pointwise;

@@ -122,6 +122,18 @@ void add_move(Owner &owner, const std::string &isa, const Array<int32_t> &moves,
     owner.program.add(std::move(step));
 }
 
+void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int32_t> &from, const Array<int32_t> &spans,
+               const Array<int32_t> &at, int rows, int columns, int64_t images, int64_t channels, int64_t group, const At &x, const At &y,
+               int64_t x_image, int64_t y_image, int64_t x_stride, int64_t y_stride, float fill) {
+    auto step = std::make_unique<TilesStep>();
+    step->kernel = pack ? kernels(isa).pack_tiles : kernels(isa).unpack_tiles;
+    step->tiles = {owner.keep(from), owner.keep(spans), owner.keep(at), rows, columns, pack ? x_stride : y_stride, pack ? y_stride : x_stride, fill};
+    step->channels = {images, channels, group};
+    step->x_image = x_image, step->y_image = y_image, step->x_stride = x_stride, step->y_stride = y_stride;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
 void add_window(Owner &owner, const std::string &isa, const Array<int32_t> &taps, const Array<float> &factors, int columns, int stride,
                 const Array<int64_t> &panels, int64_t panels_of_image, int64_t channels, int64_t group, const At &x, const At &y,
                 int64_t x_stride, int64_t y_stride) {
@@ -270,6 +282,9 @@ NB_MODULE(_native, m) {
         .def("move", add_move, nb::arg("isa"), nb::arg("moves"), nb::arg("table"), nb::arg("images"), nb::arg("channels"),
              nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("y_image"), nb::arg("x_stride"),
              nb::arg("y_stride"), nb::arg("fill"))
+        .def("tiles", add_tiles, nb::arg("isa"), nb::arg("pack"), nb::arg("from_"), nb::arg("spans"), nb::arg("at"), nb::arg("rows"),
+             nb::arg("columns"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
+             nb::arg("y_image"), nb::arg("x_stride"), nb::arg("y_stride"), nb::arg("fill"))
         .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
              nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),
              nb::arg("x_stride"), nb::arg("y_stride"))

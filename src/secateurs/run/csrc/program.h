@@ -74,6 +74,22 @@ struct MoveStep final : Step {
     }
 };
 
+struct TilesStep final : Step {
+    TilesKernel kernel;
+    Tiles tiles;
+    Channels channels;  // outer: images
+    int64_t x_stride, y_stride, x_image, y_image;
+    Place x, y;
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, float *const *buffers) const override {
+        const int64_t image = job / channels.groups(), first = channels.first(job);
+        kernel(tiles, x.in(buffers) + image * x_image + first * x_stride, y.in(buffers) + image * y_image + first * y_stride,
+               channels.count(job));
+    }
+};
+
 struct WindowStep final : Step {
     WindowKernel kernel;
     Window window;

@@ -62,6 +62,17 @@ struct Moves {
 };
 typedef void (*MoveKernel)(const Moves &, const float *x, float *y, int64_t channels);
 
+// Between an image as torch has it and vectors whose lanes are tiles of it. In each row of tiles, lane l holds places
+// from[l] ... from[l] + LANES of the image, of which spans[2 l] ... spans[2 l + 1] exist; the columns' vectors lie at `at`.
+struct Tiles {
+    const int32_t *from, *spans;  // [row][part of a row: LANES columns][lane], the latter two numbers each
+    const int32_t *at;            // [row][column]
+    int32_t rows, columns;
+    int64_t image_stride, vector_stride;  // from one channel to the next
+    float fill;
+};
+typedef void (*TilesKernel)(const Tiles &, const float *x, float *y, int64_t channels);
+
 // Windows over [channel][row][column][lane]: maximum, or sum times a factor for each position.
 struct Window {
     const int32_t *taps;
