@@ -89,7 +89,7 @@ KERNELS = (
         "spmm 4x1",
         "4x1, 8x1 and 16x1 blocks, kernels, dense",
         _shares,
-        (Choice(4, 24 * 1024), Choice(4, 48 * 1024)),
+        tuple(Choice(4, size * 1024) for size in (24, 48, 96)),
         pack.reference,
     ),
     _vector("lanes", "float32", exact=True),
