@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ from secateurs.run import machine as machine_module
 from secateurs.run import tune as tuning
 from secateurs.run.backends import Absent
 from secateurs.run.memory import Memory
+
+compile_module = importlib.import_module("secateurs.run.compile")
 
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
@@ -372,3 +375,18 @@ def test_rounded_weights_where_they_are_asked_for(values: Any) -> None:
     found = compile(layer, x, threads=1, tune=False, values=values)(x)
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert 0 < difference < 0.02
+
+
+@has_kernels
+@pytest.mark.parametrize("wrong", [2.0, float("nan")])
+def test_kernels_that_are_wrong_are_not_used(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    honest = compile_module.Runner.__call__
+    monkeypatch.setattr(
+        compile_module.Runner, "__call__", lambda self, *tensors: tuple(wrong * each for each in honest(self, *tensors))
+    )
+    with pytest.warns(RuntimeWarning, match="answers differ from torch's"):
+        fast = compile(model, x, threads=1, tune=False)
+    assert fast.explain().chosen == "torch"
+    with torch.no_grad():
+        same(fast(x), model(x))

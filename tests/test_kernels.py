@@ -16,7 +16,7 @@ from torch.nn import functional
 from secateurs.run import pack as packing
 from secateurs.run.execute import Runner
 from secateurs.run.homes import Segment
-from secateurs.run.kernels import KERNELS
+from secateurs.run.kernels import KERNELS, candidates
 from secateurs.run.layers import SINGLE, Choice
 from secateurs.run.layout import Packed, Plain, grid_for, to_packed, to_plain, tokens_for
 from secateurs.run.machine import InstructionSet, available, native_module
@@ -107,6 +107,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
         "stride": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
         "sparsity": draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 0.99, 1.0])),
         "height": draw(st.sampled_from([1, 4])),
+        "of_group": draw(st.sampled_from([1, 4])),
         "block": draw(st.sampled_from([256, 2048, 24 * 1024])),
         "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
         "residual": draw(st.booleans()),
@@ -123,7 +124,7 @@ def test_a_convolution_is_torchs(isa: InstructionSet, case: dict[str, Any]) -> N
     generator = torch.Generator().manual_seed(case["seed"])
     groups = case["inputs"] if case["depthwise"] else case["groups"]
     inputs = case["inputs"] if case["depthwise"] else case["inputs"] * groups
-    outputs = case["outputs"] * groups * (4 if case["height"] == 4 else 1)
+    outputs = case["outputs"] * groups * case["of_group"]
     x = torch.randn(case["images"], inputs, *case["size"], generator=generator)
     dense = torch.randn(outputs, inputs // groups, *case["kernel"], generator=generator)
     weight = zeros_like_blocks(dense, case["height"], case["sparsity"], generator)
@@ -180,6 +181,19 @@ def test_a_linear_layer_is_torchs(
     # With AVX-512 a few vectors are multiplied in a format that moves each weight by up to 2e-6 of itself.
     rounded = x.numel() // inputs <= SINGLE and isa.lanes == 16
     agree(found, expected, 2e-5 if rounded else 3e-6)
+
+
+@each_isa
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [2, 8])
+def test_rows_of_different_groups_never_share_places(isa: InstructionSet, kernel: int, groups: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 8, 9, 9), torch.randn(8, 8 // groups, kernel, kernel)
+    start, out = Value((1, 8, 9, 9)), Value((1, 8, 9, 9))
+    node = Conv("conv", start, out, weight, None, padding=(kernel // 2, kernel // 2), groups=groups)
+    expected = functional.conv2d(x.double(), weight.double(), padding=kernel // 2, groups=groups)
+    agree(run([node], {start: x}, out, isa, choice=Choice(4)), expected)
+    assert all(choice.height == 1 for choice in candidates(node, isa)) == (groups == 8)
 
 
 @each_isa

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import run_example
+from secateurs.forward import run_example, tensors_in
 from secateurs.run.backends import DENSE, Absent, Backend
 from secateurs.run.execute import Runner
 from secateurs.run.explain import Explanation, explain
@@ -32,6 +34,8 @@ from secateurs.run.tune import Tuned, choices, reckon, tune
 _CLEAR, _LONG = 2.5, 0.01
 """Where torch takes so many seconds, and the kernels are so many times as fast, no other dense runtime is asked: none was ever seen that
 far ahead of torch, save on small models, where what torch does around each operation takes the time."""
+_TOLERANCE, _ROUNDED = 1e-3, 0.3
+"""Differences that no order of sums, or no rounding of weights, explains: kernels that gave such answers would not be used."""
 _SHAPES = 16
 """Plans kept for different shapes of input."""
 
@@ -103,6 +107,14 @@ class Compiled:
             tuned = reckon(network, self.isa, self.threads, limits(self.isa, self._memory), self._values)
         runner = Runner(network, plan(network, self.isa, self.threads, choices(tuned)), self.threads)
         run = _calling(network, runner)
+        unlike = _difference(interpreter(network), run, example)
+        if unlike > (_TOLERANCE if self._values == "float32" else _ROUNDED):
+            warnings.warn(
+                f"the kernels' answers differ from torch's by {unlike:.1e} of the largest: torch runs instead; please report this model",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return Ready(network, interpreter(network), "torch", tuned, {})
         if not self._tuning:
             return Ready(network, run, "kernels", tuned, {})
         return self._raced(network, run, tuned, example)
@@ -192,6 +204,18 @@ def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]
         return changed(network.result, named.__getitem__)
 
     return shaped
+
+
+def _difference(torchs: Callable[[Any], Any], ours: Callable[[Any], Any], example: Any) -> float:
+    """The largest difference of two functions' tensors, as a part of the largest number; 0 where torch itself gives another answer
+    each time, or numbers that are not finite."""
+    expected, again, found = (list(tensors_in(run(example))) for run in (torchs, torchs, ours))
+    parts = [0.0]
+    for one, other, mine in zip(expected, again, found, strict=True):
+        if one.is_floating_point() and one.numel() and torch.equal(one, other) and bool(one.isfinite().all()):
+            apart = float((one - mine).abs().max() / one.abs().max().clamp_min(1e-6))
+            parts.append(apart if apart == apart else math.inf)
+    return max(parts)
 
 
 def _race(runs: Mapping[str, Callable[[Any], Any]], example: Any, threads: int) -> dict[str, Timing]:

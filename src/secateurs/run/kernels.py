@@ -13,7 +13,7 @@ import torch
 from secateurs.run import gemv, pack
 from secateurs.run.layers import SINGLE, Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.machine import InstructionSet, native_module
-from secateurs.run.nodes import Lstm
+from secateurs.run.nodes import Conv, Lstm
 
 _FILL = 2.0
 """Four rows that share places may hold at most so many times the weights that are not zero: beyond, sharing cannot pay."""
@@ -44,11 +44,16 @@ def candidates(layer: Layer, isa: InstructionSet, values: gemv.Values = "float32
 
 
 def union(layer: Layer) -> float:
-    """The share of places that at least one of four consecutive rows uses; 1 where the rows are not a multiple of four."""
+    """The share of places that at least one of four consecutive rows uses; 1 where these do not all read the same inputs."""
     rows = weights_of(layer) != 0
-    if len(rows) % 4:
+    if not has_fours(layer):
         return 1.0
     return float(rows.view(-1, 4, rows.shape[1]).any(1).float().mean())
+
+
+def has_fours(layer: Layer) -> bool:
+    """Whether its rows, or those of each of its groups, can be taken four at a time."""
+    return layer.weight.shape[0] // (layer.groups if isinstance(layer, Conv) else 1) % 4 == 0
 
 
 def is_single(layer: Layer) -> bool:
@@ -64,7 +69,7 @@ def _is_spread(layer: Layer, isa: InstructionSet) -> bool:
 
 
 def _shares(layer: Layer, isa: InstructionSet) -> bool:
-    if not _is_spread(layer, isa) or layer.weight.shape[0] % 4:
+    if not _is_spread(layer, isa) or not has_fours(layer):
         return False
     return union(layer) <= _FILL * float((weights_of(layer) != 0).float().mean())
 

@@ -92,7 +92,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     channel = group + np.repeat(np.arange(of_group), len(taps))
     offsets = channel * strides[0] + np.tile(taps, of_group)
     at_once = max(1, choice.block // (touched * homes.isa.lanes * 4))
-    sparse = packed(weight, offsets, channel // at_once, choice, homes.threads, grid.panels * images)
+    sparse = packed(weight, offsets, channel // at_once, choice, homes.threads, grid.panels * images, node.groups)
     where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
     task = steps.spmm(
         homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation, grid.columns
@@ -121,7 +121,9 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
     channel = group + np.arange(weight.shape[1])
     at_once = max(1, choice.block // (grid.columns * lanes * 4))
-    sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels * images)
+    sparse = packed(
+        weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels * images, node.groups
+    )
     starts = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
     places = [starts[0] * home.layout.image_stride + starts[1] if home else 0 * starts[0] + starts[1] for home in (x, y, residual)]
     where = np.ascontiguousarray(np.stack(places, -1).reshape(-1, 3), np.int64)
@@ -217,9 +219,11 @@ def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
     homes.task(node.name, [out, last], steps.copy(out, last, rows * width, x_offset=before[1]))
 
 
-def packed(weight: NDArray[np.float32], offsets: Any, blocks: Any, choice: Choice, threads: int, panel_count: int) -> Sparse:
+def packed(
+    weight: NDArray[np.float32], offsets: Any, blocks: Any, choice: Choice, threads: int, panel_count: int, groups: int = 1
+) -> Sparse:
     """Packed weights, in as many chunks of rows as keep the threads busy."""
-    height = choice.height if len(weight) % choice.height == 0 else 1
+    height = choice.height if len(weight) // groups % choice.height == 0 else 1  # rows that share places read the same inputs
     wanted = 1 if threads == 1 else -(-2 * threads // panel_count)
     chunks = choice.chunks or max(1, min(wanted, len(weight) // (16 * height)))
     return pack(weight, offsets, blocks, height, chunks)

@@ -14,7 +14,7 @@ from torch import Tensor
 from secateurs.run.execute import Runner
 from secateurs.run.gemv import Values
 from secateurs.run.interpret import inputs_of, step
-from secateurs.run.kernels import candidates, is_single, union
+from secateurs.run.kernels import candidates, has_fours, is_single, union
 from secateurs.run.layers import Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.limits import Limits
 from secateurs.run.machine import InstructionSet
@@ -153,7 +153,7 @@ def _reckoned(node: Layer, isa: InstructionSet, threads: int, limits: Limits, va
         return Tuned(replace(choice, dense=choice.values == "float32" and dense < ours), ours, dense, measured=False)
     together = union(node) * weights.numel()
     rates = {1: (nonzeros, 0.6), 4: (together, 0.8)}
-    shared = node.weight.shape[0] % 4 == 0 and together / 0.8 < nonzeros / 0.6
+    shared = has_fours(node) and together / 0.8 < nonzeros / 0.6
     work, rate = rates[4 if shared else 1]
     ours = limits.seconds(work * positions, work * 8, threads) / rate
     return Tuned(Choice(4 if shared else 1, dense=dense < ours), ours, dense, measured=False)
