@@ -211,7 +211,8 @@ def _about(cells: Cells) -> str:
     rounds = sorted({cell["rounds"] for cell in cells.values()})
     return (
         "`SECATEURS_DATA=… python benchmarks/runtime.py`. Milliseconds are medians of "
-        f"at most {' or '.join(map(str, rounds))} rounds (at least three; fewer where a part would have taken longer than --seconds) in which all contenders of a row take turns in a shuffled order; times as fast are "
+        f"at most {' or '.join(map(str, rounds))} rounds (at least three; fewer where a part would have taken longer than --seconds) "
+        "in which all contenders of a row take turns in a shuffled order; times as fast are "
         "medians of the rounds' quotients against the fastest of torch (as it comes, channels last, frozen), ONNX Runtime and OpenVINO "
         "in float32, with the same weights, input and number of threads. Every call starts and ends with plain tensors, so packing and "
         "unpacking of activations count. Each is warmed by unmeasured calls before each sample (for 10 ms with two threads); “cold” "
