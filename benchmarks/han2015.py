@@ -302,7 +302,8 @@ def section(name: str) -> str:
         f"gradients clipped to norm 1, `{recipe.allocate.__name__}`"
         + (", bfloat16 mixed precision" if recipe.amp else "")
         + (
-            f", the three dense networks as teachers after each cut by magnitude (`distill`, T = {recipe.temperature:g}), the other columns without"
+            f", the three dense networks as teachers after each cut by magnitude (`distill`, T = {recipe.temperature:g}), "
+            "the other columns without"
             if recipe.temperature
             else ""
         )
