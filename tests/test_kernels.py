@@ -18,7 +18,7 @@ from secateurs.run.execute import Runner
 from secateurs.run.homes import Segment
 from secateurs.run.kernels import KERNELS, candidates
 from secateurs.run.layers import SINGLE, Choice
-from secateurs.run.layout import Packed, Plain, grid_for, to_packed, to_plain, tokens_for
+from secateurs.run.layout import Packed, grid_for, tiles, tokens_for
 from secateurs.run.machine import InstructionSet, available, native_module
 from secateurs.run.nodes import (
     Activate,
@@ -340,10 +340,8 @@ def test_panels_hold_every_position_once(height: int, width: int, lanes: int, ch
     layout = Packed(grid, channels)
     places = layout.addresses()
     assert len(set(places.tolist())) == height * width and places.max() < layout.image_stride
-    there = to_packed(Plain(height * width, channels), layout)
-    back = to_plain(layout)
-    assert there.rows[:, 4].sum() == grid.vectors * lanes
-    assert back.rows[:, 4].sum() == height * width
+    found = tiles(held.reshape(grid.tile_height, grid.tile_width, lanes), layout.vectors())
+    assert int((found.spans[..., 1] - found.spans[..., 0]).sum()) == height * width
 
 
 @pytest.mark.parametrize("count", [1, 5, 16, 17, 128, 197, 1000])

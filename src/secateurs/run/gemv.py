@@ -126,33 +126,9 @@ def _scales(row: Array, value: Array, lanes: int, largest: int) -> Array:
 
 
 def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, column: Array, value: Array, ends: Array) -> Packed:
-    groups, far = len(rows), np.int64(1) << 40
-    # Plan the steps of all groups side by side: the window begins where the first of the 16 next nonzeros is, and every row
-    # whose next nonzero is within it has its turn.
-    column_or_end = np.append(column, far)
-    at, end = ends[:-1].copy(), ends[1:]
-    place = np.int32 if len(value) < 2**31 else np.int64
-    start: Array = np.zeros(groups, dtype=np.int64)
-    busy_steps, advance_steps, nonzero_steps = [], [], []
-    while groups:
-        following = np.where(at < end, column_or_end[at], far).reshape(groups, LANES)
-        first = following.min(axis=1)
-        live = first < far
-        if not live.any():
-            break
-        wanted = np.minimum(first // ALIGN * ALIGN, max(shape[1] - WINDOW, 0))
-        moved = np.where(live, np.minimum(wanted, start + 65535), start)
-        busy = following < (moved + WINDOW)[:, None]
-        busy_steps.append(busy)
-        advance_steps.append((moved - start).astype(np.uint16))
-        nonzero_steps.append(at.astype(place).reshape(groups, LANES))
-        start = moved
-        at += busy.reshape(-1)
-    count = len(busy_steps)
-    busy = np.array(busy_steps, dtype=bool).reshape(count, groups, LANES).swapaxes(0, 1)
-    advance = np.array(advance_steps, dtype=np.uint16).reshape(count, groups).T
-    taken = np.array(nonzero_steps, dtype=place).reshape(count, groups, LANES).swapaxes(0, 1)
-
+    groups = len(rows)
+    busy, advance, taken = _schedule(shape[1], groups, column, ends)
+    count = busy.shape[1]
     used = (busy.any(axis=2) | (advance > 0)).sum(axis=1)  # steps of each group
     padded = -(-used // UNROLL) * UNROLL
     steps = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
@@ -193,6 +169,38 @@ def _lanes(values: Values, shape: tuple[int, int], rows: Array, row: Array, colu
         scale=scale,
         work=padded + 8,
     )
+
+
+def _schedule(inputs: int, groups: int, column: Array, ends: Array) -> tuple[Array, Array, Array]:
+    """Steps of all groups side by side: busy lanes (groups, steps, lanes), the window's advance, and the nonzero that each lane takes.
+
+    The window begins where the first of the 16 next nonzeros is, and every row whose next nonzero is within it has its turn.
+    """
+    far = np.int64(1) << 40
+    column_or_end = np.append(column, far)
+    at, end = ends[:-1].copy(), ends[1:]
+    place = np.int32 if len(column) < 2**31 else np.int64
+    start: Array = np.zeros(groups, dtype=np.int64)
+    busy_steps, advance_steps, nonzero_steps = [], [], []
+    while groups:
+        following = np.where(at < end, column_or_end[at], far).reshape(groups, LANES)
+        first = following.min(axis=1)
+        live = first < far
+        if not live.any():
+            break
+        wanted = np.minimum(first // ALIGN * ALIGN, max(inputs - WINDOW, 0))
+        moved = np.where(live, np.minimum(wanted, start + 65535), start)
+        busy = following < (moved + WINDOW)[:, None]
+        busy_steps.append(busy)
+        advance_steps.append((moved - start).astype(np.uint16))
+        nonzero_steps.append(at.astype(place).reshape(groups, LANES))
+        start = moved
+        at += busy.reshape(-1)
+    count = len(busy_steps)
+    busy = np.array(busy_steps, dtype=bool).reshape(count, groups, LANES).swapaxes(0, 1)
+    advance = np.array(advance_steps, dtype=np.uint16).reshape(count, groups).T
+    taken = np.array(nonzero_steps, dtype=place).reshape(count, groups, LANES).swapaxes(0, 1)
+    return busy, advance, taken
 
 
 def _aligned(shape: int | tuple[int, ...], kind: type[np.generic]) -> Array:

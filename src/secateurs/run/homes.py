@@ -11,7 +11,7 @@ import torch
 
 from secateurs.run import steps
 from secateurs.run.buffers import Buffer, Home, Place
-from secateurs.run.layout import Grid, Packed, Plain, Tokens, straight, tiles, to_packed
+from secateurs.run.layout import Grid, Packed, Plain, Tokens, straight, tiles
 from secateurs.run.machine import InstructionSet, narrower
 from secateurs.run.nodes import Node, Value
 
@@ -158,27 +158,21 @@ class Homes:
             if isinstance(layout, Packed) and isinstance(layout.grid, Tokens):
                 isa = narrower(self.isa, layout.grid.count)
                 return self.task("layout", [source, target], steps.tokens(isa, source, target, layout, packs=layout is there))
-        panels, image = (there, source) if isinstance(there, Packed) else (here, target)
-        if isinstance(panels, Plain):
-            moved = straight(panels.positions, self.isa.lanes)
+        if isinstance(here, Plain) and isinstance(there, Plain):
             strides = (there.image_stride, there.channel_stride)
+            moved = straight(there.positions, self.isa.lanes)
             return self.task(
                 "layout", [source, target], steps.move(self.isa, moved, source, target.place, strides, images, channels)
             )
-        if isinstance(here, Packed) and isinstance(there, Packed):
-            strides = (there.image_stride, there.channel_stride)
-            moved = to_packed(here, there)
-            return self.task(
-                "layout", [source, target], steps.move(self.isa, moved, source, target.place, strides, images, channels)
-            )
-        grid = panels.grid
+        packs = isinstance(there, Packed)
+        image, vectors = (source, target) if packs else (target, source)
+        grid = vectors.packed.grid
         assert isinstance(grid, Grid)
-        seen = grid.positions().reshape(grid.tile_height, grid.tile_width, grid.lanes)
-        strides = (panels.image_stride, panels.channel_stride)
-        vectors = target if panels is there else source
-        found = tiles(seen, panels.vectors())
-        do = steps.tiles(self.isa, found, image, vectors.place, strides, images, channels, packs=panels is there)
-        return self.task("layout", [source, target], do)
+        found = tiles(grid.positions().reshape(grid.tile_height, grid.tile_width, grid.lanes), vectors.packed.vectors())
+        strides = (vectors.layout.image_stride, vectors.layout.channel_stride)
+        return self.task(
+            "layout", [source, target], steps.tiles(self.isa, found, image, vectors.place, strides, images, channels, packs)
+        )
 
 
 def count(value: Value) -> int:

@@ -249,19 +249,6 @@ def tiles(seen: Indices, at: Indices) -> Tiles:
     return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, spans, at.reshape(rows, columns))))
 
 
-def to_plain(source: Packed) -> Moves:
-    """The moves from panels to (channels, positions)."""
-    lanes, positions = source.grid.lanes, len(source.addresses())
-    to = np.arange(0, positions, lanes)
-    wanted = to[:, None] + np.arange(lanes)
-    return moves(source, np.where(wanted < positions, wanted, -1), to, np.minimum(lanes, positions - to))
-
-
-def to_packed(source: Layout, target: Packed) -> Moves:
-    """The moves to panels."""
-    return moves(source, target.grid.positions(), target.vectors())
-
-
 def straight(positions: int, lanes: int) -> Moves:
     """The moves that copy a channel as it is."""
     to = np.arange(0, positions, lanes)
