@@ -184,6 +184,8 @@ def _require_cpu(inputs: Any) -> None:
 def _calling(network: Network, runner: Runner) -> Callable[[Any], Any]:
     """The runner as a function of what the model takes, giving what the model gives."""
     alone = isinstance(network.result, Value)
+    if alone and isinstance(network.example, Value):
+        return lambda inputs: runner(inputs)[0]
 
     def run(inputs: Any) -> Any:
         found = runner(*(leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)))

@@ -15,6 +15,13 @@ from secateurs.run.nodes import Network, Node, Torch
 from secateurs.run.plan import Plan, programs, results
 
 
+class _Here(threading.local):
+    """What one thread's run uses: where its arena lies, and the seconds of each step if they are asked for."""
+
+    address = 0
+    steps: list[tuple[str, float]] | None = None
+
+
 class Runner:
     """A plan made ready to run: `run(*tensors)` gives the tensors of the network's result, in the order of `gives`.
 
@@ -25,10 +32,12 @@ class Runner:
         self.threads = threads
         self.bytes = made.floats * 4
         self.programs = programs(made)
-        self._here = threading.local()
+        self._here = _Here()
         self.gives = results(network)
         nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
         self._run = program(nodes, network.inputs, self.gives, network.constants)
+        if not all(isinstance(item, Segment) for item in made.items):
+            self._run = torch.no_grad()(self._run)
         self._arena = native_module().Arena(self.bytes)
         self._free = threading.Lock()
 
@@ -37,18 +46,17 @@ class Runner:
         try:
             arena = self._arena if mine else native_module().Arena(self.bytes)
             self._here.address = arena.address
-            with torch.no_grad():
-                return self._run(*tensors)
+            return self._run(*tensors)
         finally:
             if mine:
                 self._free.release()
 
     def timed(self, *tensors: Tensor) -> list[tuple[str, float]]:
         """One run, with the seconds of each step of the kernels."""
-        self._here.steps = []
+        self._here.steps = steps = []
         try:
             self(*tensors)
-            return self._here.steps
+            return steps
         finally:
             self._here.steps = None
 
@@ -56,20 +64,17 @@ class Runner:
         """A segment as one function of torch tensors."""
         native = self.programs[segment]
         order = [value for value, _ in sorted(segment.outside.items(), key=lambda pair: pair[1].index)]
-        written = [order.index(value) for value in segment.writes]
-        shapes = [(place, order[place].shape) for place in written]
-        read = [order.index(value) for value in segment.reads]
+        places = [order.index(value) + 1 for value in (*segment.reads, *segment.writes)]
+        shapes = [value.shape for value in segment.writes]
         here, count, names = self._here, len(order), [name for name, _ in segment.tasks]
 
         def run(*tensors: Tensor) -> Any:
             held = [tensor.contiguous() for tensor in tensors]
+            made = [torch.empty(shape) for shape in shapes]
             addresses = [here.address] + [0] * count
-            for place, tensor in zip(read, held, strict=True):
-                addresses[place + 1] = tensor.data_ptr()
-            made = [torch.empty(shape) for _, shape in shapes]
-            for (place, _), tensor in zip(shapes, made, strict=True):
-                addresses[place + 1] = tensor.data_ptr()
-            if getattr(here, "steps", None) is None:
+            for place, tensor in zip(places, (*held, *made), strict=True):
+                addresses[place] = tensor.data_ptr()
+            if here.steps is None:
                 native.run(addresses, self.threads)
             else:
                 here.steps += zip(names, native.timed(addresses, self.threads), strict=True)

@@ -92,7 +92,9 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     channel = group + np.repeat(np.arange(of_group), len(taps))
     offsets = channel * strides[0] + np.tile(taps, of_group)
     at_once = max(1, choice.block // (touched * homes.isa.lanes * 4))
-    sparse = packed(weight, offsets, channel // at_once, choice, homes.threads, grid.panels * images, node.groups)
+    sparse = packed(
+        weight, offsets, _blocks(channel, node.x.shape[1], at_once), choice, homes.threads, grid.panels * images, node.groups
+    )
     where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
     task = steps.spmm(
         homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation, grid.columns
@@ -112,29 +114,31 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     grid = tokens_for(positions, lanes)
     pitch = grid.vectors * lanes
     x, residual = homes.plain(node.x), None if node.residual is None else homes.plain(node.residual)
-    if pitch == positions:
-        y = homes.new_tensor(node.out)
-    else:  # what sticks out is read and written too, so there must be room for it
+    y = homes.new_tensor(node.out)
+    out = None
+    if pitch != positions:  # what sticks out is read and summed too, so there must be room for it
         x, residual = _roomy(homes, x, images, pitch), None if residual is None else _roomy(homes, residual, images, pitch)
-        y = Home(Plain(pitch, outputs), homes.new_plain(images * outputs * pitch).place)
+        y, out = Home(Plain(pitch, outputs), homes.new_plain(images * outputs * pitch).place), y
     weight = matrix(node.weight)
     group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
     channel = group + np.arange(weight.shape[1])
     at_once = max(1, choice.block // (grid.columns * lanes * 4))
     sparse = packed(
-        weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels * images, node.groups
+        weight,
+        channel * x.layout.channel_stride,
+        _blocks(channel, node.x.shape[1], at_once),
+        choice,
+        homes.threads,
+        grid.panels * images,
+        node.groups,
     )
-    starts = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
-    places = [starts[0] * home.layout.image_stride + starts[1] if home else 0 * starts[0] + starts[1] for home in (x, y, residual)]
-    where = np.ascontiguousarray(np.stack(places, -1).reshape(-1, 3), np.int64)
+    image, first = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
+    nothing = 0 * (image + first)
+    places = [nothing if home is None else image * home.layout.image_stride + first for home in (x, y, residual, out)]
+    where = np.ascontiguousarray(np.stack([*places, positions - first + nothing], -1).reshape(-1, 5), np.int64)
     bias = bias_of(node.bias, outputs)
-    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns)
-    homes.task(node.name, [x, y, residual], task)
-    if pitch != positions:
-        target = homes.new_tensor(node.out)
-        strides = (target.layout.image_stride, target.layout.channel_stride)
-        moved = straight(positions, lanes)
-        homes.task("layout", [y, target], steps.move(homes.isa, moved, y, target.place, strides, images, outputs))
+    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out)
+    homes.task(node.name, [x, y, residual, out], task)
 
 
 def _roomy(homes: Homes, home: Home, images: int, pitch: int) -> Home:
@@ -173,7 +177,9 @@ def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
     weight = matrix(node.weight)
     channel = np.arange(weight.shape[1])[None]
     at_once = max(1, choice.block // (grid.columns * grid.lanes * 4))
-    sparse = packed(weight, channel * x.layout.channel_stride, channel // at_once, choice, homes.threads, grid.panels)
+    sparse = packed(
+        weight, channel * x.layout.channel_stride, _blocks(channel, weight.shape[1], at_once), choice, homes.threads, grid.panels
+    )
     starts = np.arange(grid.panels) * x.packed.panel_stride
     where = panels(1, starts, 0, y.packed, None if residual is None else residual.packed)
     task = steps.spmm(isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation, grid.columns)
@@ -227,6 +233,11 @@ def packed(
     wanted = 1 if threads == 1 else -(-2 * threads // panel_count)
     chunks = choice.chunks or max(1, min(wanted, len(weight) // (16 * height)))
     return pack(weight, offsets, blocks, height, chunks)
+
+
+def _blocks(channel: NDArray[np.int64], channels: int, at_once: int) -> NDArray[np.int64]:
+    """The block of each channel: blocks of at most so many channels, all of about the same size."""
+    return channel * -(-channels // at_once) // channels
 
 
 def matrix(weight: Tensor) -> NDArray[np.float32]:

@@ -223,11 +223,11 @@ class Tiles:
     """How vectors whose lanes are tiles of an image are read from it, or written to it.
 
     In each row of the tiles, and each part of ``lanes`` columns, ``origins`` (rows, parts, lanes) is the place in the image where the
-    lane's columns begin, and ``spans`` (rows, parts, lanes, 2) which of them exist. ``at`` (rows, columns): where the vectors lie.
+    lane's columns begin, and ``there`` (rows, parts, lanes) has a bit for each that exists. ``at`` (rows, columns): where the vectors lie.
     """
 
     origins: NDArray[np.int32]
-    spans: NDArray[np.int32]
+    there: NDArray[np.int32]
     at: NDArray[np.int32]
 
 
@@ -243,10 +243,9 @@ def tiles(seen: Indices, at: Indices) -> Tiles:
     stretch = padded.reshape(rows, parts, lanes, lanes).swapaxes(2, 3)  # (rows, parts, lane, column)
     there = stretch >= 0
     first = np.where(there.any(3), there.argmax(3), 0)
-    last = first + there.sum(3)
     origins = np.where(there.any(3), np.take_along_axis(stretch, first[..., None], 3)[..., 0] - first, 0)
-    spans = np.stack([first, last], -1)
-    return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, spans, at.reshape(rows, columns))))
+    bits = (there << np.arange(lanes)).sum(3)
+    return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, bits, at.reshape(rows, columns))))
 
 
 def straight(positions: int, lanes: int) -> Moves:

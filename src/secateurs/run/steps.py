@@ -17,7 +17,7 @@ from secateurs.run.pack import Sparse
 
 Task = Callable[[Any], None]
 
-_CODES = {"clamp": 0, "hard_swish": 1, "hard_sigmoid": 2, "silu": 3, "gelu": 4, "gelu_tanh": 5, "sigmoid": 6, "tanh": 7}
+_CODES = {"clamp": 0, "hard_swish": 1, "hard_sigmoid": 2, "silu": 3, "gelu": 4, "gelu_tanh": 5, "sigmoid": 6, "tanh": 7, "none": 8}
 _GROUP = 16
 """Channels that one job of a step without weights takes."""
 
@@ -30,9 +30,9 @@ def at(home: Home | None) -> tuple[int, int]:
 
 
 def activation_of(activation: Activation | None) -> dict[str, Any]:
-    """An activation as the program takes it; none is a clamp without bounds."""
+    """An activation as the program takes it; none has bounds that nothing exceeds."""
     if activation is None:
-        return {"activation": 0, "low": float("-inf"), "high": float("inf")}
+        return {"activation": _CODES["none"], "low": float("-inf"), "high": float("inf")}
     return {"activation": _CODES[activation.kind], "low": activation.low, "high": activation.high}
 
 
@@ -81,7 +81,7 @@ def tiles(
             isa=isa.name,
             pack=packs,
             from_=found.origins,
-            spans=found.spans,
+            there=found.there,
             at=found.at,
             rows=found.at.shape[0],
             columns=found.at.shape[1],
@@ -136,8 +136,10 @@ def spmm(
     stride: int,
     activation: Activation | None,
     columns: int,
+    out: Home | None = None,
 ) -> Task:
-    """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next."""
+    """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next. Finished rows go to
+    ``out`` where there is one, and sums that are not finished lie in y."""
 
     def do(program: Any) -> None:
         program.spmm(
@@ -155,8 +157,10 @@ def spmm(
             x=at(x),
             y=at(y),
             residual=at(residual),
+            out=at(out),
             y_stride=y.layout.channel_stride,
             residual_stride=0 if residual is None else residual.layout.channel_stride,
+            out_stride=0 if out is None else out.layout.channel_stride,
             **activation_of(activation),
         )
 

@@ -52,11 +52,11 @@ def windows(grid: Grid, window: Pair, stride: Pair, padding: Pair, dilation: Pai
 
 
 def panels(images: int, starts: Indices, x_image: int, y: Packed, residual: Packed | None) -> Indices:
-    """(panels of all images, 3): where each begins in x, in y and in the residual."""
+    """(panels of all images, 5): where each begins in x, in y and in the residual; nothing of them goes elsewhere."""
     image, panel = np.arange(images)[:, None], np.arange(len(starts))
     nothing = np.zeros((images, len(starts)), np.int64)
     of = [nothing if layout is None else image * layout.image_stride + panel * layout.panel_stride for layout in (y, residual)]
-    return np.ascontiguousarray(np.stack([image * x_image + starts, *of], -1).reshape(-1, 3), np.int64)
+    return np.ascontiguousarray(np.stack([image * x_image + starts, *of, nothing, nothing], -1).reshape(-1, 5), np.int64)
 
 
 def divisors(found: Windows, grid: Grid, window: Pair, stride: Pair, dilation: Pair) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ struct SpmmStep final : Step {
     const int64_t *chunks;  // chunk i consists of blocks[chunks[i] ... chunks[i + 1])
     const Panel *panels;
     int64_t chunk_count, panel_count;
-    Place x, y, residual;
+    Place x, y, residual, out;
 
     int64_t jobs() const override { return chunk_count * panel_count; }
 
@@ -41,6 +41,7 @@ struct SpmmStep final : Step {
         mine.x = x.in(buffers);
         mine.y = y.in(buffers);
         mine.residual = residual.buffer == NOWHERE ? nullptr : residual.in(buffers);
+        mine.out = out.buffer == NOWHERE ? nullptr : out.in(buffers);
         const int64_t chunk = job / panel_count;
         kernel(mine, blocks + chunks[chunk], blocks + chunks[chunk + 1], panels[job % panel_count]);
     }

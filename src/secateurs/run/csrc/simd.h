@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -40,10 +40,31 @@ inline vi load(const int32_t *from) {
 
 inline void store(float *to, vf value) { memcpy(to, &value, sizeof(vf)); }
 
+// The first lanes, no more than so many.
+inline void store_first(float *to, vf value, int64_t count) {
+    if (count >= LANES) return store(to, value);
+#if LANES == 16
+    if (count > 0) _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+#else
+    for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
 inline vf splat(float value) { return value - vf{}; }
 
-// NaN passes, as in torch.
+// NaN passes, as in torch: where one is NaN, these instructions give the second.
+#if LANES == 16
+inline vf at_least(vf value, vf low) { return (vf)_mm512_max_ps((__m512)low, (__m512)value); }
+inline vf at_most(vf value, vf high) { return (vf)_mm512_min_ps((__m512)high, (__m512)value); }
+#elif LANES == 8
+inline vf at_least(vf value, vf low) { return (vf)_mm256_max_ps((__m256)low, (__m256)value); }
+inline vf at_most(vf value, vf high) { return (vf)_mm256_min_ps((__m256)high, (__m256)value); }
+#elif defined(__SSE__)
+inline vf at_least(vf value, vf low) { return (vf)_mm_max_ps((__m128)low, (__m128)value); }
+inline vf at_most(vf value, vf high) { return (vf)_mm_min_ps((__m128)high, (__m128)value); }
+#else
 inline vf at_least(vf value, vf low) { return low > value ? low : value; }
 inline vf at_most(vf value, vf high) { return high < value ? high : value; }
+#endif
 
 }  // namespace

@@ -8,8 +8,8 @@
 
 namespace secateurs {
 
-// CLAMP is relu, relu6 and any other interval; none has no bounds.
-enum Activation : int32_t { CLAMP, HARD_SWISH, HARD_SIGMOID, SILU, GELU, GELU_TANH, SIGMOID, TANH };
+// CLAMP is relu, relu6 and any other interval.
+enum Activation : int32_t { CLAMP, HARD_SWISH, HARD_SIGMOID, SILU, GELU, GELU_TANH, SIGMOID, TANH, NO_ACTIVATION };
 
 // One row (of `height` output channels) of the weights within one block of input channels.
 struct Row {
@@ -25,9 +25,10 @@ struct Block {
     int64_t nonzero;
 };
 
-// Where one panel of output positions is read and written.
+// Where one panel of output positions is read and written; `out` and `positions` only where finished rows go elsewhere.
 struct Panel {
     int64_t x, y, residual;
+    int64_t out, positions;  // positions of this panel that exist: the rest of a row is not written to `out`
 };
 
 struct Spmm {
@@ -38,7 +39,8 @@ struct Spmm {
     const float *x;
     float *y;
     const float *residual;              // or null
-    int64_t y_stride, residual_stride;  // from one output channel to the next
+    float *out;                         // where finished rows go, if not to y; or null
+    int64_t y_stride, residual_stride, out_stride;  // from one output channel to the next
     int32_t stride;                     // vectors from one input position to the next
     int32_t activation;
     float low, high;
@@ -63,9 +65,9 @@ struct Moves {
 typedef void (*MoveKernel)(const Moves &, const float *x, float *y, int64_t channels);
 
 // Between an image as torch has it and vectors whose lanes are tiles of it. In each row of tiles, lane l holds places
-// from[l] ... from[l] + LANES of the image, of which spans[2 l] ... spans[2 l + 1] exist; the columns' vectors lie at `at`.
+// from[l] ... from[l] + LANES of the image, of which those exist whose bits are set in there[l]; the columns' vectors lie at `at`.
 struct Tiles {
-    const int32_t *from, *spans;  // [row][part of a row: LANES columns][lane], the latter two numbers each
+    const int32_t *from, *there;  // [row][part of a row: LANES columns][lane]
     const int32_t *at;            // [row][column]
     int32_t rows, columns;
     int64_t image_stride, vector_stride;  // from one channel to the next
