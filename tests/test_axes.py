@@ -81,7 +81,7 @@ def test_the_occurrences_of_an_axis_are_its_indices_wherever_they_lie(drawn):
         marks = torch.zeros(2, dim.size, 3, dtype=torch.long)
         for view in occurrences(dim, axis):
             seen = view(marks, 1)
-            assert seen.shape[0] == axis.size
+            assert seen.shape[0] == axis.size and seen[0].numel() == 6 * view.width
             seen += (10 ** torch.arange(axis.size)).view(-1, *(1,) * (seen.ndim - 1))
         expected = [sum(10**i for other, i in index if other is axis) for index in indices(dim)]
         assert marks.unique(dim=0).shape[0] == 1 and marks.unique(dim=2).shape[2] == 1

@@ -448,3 +448,21 @@ def test_masks_of_zeros_are_where_the_zeros_are() -> None:
 def test_masks_that_do_not_fit_are_named(masks: dict[str, Tensor], message: str) -> None:
     with pytest.raises(SecateursError, match=message):
         sc.Masks(masks, nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("shape", [(), (7,), (600, 1001), (64, 32, 3, 3)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_a_mask_leaves_is_bit_for_bit_what_a_choice_of_numbers_is(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    weight = torch.randn(shape).to(dtype)
+    weight.view(-1)[:3] = torch.tensor([torch.nan, -torch.inf, -0.0])[: weight.numel()].to(dtype)
+    if len(shape) == 4:
+        weight = weight.contiguous(memory_format=layout)
+    module, mask = nn.ParameterList([weight.clone()]), torch.rand(shape) > 0.5
+    mask.view(-1)[:3] = False
+    sc.Masks({"0": mask}, module).apply_()
+    expected = torch.where(mask, weight, torch.zeros((), dtype=dtype))
+    found, wanted = (each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (module[0], expected))
+    assert torch.equal(found, wanted)

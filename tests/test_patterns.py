@@ -13,6 +13,7 @@ from torch import nn
 from secateurs.criteria import magnitude
 from secateurs.patterns import (
     Block,
+    Channel,
     Element,
     Filter,
     Kernel,
@@ -24,6 +25,7 @@ from secateurs.patterns import (
     find_weights,
     layout_of,
     misfit,
+    restrict,
     spread,
     unit_scores,
 )
@@ -227,6 +229,19 @@ def test_spreading_a_choice_marks_whole_units():
     spread(site, torch.tensor([[True, False, False, True]]), mask)
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     assert as_units(site, mask).all(-1).all(-1).tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_restricting_twice_leaves_what_both_choices_keep(layout):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    made, read = (
+        next(site for site in find_sites(model, Channel(), torch.zeros(1, 3, 9, 9)) if site.name == name) for name in "20"
+    )
+    rows, columns = torch.rand(1, 6) > 0.5, torch.rand(1, 8) > 0.5
+    mask = torch.ones(6, 8, 3, 3, dtype=torch.bool).contiguous(memory_format=layout)
+    for site, chosen in ((made, rows), (read, columns)):
+        restrict(site, chosen, mask, [member.parameter for member in site.members].index("2.weight"))
+    assert torch.equal(mask, (rows.T & columns)[:, :, None, None].expand(6, 8, 3, 3))
 
 
 # ------------------------------------------------------------------------------------------------ which weights take part

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import secateurs as sc
 from secateurs.apply import answers, shrink
+from secateurs.apply.present import Nonzero
 
 EXACT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -917,3 +918,17 @@ def test_what_is_no_float32_is_compared_as_before(monkeypatch):
     PASSES.clear()
     assert sc.shrink_(model, masks).sites
     assert len(PASSES) == 2 and set(PASSES) == {torch.float64}
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 4), (700, 900), (8, 6, 3, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.int8, torch.bool], ids=str)
+def test_where_anything_is_not_zero_is_found_along_each_dimension(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(shape) * 5 * (torch.rand(shape) > 1 - 2 / sum(shape))).to(dtype)
+    if dtype.is_floating_point:
+        weight.view(-1)[:3] = torch.tensor([torch.nan, -0.0, 1e-38])
+    there = Nonzero({"w": weight})
+    for dim in range(len(shape)):
+        assert torch.equal(there.along("w", dim), (weight != 0).movedim(dim, 0).reshape(shape[dim], -1).any(1))
+    assert there.anything("w") == bool((weight != 0).any())
+    assert not Nonzero({"w": torch.zeros_like(weight)}).anything("w")

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import secateurs as sc
 from secateurs import models
-from secateurs.forward import tensors_in
+from secateurs.forward import buffers_in, modules_in, parameters_in, tensors_in
 from secateurs.graph import Snapshot, analyse, record
 from secateurs.graph.fake import Fakes
 from secateurs.graph.sizes import Tagged
@@ -501,3 +501,15 @@ def test_an_example_is_needed_and_must_fit():
         sc.find_sites(nn.Linear(3, 2), sc.Channel(), torch.randn(1, 4))
     with pytest.raises(sc.TaskError, match="float64 but the model's weights are"):
         sc.find_sites(nn.Linear(3, 2), sc.Channel(), torch.randn(1, 3).double())
+
+
+def test_what_a_model_consists_of_is_told_as_torch_tells_it():
+    shared, tied = nn.Sequential(nn.BatchNorm1d(4)), nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": nn.Sequential(tied, shared), "b": shared, "c": nn.Linear(4, 4), "none": nn.Module()})
+    model["c"].weight, model["none"].gone = tied.weight, None
+    model["none"].register_module("nothing", None)
+    for again in (False, True):
+        assert list(modules_in(model, again).items()) == list(model.named_modules(remove_duplicate=not again))
+        for ours, theirs in ((parameters_in, model.named_parameters), (buffers_in, model.named_buffers)):
+            expected = list(theirs(remove_duplicate=not again))
+            assert [(name, id(tensor)) for name, tensor in ours(model, again).items()] == [(n, id(t)) for n, t in expected]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.apply import Masks
+from secateurs.forward import parameters_in
 from secateurs.observe import observe
 from secateurs.patterns import Selection, find_sites, restrict
 from secateurs.progress import track
@@ -99,7 +100,7 @@ def _impose_(
     for name, mask in (earlier or {}).items():
         found[name] = found[name] & mask.to(found[name].device) if name in found else mask
     masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
-    parameters = dict(model.named_parameters())
+    parameters = parameters_in(model)
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)

@@ -86,6 +86,8 @@ def _fill(weights: Sequence[float], limits: Sequence[Bounds], total: int) -> lis
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
+        if not low < middle < high:
+            break
         low, high = (middle, high) if sum(held(middle)) < total else (low, middle)
     return held(high)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import nested, run_example, tensors_in
+from secateurs.forward import modules_in, nested, parameters_in, run_example, tensors_in
 from secateurs.graph import plain, untouched
 from secateurs.types import SecateursError
 
@@ -74,10 +74,11 @@ class Check:
 
     def _precisions(self) -> Sequence[bool]:
         """Whether to compare in float64, in the order in which to try."""
-        size = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = parameters_in(self.model).values()
+        size = sum(parameter.numel() for parameter in parameters)
         if size >= _LARGE:
             return (False,)
-        single = all(parameter.dtype in (torch.float32, torch.float64) for parameter in self.model.parameters())
+        single = all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
         return (False, True) if size >= _SMALL and single else (True,)
 
     def _answers(self, double: bool) -> list[Tensor]:
@@ -109,12 +110,12 @@ def _in_double(model: nn.Module) -> Iterator[None]:
     """Every weight and buffer in float64; afterwards the tensors that were there before."""
     back: list[Callable[[], None]] = []
     try:
-        for parameter in model.parameters():
+        for parameter in parameters_in(model).values():
             if parameter.is_floating_point():
                 back.append(partial(_put_back, parameter, parameter.data, parameter.grad))
                 parameter.grad = None
                 parameter.data = parameter.data.double()
-        for module in model.modules():
+        for module in modules_in(model).values():
             for key, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_floating_point():
                     back.append(partial(setitem, module._buffers, key, buffer))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateurs.apply.present import Nonzero, Slices
+from secateurs.apply.present import Nonzero
 from secateurs.apply.resize import Undo
-from secateurs.forward import run_example
+from secateurs.forward import modules_in, run_example
 from secateurs.graph import Axis, Place, Structure, Value, untouched
 
 
@@ -32,14 +32,13 @@ Work = list[tuple[Tensor, list[_Reader]]]
 
 def constant_units(model: nn.Module, structure: Structure, there: Nonzero) -> Work:
     """The units whose weights are all zero, but that are read: they may be the same number everywhere."""
-    modules = dict(model.named_modules())
+    modules = modules_in(model)
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
-    slices = Slices(there)
     work: Work = []
     for axis, places in structure.places.items():
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
-        unfed = _unfed(axis, places, there, slices)
+        unfed = _unfed(axis, places, there)
         if not bool(unfed.any()):
             continue
         readers = [_reader(place, modules, structure) for place in places if place.role == "consumer"]
@@ -62,16 +61,10 @@ def fold_constants_(model: nn.Module, work: Work, examples: list[Any], undo: Und
     return sum(_fold_(unfed, readers, inputs, undo) for unfed, readers in work)
 
 
-def _unfed(axis: Axis, places: list[Place], there: Nonzero, slices: Slices) -> Tensor:
+def _unfed(axis: Axis, places: list[Place], there: Nonzero) -> Tensor:
     """The units whose weights are all zero while something still reads them."""
-    fed, read = torch.zeros(axis.size, dtype=torch.bool), torch.zeros(axis.size, dtype=torch.bool)
-    for place in places:
-        here = slices(axis, place)
-        if place.role == "producer" and there[place.parameter].ndim > 1:
-            fed |= here
-        elif place.role == "consumer":
-            read |= here
-    return ~fed & read
+    makers = [place for place in places if place.role == "producer" and there.weights[place.parameter].ndim > 1]
+    return ~there.at(axis, makers) & there.at(axis, [place for place in places if place.role == "consumer"])
 
 
 def _reader(place: Place, modules: dict[str, nn.Module], structure: Structure) -> _Reader | None:

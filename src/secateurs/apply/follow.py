@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from secateurs.apply.resize import Undo
 from secateurs.apply.rewrite import at, rewritten, takes_sizes
 from secateurs.apply.step import Rewrite
-from secateurs.forward import call, nested
+from secateurs.forward import call, modules_in, nested, parameters_in
 from secateurs.graph import Choice, Measured, SizeCall, Source, Structure, Value, is_users, kept, line_of, ready
 from secateurs.types import SecateursError
 
@@ -34,7 +34,7 @@ def attributes_of_code(model: nn.Module, structure: Structure, choice: Choice, f
 
     ``follow=False`` leaves all but those of torch's own layers as they are.
     """
-    modules = dict(model.named_modules())
+    modules = modules_in(model)
     changes = _passed(modules, structure, choice)
     _count_channels(modules, structure, choice, changes)
     for axis, stay in choice.items():
@@ -86,7 +86,7 @@ def _count_channels(modules: Mapping[str, nn.Module], structure: Structure, choi
 @torch.no_grad()
 def rescale_(model: nn.Module, structure: Structure, choice: Choice, undo: Undo) -> Changes:
     """Root-mean-square normalisations over fewer features scale as before; returns the attributes that hold their ε."""
-    parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
+    parameters, modules = parameters_in(model, again=True), modules_in(model)
     changes: Changes = {}
     for norm in {norm.parameter: norm for norm in structure.typing.rms_norms.values()}.values():
         stay = _measured(structure, choice, norm.source, len(norm.source.shape) - 1)
@@ -233,7 +233,7 @@ def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example
 
 def sizes_stay(model: nn.Module, structure: Structure, choice: Choice) -> bool:
     """Whether all sizes that the model's code gives seem to be right as they are, or follow by themselves: nothing is to be replaced."""
-    changes = _passed(dict(model.named_modules()), structure, choice)
+    changes = _passed(modules_in(model), structure, choice)
 
     def stays(given: Any, new: Any) -> bool:
         source = getattr(given, "source", None)
@@ -256,7 +256,7 @@ def sizes_stay(model: nn.Module, structure: Structure, choice: Choice) -> bool:
 def _told(problem: Exception, model: nn.Module) -> str:
     """What a model's code complained of, in which module and at which line."""
     first = (str(problem).strip().splitlines() or [""])[0]
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in modules_in(model).items()}
     frames = [frame for frame, _ in walk_tb(problem.__traceback__) if id(frame.f_locals.get("self")) in names]
     theirs = [frame for frame in frames if is_users(frame)] or frames
     if not theirs:
@@ -267,7 +267,7 @@ def _told(problem: Exception, model: nn.Module) -> str:
 
 def unfused(model: nn.Module, rewrites: Mapping[str, Any]) -> Changes:
     """Torch's encoder layers whose attention is narrower now must not take their fused path, which knows only the usual shape."""
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer))
+    layers = ((name, module) for name, module in modules_in(model).items() if isinstance(module, nn.TransformerEncoderLayer))
     return {
         name: {"activation_relu_or_gelu": [layer.activation_relu_or_gelu, 0]}
         for name, layer in layers

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateurs.apply.present import Nonzero
 from secateurs.apply.step import Step
-from secateurs.forward import run_example
+from secateurs.forward import modules_in, run_example
 from secateurs.graph import untouched
 
 
@@ -19,16 +19,16 @@ def idle_modules(model: nn.Module, there: Nonzero, examples: list[Any]) -> Step:
     ``there`` tells where weights are not zero. Only modules that are called once, with one tensor, and return one count; of nested
     ones, the outermost.
 
-    >>> from secateurs.apply.present import nonzero
+    >>> from secateurs.apply.present import Nonzero
     >>> block = nn.Sequential(nn.Linear(2, 2))
     >>> _ = nn.init.zeros_(block[0].weight), nn.init.zeros_(block[0].bias)
     >>> model = nn.Sequential(nn.Linear(2, 2), block)
-    >>> idle_modules(model, nonzero(model), [torch.ones(1, 2)]).zeros
+    >>> idle_modules(model, Nonzero.of(model), [torch.ones(1, 2)]).zeros
     ['1']
     """
-    gone = [name for name, where in there.items() if where.ndim > 1 and where.numel() and not bool(where.amax())]
+    gone = [name for name, weight in there.weights.items() if weight.ndim > 1 and weight.numel() and not there.anything(name)]
     around = {name[:place] for name in gone for place, letter in enumerate(name) if letter == "."}
-    candidates = {name: module for name, module in model.named_modules() if name in around}
+    candidates = {name: module for name, module in modules_in(model).items() if name in around}
     verdicts: dict[str, set[str]] = {name: set() for name in candidates}
     for example in examples if candidates else ():
         seen: dict[str, list[str]] = {name: [] for name in candidates}

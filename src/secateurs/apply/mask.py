@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateurs.apply.pieces import pieces
+from secateurs.forward import parameters_in
 from secateurs.graph import Snapshot, Structure
 from secateurs.types import Plan, SecateursError, Skipped
 
@@ -41,7 +43,7 @@ class Masks(Mapping[str, Tensor]):
         self._parameters: dict[str, nn.Parameter] = {}
         self._structure: tuple[Structure, Snapshot] | None = None
         self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
-        exact = dict(model.named_parameters(remove_duplicate=False))
+        exact = parameters_in(model, again=True)
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
@@ -92,8 +94,7 @@ class Masks(Mapping[str, Tensor]):
             mask = self._masks[name]
             if mask.device != parameter.device:
                 mask = self._masks[name] = mask.to(parameter.device)
-            weight = parameter.detach()
-            torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device), out=weight)
+            _zero_(parameter.detach(), mask)
         return self
 
     def remember(self, model: nn.Module, structure: Structure | None) -> None:
@@ -121,7 +122,7 @@ class Masks(Mapping[str, Tensor]):
         >>> list(Masks({"module.weight": torch.tensor([[True, False]])}, layer).named_as_in(layer))
         ['weight']
         """
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {id(parameter): name for name, parameter in parameters_in(model).items()}
         named: dict[str, Tensor] = {}
         for name, parameter in self.bind(model)._parameters.items():
             known = named.get(names[id(parameter)])
@@ -167,8 +168,22 @@ class Masks(Mapping[str, Tensor]):
         >>> Masks.of_zeros(layer, ["weight"])["weight"]
         tensor([[False,  True]])
         """
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = parameters_in(model, again=True)
         return Masks({name: parameters[name].detach() != 0 for name in names}, model)
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes → the whole numbers of that size."""
+
+
+def _zero_(weight: Tensor, mask: Tensor) -> None:
+    """Set to +0.0 what a mask does not keep, NaN too: bits times 1 or 0, several times faster than a choice between two numbers."""
+    bits = _INTEGERS.get(weight.element_size())
+    if bits is None:
+        weight.masked_fill_(~mask, 0)
+        return
+    for some, kept in pieces(weight.view(bits), mask.view(torch.int8)):
+        some.mul_(kept.to(bits))
 
 
 def _unwrapped(name: str) -> str:

@@ -2,84 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.graph import Axis, Choice, Dim, Place, Structure, kept
+from secateurs.apply.pieces import pieces
+from secateurs.forward import parameters_in
+from secateurs.graph import Axis, Choice, Place, Structure, kept
 
-Nonzero = Mapping[str, Tensor]
-"""Parameter → 1 where it is not zero, else 0, as uint8: the largest of many is found faster than whether any of them is ``True``."""
+
+class _Sides:
+    """Which indices of each dimension of a tensor have a number that is not zero; of one dimension after the other, as asked for."""
+
+    def __init__(self, weight: Tensor) -> None:
+        found = [_largest(*piece) for piece in pieces(weight)]
+        self._rows = (torch.cat([rows for rows, _ in found]) if len(found) > 1 else found[0][0]).bool().cpu()
+        self._columns = torch.stack([columns for _, columns in found]).amax(0) if len(found) > 1 else found[0][1]
+
+    def __getitem__(self, dim: int) -> Tensor:
+        return self._others[dim - 1] if dim else self._rows
+
+    @cached_property
+    def _others(self) -> _Sides:
+        return _Sides(self._columns)
 
 
-def nonzero(model: nn.Module) -> Nonzero:
-    """Where a model's parameters are not zero.
+def _largest(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest absolute values of each index of the first dimension, and of the others over the first."""
+    sizes = weight.abs() if weight.is_floating_point() and weight.element_size() > 1 else weight != 0
+    return (sizes.amax(tuple(range(1, sizes.ndim))), sizes.amax(0)) if sizes.ndim > 1 else (sizes, sizes)
 
-    >>> nonzero(nn.ReLU6()), nonzero(nn.ParameterList([torch.tensor([2.0, 0.0])]))
-    ({}, {'0': tensor([1, 0], dtype=torch.uint8)})
+
+class Nonzero:
+    """Where weights are not zero, found out when it is asked for.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.weight.data = torch.tensor([[0.0, -1.0], [0.0, 0.0]])
+    >>> there = Nonzero.of(layer)
+    >>> there.along("weight", 0), there.along("weight", 1)
+    (tensor([ True, False]), tensor([False,  True]))
     """
-    named = model.named_parameters(remove_duplicate=False)
-    return {name: (parameter.detach() != 0).view(torch.uint8).cpu() for name, parameter in named}
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+        self._sides: dict[str, _Sides] = {}
+
+    @staticmethod
+    def of(model: nn.Module) -> Nonzero:
+        """Where a model's parameters are not zero."""
+        return Nonzero({name: parameter.detach() for name, parameter in parameters_in(model, again=True).items()})
+
+    def along(self, name: str, dim: int) -> Tensor:
+        """Which indices of a weight's dimension have anything, as a bool tensor on the CPU."""
+        if name not in self._sides:
+            self._sides[name] = _Sides(self.weights[name])
+        return self._sides[name][dim]
+
+    def anything(self, name: str) -> bool:
+        """Whether any number of a weight is not zero, which a few of its rows nearly always tell."""
+        weight = self.weights[name]
+        some = weight[:: max(1, weight.shape[0] // 4)] if weight.ndim else weight
+        return bool(some.any()) or bool(weight.any())
+
+    def at(self, axis: Axis, places: Iterable[Place]) -> Tensor:
+        """Which units of an axis have anything at one of these places."""
+        found = [torch.zeros(axis.size, dtype=torch.bool)]
+        for place in places:
+            along = self.along(place.parameter, place.dim)
+            found.append(along if along.shape[0] == axis.size else place.view(along, 0).flatten(1).any(1))
+        return torch.stack(found).any(0)
+
+    def within(self, structure: Structure, present: Choice) -> Nonzero:
+        """The same without what lies in units that are gone."""
+        gone = {axis for axis, stay in present.items() if not bool(stay.all())}
+        weights = dict(self.weights)
+        for name, dims in structure.parameters.items():
+            for place, dim in enumerate(dims):
+                if not gone.isdisjoint(dim.axes()):
+                    stay = kept(dim, present).to(weights[name].device)
+                    weights[name] = weights[name].masked_fill(~stay.view(-1, *(1,) * (len(dims) - place - 1)), 0)
+        return Nonzero(weights)
 
 
-class Slices:
-    """Which units have anything at one of their places, of tensors that tell where there is something."""
+def present_units(structure: Structure, there: Nonzero, asked: Container[Axis]) -> dict[Axis, Tensor]:
+    """Axis → which of its units still matter: something makes them and something reads them; at least one of each axis.
 
-    def __init__(self, there: Nonzero) -> None:
-        self._there = there
-        self._along: dict[tuple[str, int], Tensor] = {}
-
-    def __call__(self, axis: Axis, place: Place) -> Tensor:
-        """A bool tensor of the axis's size."""
-        key = place.parameter, place.dim
-        if key not in self._along:
-            self._along[key] = _reduced(self._there[place.parameter].movedim(place.dim, 0))
-        along = self._along[key]
-        return (along if len(along) == axis.size else _reduced(place.view(along, 0))).bool()
-
-
-def _reduced(there: Tensor) -> Tensor:
-    return there.amax(tuple(range(1, there.ndim))) if there.ndim > 1 else there
-
-
-def present_units(model: nn.Module, structure: Structure, there: Nonzero) -> dict[Axis, Tensor]:
-    """Axis → which of its units still matter: something makes them and something reads them; at least one of each axis."""
+    A unit that is gone and had anything takes that with it, so that other units may be without makers or readers then. Approximate
+    axes are looked at where they were ``asked`` for; their units go where they have nothing, which takes nothing with it.
+    """
+    free = [axis for axis in structure.places if not axis.pinned and axis.size > 1 and axis in structure.producers]
+    axes = [axis for axis in free if not axis.approximate or axis in asked]
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
-    present: dict[Axis, Tensor] = {}
-    axes = [axis for axis in structure.places if not axis.pinned and axis.size > 1 and axis in structure.producers]
-    free = set(axes)
-    where = {name: _within(there[name], dims, free) for name, dims in structure.parameters.items()}
+    now = there
+    before: dict[Axis, Tensor] = {}
     while True:
-        there_now = Slices({name: _kept(found, structure.parameters[name], present) for name, found in where.items()})
-        before, present = present, {}
-        for axis in axes:
-            made, read = torch.zeros(axis.size, dtype=torch.bool), torch.zeros(axis.size, dtype=torch.bool)
-            consumers = False
-            for place in structure.places[axis]:
-                here = there_now(axis, place)
-                made |= here
-                if place.role == "consumer":
-                    consumers, read = True, read | here
-            if consumers and axis not in summed and not axis.approximate:
-                made &= read
-            made[0] |= not made.any()
-            present[axis] = made
-        if before and all(torch.equal(before[axis], present[axis]) for axis in axes):
+        some = {axis: now.at(axis, structure.places[axis]) for axis in axes}
+        present = {axis: _present(axis, some[axis], structure, now, axis in summed) for axis in axes}
+        nothing_lost = now is there and not any(bool((some[axis] & ~present[axis]).any()) for axis in axes)
+        if nothing_lost or (before and all(torch.equal(before[axis], present[axis]) for axis in axes)):
             return present
-        if not axes:
-            return present
+        now, before = there.within(structure, present), present
 
 
-def _within(there: Tensor, dims: Sequence[Dim], free: set[Axis]) -> Tensor:
-    """Without the last dimensions, where these have no axis that may go: the kernel of a convolution."""
-    last = max((place for place, dim in enumerate(dims) if not free.isdisjoint(dim.axes())), default=-1)
-    return there.flatten(last + 1).amax(last + 1) if -1 < last < there.ndim - 1 else there
-
-
-def _kept(there: Tensor, dims: Sequence[Dim], present: Choice) -> Tensor:
-    """What is not zero, and lies in no unit that is gone."""
-    for place, dim in enumerate(dims[: there.ndim]):
-        if any(axis in present and not bool(present[axis].all()) for axis in dim.axes()):
-            there = there & kept(dim, present).view(torch.uint8).view(-1, *(1,) * (there.ndim - place - 1))
-    return there
+def _present(axis: Axis, some: Tensor, structure: Structure, there: Nonzero, summed: bool) -> Tensor:
+    """The units of an axis that have something and, unless they are added up or normalised over, are read."""
+    readers = [place for place in structure.places[axis] if place.role == "consumer"]
+    present = some & there.at(axis, readers) if readers and not summed and not axis.approximate else some.clone()
+    present[0] |= not present.any()
+    return present

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from secateurs.apply.rewrite import REWRITES, RewrittenForward
 from secateurs.apply.step import Rewrite, Step
+from secateurs.forward import modules_in
 from secateurs.types import FileError
 
 _STEPS = "_secateurs_steps"
+
+Indices = Mapping[int, Sequence[int] | Tensor]
+"""Dimension → the indices of it that stay."""
 
 
 # ---------------------------------------------------------------- tensors
@@ -41,8 +45,8 @@ class Undo:
 
 def _slots(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
     """Name → the dict and key in which a module holds that parameter or buffer; tied ones under each of their names."""
-    found = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    for path, module in modules_in(model, again=True).items():
         for slots in (module._parameters, module._buffers):
             for key in slots:
                 found[f"{path}.{key}" if path else key] = (slots, key)
@@ -50,9 +54,7 @@ def _slots(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
 
 
 @torch.no_grad()
-def cut_(
-    model: nn.Module, cuts: Mapping[str, Mapping[int, Sequence[int]]], undo: Undo, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Keep only the indices given of each tensor: parameters with their gradients and what the optimizer holds of them, buffers."""
     slots = _slots(model)
     done: set[int] = set()
@@ -71,14 +73,12 @@ def cut_(
             for other, other_key in slots.values():
                 if other[other_key] is tensor:
                     other[other_key] = smaller
-    for module in model.modules():
+    for module in modules_in(model).values():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
 
 
-def _cut_parameter(
-    parameter: nn.Parameter, by_dim: Mapping[int, Sequence[int]], undo: Undo, optimizer: torch.optim.Optimizer | None
-) -> None:
+def _cut_parameter(parameter: nn.Parameter, by_dim: Indices, undo: Undo, optimizer: torch.optim.Optimizer | None) -> None:
     data, gradient, shape = parameter.data, parameter.grad, parameter.shape
     state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
     held = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == shape}
@@ -99,7 +99,7 @@ def _cut_parameter(
     state.update({key: kept_of(value, by_dim) for key, value in held.items()})
 
 
-def kept_of(tensor: Tensor, by_dim: Mapping[int, Sequence[int]]) -> Tensor:
+def kept_of(tensor: Tensor, by_dim: Indices) -> Tensor:
     """Only the indices given of each dimension, in the memory format that the tensor had."""
     format_ = (
         torch.channels_last
@@ -107,7 +107,7 @@ def kept_of(tensor: Tensor, by_dim: Mapping[int, Sequence[int]]) -> Tensor:
         else torch.contiguous_format
     )
     for dim, indices in by_dim.items():
-        tensor = tensor.index_select(dim, torch.tensor(indices, dtype=torch.long, device=tensor.device))
+        tensor = tensor.index_select(dim, torch.as_tensor(indices, dtype=torch.long, device=tensor.device))
     return tensor.contiguous(memory_format=format_)
 
 
@@ -174,7 +174,7 @@ def implied(model: nn.Module, computed: Iterable[tuple[str, str, Any]] = ()) -> 
     """
     fixed = {(path, key) for path, key, _ in computed}
     found: dict[str, dict[str, list[Any]]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules_in(model).items():
         rule = next((SIZES[base] for base in type(module).__mro__ if base in SIZES), None)
         for key, new in (rule(module) if rule else {}).items():
             if (old := getattr(module, key)) != new and (name, key) not in fixed:
@@ -184,7 +184,7 @@ def implied(model: nn.Module, computed: Iterable[tuple[str, str, Any]] = ()) -> 
 
 def set_attributes_(model: nn.Module, attributes: Mapping[str, Mapping[str, Sequence[Any]]], undo: Undo) -> None:
     """Give attributes their new values."""
-    modules = dict(model.named_modules())
+    modules = modules_in(model) if attributes else {}
     for name, changes in attributes.items():
         slots = modules[name].__dict__
         for key, (_, new) in changes.items():
@@ -268,7 +268,7 @@ def replace_module_(model: nn.Module, name: str, new: nn.Module, undo: Undo) -> 
 
 
 def _require_same(model: nn.Module, step: Step) -> None:
-    slots, modules = _slots(model), dict(model.named_modules())
+    slots, modules = _slots(model), modules_in(model)
     for name, shape in step.shapes.items():
         if name not in slots:
             raise FileError(f"the model was shrunk from one with a tensor {name}, but {type(model).__name__} has none of that name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -15,9 +15,10 @@ from secateurs.apply.fold import constant_units, fold_constants_
 from secateurs.apply.follow import attributes_of_code, rescale_, rewrites_for, sizes_stay, unfused
 from secateurs.apply.idle import idle_modules
 from secateurs.apply.mask import Masks
-from secateurs.apply.present import Nonzero, nonzero, present_units
-from secateurs.apply.resize import Undo, cut_, implied, kept_of, remember_, rewrite_, set_attributes_, take_out_
+from secateurs.apply.present import Nonzero, present_units
+from secateurs.apply.resize import Indices, Undo, cut_, implied, kept_of, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
+from secateurs.forward import buffers_in, parameters_in
 from secateurs.graph import Axis, Choice, Dim, Structure, analyse, kept, normal
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
@@ -78,19 +79,20 @@ def shrink_(
     if masks is not None:
         masks.apply_()
     example = example if example is not None or masks is None else masks.example
-    before = sum(parameter.numel() for parameter in model.parameters())
+    before = _count(model)
     examples = [example, telling(example)]
     check = Check(model, examples[-1])
-    there = nonzero(model)
+    there = Nonzero.of(model)
     idle = _take_out_idle_(model, there, examples, check)
     structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     names = axis_names(structure)
     folded = _fold_constants_(model, structure, there, examples, check)
-    asked = set(masks.plan or ()) if masks is not None else set()
-    present = present_units(model, structure, nonzero(model) if idle or folded else there)
+    planned = set(masks.plan or ()) if masks is not None else set()
+    asked = {axis for axis, name in names.items() if name in planned}
+    present = present_units(structure, Nonzero.of(model) if idle or folded else there, asked)
     candidates = [axis for axis, there in present.items() if not there.all()]
     exact = [axis for axis in candidates if not axis.approximate]
-    approximate = [axis for axis in candidates if axis.approximate and names.get(axis) in asked]
+    approximate = [axis for axis in candidates if axis.approximate]
     del there
     work = _Work(model, structure, example, optimizer, present, names, check)
     work.grow(exact, check=True)
@@ -101,11 +103,25 @@ def shrink_(
     return done
 
 
-def _left(masks: Masks, model: nn.Module, cuts: Mapping[str, Mapping[int, Sequence[int]]]) -> dict[str, Tensor]:
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in parameters_in(model).values())
+
+
+def _left(masks: Masks, model: nn.Module, cuts: Mapping[str, Indices]) -> dict[str, Tensor]:
     """The masks of the smaller weights; one that keeps everything is no mask any more."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    smaller = {name: kept_of(mask, cuts.get(name, {})) for name, mask in masks.items()}
-    return {name: mask for name, mask in smaller.items() if shapes.get(name) == mask.shape and not bool(mask.all())}
+    shapes = {name: parameter.shape for name, parameter in parameters_in(model, again=True).items()}
+    smaller = {name: kept_of(mask, cuts.get(name, {})) for name, mask in masks.items() if not _keeps(mask, cuts.get(name, {}))}
+    return {name: mask for name, mask in smaller.items() if shapes.get(name) == mask.shape}
+
+
+def _keeps(mask: Tensor, by_dim: Indices) -> bool:
+    """Whether a mask keeps everything at these indices; dimension by dimension, so that what is left to look at is soon small."""
+    if not mask.numel():
+        return True
+    least = mask.view(torch.uint8)
+    for dim in range(max(by_dim, default=-1) + 1):
+        least = (kept_of(least, {0: by_dim[dim]}) if dim in by_dim else least).amin(0)
+    return bool(least.amin())
 
 
 def _take_out_idle_(model: nn.Module, there: Nonzero, examples: list[Any], check: Check) -> tuple[str, ...]:
@@ -153,7 +169,7 @@ class _Work:
     failed: dict[Axis, str] = field(default_factory=dict)
     undo: Undo = field(default_factory=Undo)
     done: list[Axis] = field(default_factory=list)
-    cuts: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
+    cuts: Mapping[str, Indices] = field(default_factory=dict)
     difference: float = 0.0
 
     def grow(self, candidates: list[Axis], check: bool) -> None:
@@ -177,8 +193,7 @@ class _Work:
             raise SecateursError(f"the model behaves differently each time that it runs: {reason}")
         sites = {self.names.get(axis, repr(axis)): (axis.size, int(self.present[axis].sum())) for axis in self.accepted}
         skipped = tuple(Skipped(self.names.get(axis, repr(axis)), reason) for axis, reason in self.failed.items())
-        after = sum(parameter.numel() for parameter in self.model.parameters())
-        return Shrunk(sites, (before, after), skipped, self.difference)
+        return Shrunk(sites, (before, _count(self.model)), skipped, self.difference)
 
     def _attempt(self, axes: list[Axis], check: bool) -> str | None:
         """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was.
@@ -221,8 +236,8 @@ class _Work:
 
     def _shrink(self, choice: Choice, follow: bool, rewriting: bool) -> None:
         model, structure = self.model, self.structure
-        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-        self.cuts = _cuts(structure, choice)
+        tensors = {**parameters_in(model, again=True), **buffers_in(model, again=True)}
+        self.cuts, written = _cuts(structure, choice)
         shapes = {name: list(tensors[name].shape) for name in self.cuts}
         attributes: dict[str, dict[str, list[Any]]] = {}
         cut_(model, self.cuts, self.undo, self.optimizer)
@@ -232,7 +247,7 @@ class _Work:
         rewrites = rewrites_for(model, structure, choice, self.example) if rewriting else {}
         self._set(unfused(model, rewrites), attributes)
         rewrite_(model, rewrites, self.undo)
-        remember_(model, Step(shapes, self.cuts, attributes, rewrites), self.undo)
+        remember_(model, Step(shapes, written, attributes, rewrites), self.undo)
 
     def _set(self, changes: Mapping[str, Mapping[str, list[Any]]], noted: dict[str, dict[str, list[Any]]]) -> None:
         """Give attributes their new values, and note them."""
@@ -242,15 +257,18 @@ class _Work:
                 noted.setdefault(name, {}).setdefault(key, [old, new])[1] = new
 
 
-def _cuts(structure: Structure, choice: Choice) -> dict[str, dict[int, list[int]]]:
-    @cache
-    def stays(dim: Dim) -> list[int] | None:
-        stay = kept(dim, choice)
-        return None if bool(stay.all()) else stay.nonzero().flatten().tolist()
+def _cuts(structure: Structure, choice: Choice) -> tuple[dict[str, dict[int, Tensor]], dict[str, dict[int, list[int]]]]:
+    """Tensor → dimension → the indices that stay: as tensors to cut with, and as lists to write down."""
 
-    cuts: dict[str, dict[int, list[int]]] = {}
+    @cache
+    def stays(dim: Dim) -> tuple[Tensor, list[int]] | None:
+        stay = kept(dim, choice)
+        return None if bool(stay.all()) else ((indices := stay.nonzero().flatten()), indices.tolist())
+
+    cuts: dict[str, dict[int, Tensor]] = {}
+    written: dict[str, dict[int, list[int]]] = {}
     for name, dims in {**structure.parameters, **structure.buffers}.items():
         for place, dim in enumerate(dims):
-            if (indices := stays(normal(dim))) is not None:
-                cuts.setdefault(name, {})[place] = indices
-    return cuts
+            if (found := stays(normal(dim))) is not None:
+                cuts.setdefault(name, {})[place], written.setdefault(name, {})[place] = found
+    return cuts, written

@@ -7,7 +7,7 @@ down, so a binding never leads back to itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import prod
@@ -91,7 +91,9 @@ def _size_of(term: Term) -> int:
 
 def normal(dim: Dim) -> Dim:
     """The same dimension with every binding followed, sums multiplied out as far as the order of indices allows."""
-    if (axis := _single(dim)) is not None and axis.bound is not None:
+    if (axis := _single(dim)) is not None and axis.size != 1:
+        if axis.bound is None:
+            return dim
         axis.bound = normal(axis.bound)  # the way is shorter next time
         return axis.bound
     if all(_is_free(factor) for term in dim.terms for factor in term):
@@ -171,9 +173,10 @@ def unify(a: Dim, b: Dim) -> None:
 
 
 def _single(dim: Dim) -> Axis | None:
-    if len(dim.terms) == 1 and len(dim.terms[0]) == 1 and isinstance(dim.terms[0][0], Axis):
-        return dim.terms[0][0]
-    return None
+    if len(dim.terms) != 1 or len(dim.terms[0]) != 1:
+        return None
+    factor = dim.terms[0][0]
+    return factor if type(factor) is Axis else None
 
 
 def _bind(axis: Axis, dim: Dim) -> None:
@@ -304,8 +307,29 @@ def kept(dim: Dim, choice: Choice) -> Tensor:
     return torch.cat([of_term(term) for term in normal(dim).terms])
 
 
-View = Callable[[Tensor, int], Tensor]
-"""From a tensor and its dimension to a view with that dimension's indices of one axis in front, and the rest in its place."""
+@dataclass(frozen=True)
+class View:
+    """One place where an axis occurs in a dimension: ``parts`` are the stretch of indices, and how it falls into outer × axis × inner,
+    from the dimension on down to the axis; none where the axis is the whole dimension.
+
+    Called with a tensor and its dimension it gives a view with the indices of the axis in front, and the rest in its place.
+    """
+
+    parts: tuple[tuple[int, int, tuple[int, int, int]], ...] = ()
+
+    def __call__(self, tensor: Tensor, dim: int) -> Tensor:
+        place = dim
+        for start, size, sizes in self.parts:
+            tensor = tensor.narrow(place, start, size)
+            if sizes[1] != size:
+                tensor = tensor.unflatten(place, sizes)
+                place += 1
+        return tensor.movedim(place, 0) if place > dim else tensor.movedim(dim, 0).unsqueeze(-1)
+
+    @property
+    def width(self) -> int:
+        """How many indices of the dimension one index of the axis takes."""
+        return prod([outer * inner for _, _, (outer, _, inner) in self.parts])
 
 
 def occurrences(dim: Dim, axis: Axis) -> Iterator[View]:
@@ -316,31 +340,22 @@ def occurrences(dim: Dim, axis: Axis) -> Iterator[View]:
     >>> view(torch.zeros(5, 6), 1).shape
     torch.Size([3, 5, 2, 1])
     """
-    start, terms = 0, normal(dim).terms
-    if terms == ((axis,),):
-        yield _whole
+    return (view for found, view in views(dim) if found is axis)
+
+
+def views(dim: Dim) -> Iterator[tuple[Axis, View]]:
+    """Every axis in a dimension, with each place where it occurs, in the order of the indices."""
+    whole = normal(dim)
+    if (axis := _single(whole)) is not None:
+        yield axis, View()
         return
-    for term in terms:
+    start = 0
+    for term in whole.terms:
         size = _size_of(term)
         for place, factor in enumerate(term):
-            sizes = (_size_of(term[:place]), factor.size, _size_of(term[place + 1 :]))
-            inside: Iterator[View] = iter(())
-            if factor is axis:
-                inside = iter((_in_front,))
-            elif isinstance(factor, Dim):
-                inside = occurrences(factor, axis)
-            for view in inside:
-                yield _within(start, size, sizes, view)
+            part = (start, size, (_size_of(term[:place]), factor.size, _size_of(term[place + 1 :])))
+            if isinstance(factor, Axis):
+                yield factor, View((part,))
+            else:
+                yield from ((axis, View((part, *view.parts))) for axis, view in views(factor))
         start += size
-
-
-def _in_front(tensor: Tensor, dim: int) -> Tensor:
-    return tensor.movedim(dim, 0)
-
-
-def _whole(tensor: Tensor, dim: int) -> Tensor:
-    return tensor.movedim(dim, 0).unsqueeze(-1)
-
-
-def _within(start: int, size: int, sizes: tuple[int, int, int], view: View) -> View:
-    return lambda tensor, dim: view(tensor.narrow(dim, start, size).unflatten(dim, sizes), dim + 1)

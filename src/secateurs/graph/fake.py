@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NUMBERS = (int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_NUMBERS = {int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _DECIDED_OTHERWISE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
-_DEVICE = torch.ops.prim.device.default
+DEVICE = torch.ops.prim.device.default
+"""The operation that a tensor's device is asked by."""
 _MOST = 1 << 16
 
 
@@ -72,8 +73,8 @@ class Fakes:
 
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An operation's result; where there is no like of it, torch's, which is kept in mind."""
-        if func is _DEVICE:
-            return func(*args)
+        if func is DEVICE:
+            return args[0].fake_device if type(args[0]) is FakeTensor else func(*args)
         key = _key(func, args, kwargs)
         if key is not None and (known := _seen.get(key)) is not None:
             return self._again(known, args)

@@ -25,6 +25,8 @@ class RmsNorm:
 
 def rms_norms(trace: Trace) -> dict[int, RmsNorm]:
     """Index of the operation that takes the mean (or does it all) → the normalisation that it belongs to."""
+    if not any(op.name in ("mean", "_fused_rms_norm") for op in trace.ops):
+        return {}
     names = {value: name for name, value in trace.parameters.items()}
     makers = {value: op for op in trace.ops for value in op.outputs}
     users: dict[Value, list[Op]] = {}

@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from secateurs.forward import modules_in
+
 Path = tuple[int | str, ...]
 """Where in the arguments a number stands: an index or a name, and an index within a sequence."""
 
@@ -108,10 +110,13 @@ class Measured(Computing):
 
 @contextmanager
 def tagged(model: nn.Module) -> Iterator[set[Source]]:
-    """While a model runs, the whole numbers among its modules' attributes know where they came from; yields those computed with."""
+    """While a model runs, the whole numbers among its modules' attributes know where they came from; yields those computed with.
+
+    Numbers that the forward pass itself writes down are for `untouched` around it to take back.
+    """
     computed: set[Source] = set()
     held: list[tuple[dict[str, Any], str, Any]] = []
-    for name, module in model.named_modules():
+    for name, module in modules_in(model).items():
         for key, value in list(module.__dict__.items()):
             if type(value) in (int, tuple, list) and (marked := _marked(value, name, key, computed)) is not None:
                 held.append((module.__dict__, key, value))
@@ -121,10 +126,6 @@ def tagged(model: nn.Module) -> Iterator[set[Source]]:
     finally:
         for slots, key, value in held:
             slots[key] = value
-        for module in model.modules():  # numbers that the forward pass itself wrote down
-            for key, value in module.__dict__.items():
-                if type(value) is Tagged:
-                    module.__dict__[key] = int(value)
 
 
 def _marked(value: Any, module: str, attribute: str, computed: set[Source]) -> Any:

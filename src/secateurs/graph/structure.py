@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 
-from secateurs.graph.axes import Axis, Dim, View, normal, occurrences
+from secateurs.graph.axes import Axis, Dim, View, normal, views
 from secateurs.graph.infer import infer
 from secateurs.graph.trace import Trace, record
 from secateurs.graph.typed import Dims, Typing
@@ -60,19 +60,18 @@ class Structure:
     @cached_property
     def producers(self) -> dict[Axis, list[str]]:
         """Axis → the parameters that make it, in the order of the pass."""
-        return _by_axis(self.typing.produced)
+        return {axis: list(names) for axis, names in _by_axis(self.typing.produced).items()}
 
     @cached_property
     def places(self) -> dict[Axis, list[Place]]:
         """Axis → everywhere that it occurs in a parameter; producers first."""
-        roles = {"producer": self.producers, "consumer": _by_axis(self.typing.consumed)}
+        made, read = _by_axis(self.typing.produced), _by_axis(self.typing.consumed)
         found: dict[Axis, list[Place]] = {}
         for name, dims in self.parameters.items():
             for place, dim in enumerate(dims):
-                for axis in dict.fromkeys(dim.axes()):
-                    parts = [role for role, names in roles.items() if name in names.get(axis, ())]
-                    role = self._role(name, place, dim, parts)
-                    found.setdefault(axis, []).extend(Place(name, place, view, role) for view in occurrences(dim, axis))
+                for axis, view in views(dim):
+                    parts = [role for role, names in (("producer", made), ("consumer", read)) if name in names.get(axis, ())]
+                    found.setdefault(axis, []).append(Place(name, place, view, self._role(name, place, dim, parts)))
         order: dict[str, int] = {"producer": 0, "consumer": 1, "scale": 2}
         return {axis: sorted(places, key=lambda each: order[each.role]) for axis, places in found.items()}
 
@@ -114,12 +113,13 @@ def _axes_of(factor: Axis | Dim) -> Iterator[Axis]:
         yield factor
 
 
-def _by_axis(parts: list[tuple[frozenset[str], Dim]]) -> dict[Axis, list[str]]:
+def _by_axis(parts: list[tuple[frozenset[str], Dim]]) -> dict[Axis, dict[str, None]]:
+    """Axis → the parameters of the parts that it is in, in order."""
     found: dict[Axis, dict[str, None]] = {}
     for names, dim in parts:
         for axis in dim.axes():
             found.setdefault(axis, {}).update(dict.fromkeys(sorted(names)))
-    return {axis: list(names) for axis, names in found.items()}
+    return found
 
 
 def analyse(model: nn.Module, example: Any) -> Structure:
@@ -152,7 +152,9 @@ def extent(dim: Dim, names: Mapping[Axis, str]) -> tuple[Monomial, ...]:
         return _of_axis(terms[0][0], names)
     found: dict[tuple[str, ...], int] = {}
     for term in terms:
-        products: list[Monomial] = [(1, ())]
+        products: Sequence[Monomial] = [(1, ())]
+        if len(term) == 1 and isinstance(term[0], Axis):
+            products, term = _of_axis(term[0], names), ()
         for factor in term:
             inside = extent(factor, names) if isinstance(factor, Dim) else _of_axis(factor, names)
             products = [(a * b, (*x, *y)) for a, x in products for b, y in inside]

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
-from secateurs.forward import call, check_fit, evaluating, nested, run_example, tensors_in
-from secateurs.graph.fake import Fakes
+from secateurs.forward import buffers_in, call, check_fit, evaluating, modules_in, nested, parameters_in, run_example, tensors_in
+from secateurs.graph.fake import DEVICE, Fakes
 from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
 from secateurs.types import SecateursError, TaskError
 
@@ -62,16 +62,28 @@ class Op:
     @functools.cached_property
     def inputs(self) -> tuple[Value, ...]:
         """Every value among the arguments."""
-        return tuple(values_in((self.args, self.kwargs)))
+        found: list[Value] = []
+        for item in (*self.args, *self.kwargs.values()):
+            if type(item) is Value:
+                found.append(item)
+            elif type(item) in (tuple, list, dict):
+                found.extend(values_in(item))
+        return tuple(found)
 
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument by the name that the operation's schema gives it."""
-        for place, declared in enumerate(self.func._schema.arguments):
-            if declared.name == name:
-                if place < len(self.args):
-                    return self.args[place]
-                return self.kwargs.get(name, declared.default_value if declared.has_default_value() else default)
-        return default
+        declared = _declared(self.func).get(name)
+        if declared is None:
+            return default
+        place, usual = declared
+        return self.args[place] if place < len(self.args) else self.kwargs.get(name, *(usual or (default,)))
+
+
+@functools.cache
+def _declared(func: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
+    """The arguments of an operation: name → its place, and its default value if it has one."""
+    arguments = enumerate(func._schema.arguments)
+    return {each.name: (place, (each.default_value,) if each.has_default_value() else ()) for place, each in arguments}
 
 
 def values_in(nest: Any) -> Iterator[Value]:
@@ -129,11 +141,13 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        noted, named = self._noted(args), self._noted(kwargs)
+        if func is DEVICE:
+            return self._run(func, args, kwargs)  # torch itself asks, at every normalisation
+        noted, named = self._noted(args), self._noted(kwargs) if kwargs else kwargs
         out = self._run(func, args, kwargs)
         if func.overloadpacket.__name__ in _RESHAPING:
             self._values.pop(id(args[0]), None)  # the same tensor, but with other dimensions from here on
-        outputs = tuple(self.value(tensor) for tensor in tensors_in(out))
+        outputs = (self.value(out),) if isinstance(out, Tensor) else tuple([self.value(tensor) for tensor in tensors_in(out)])
         if outputs:
             self.ops.append(Op(func, noted, named, outputs, self.stack[-1], where()))
         return out
@@ -231,9 +245,9 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         recorder = Recorder(stack, fakes)
         if fakes is not None:
             example = nested(example, fakes.of)
-        trace.floats = {name: _floats(module) for name, module in model.named_modules()}
-        trace.parameters = {name: recorder.value(tensor) for name, tensor in model.named_parameters()}
-        trace.buffers = {name: recorder.value(tensor) for name, tensor in model.named_buffers()}
+        trace.floats = {name: _floats(module) for name, module in modules_in(model).items()}
+        trace.parameters = {name: recorder.value(tensor) for name, tensor in parameters_in(model).items()}
+        trace.buffers = {name: recorder.value(tensor) for name, tensor in buffers_in(model).items()}
         trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
         sizes = SizeCalls(stack, recorder.value, where)
         with fakes.mode if fakes else nullcontext(), recorder, sizes:
@@ -283,14 +297,13 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
 
 def _forget(model: nn.Module) -> None:
     """Empty the caches of functions on and beside the model's classes: what they computed from fake tensors is fake."""
-    classes = {base for module in model.modules() for base in type(module).__mro__ if not base.__module__.startswith("torch.")}
+    modules = modules_in(model).values()
+    classes = {base for kind in set(map(type, modules)) for base in kind.__mro__ if not base.__module__.startswith("torch.")}
     names = {base.__module__ for base in classes} - {"builtins"}
-    spaces = [vars(each) for each in (*model.modules(), *classes)] + [
-        vars(sys.modules[name]) for name in names if name in sys.modules
-    ]
-    for value in (
+    spaces = [vars(each) for each in (*modules, *classes)] + [vars(sys.modules[name]) for name in names if name in sys.modules]
+    for value in [
         value for space in spaces for value in list(space.values()) if callable(value) or isinstance(value, staticmethod)
-    ):
+    ]:
         function = getattr(value, "__func__", value)
         cells = getattr(function, "__closure__", None) or ()
         for cached in (function, *(cell.cell_contents for cell in cells if _filled(cell))):
@@ -321,11 +334,11 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def untouched(model: nn.Module, buffers: bool = True) -> Iterator[None]:
     """Whatever the forward pass writes down on its modules (caches, counters) is taken back, and into their buffers if so wished."""
-    slots = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    slots = [(module.__dict__, dict(module.__dict__)) for module in modules_in(model).values()]
     inside = [value for _, before in slots for value in before.values() if type(value) in (dict, OrderedDict, list, set)]
     filled = [(value, value.copy()) for value in inside if value]
     empty = [value for value in inside if not value]
-    written = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta] if buffers else []
+    written = [(buffer, buffer.clone()) for buffer in buffers_in(model).values() if not buffer.is_meta] if buffers else []
     try:
         yield
     finally:
@@ -374,7 +387,7 @@ def plain(kernels: bool = False) -> Iterator[None]:
 @contextmanager
 def _modules(model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[None]:
     """Tells when the forward pass of each module begins and ends."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in modules_in(model).items()}
     before, thread = nn.Module.__call__, get_ident()
 
     def told(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -406,13 +419,14 @@ def _faked(model: nn.Module, fakes: Fakes) -> Iterator[None]:
         return known[id(tensor)]
 
     try:
-        for module in model.modules():
+        modules = modules_in(model).values()
+        for module in modules:
             for slots in (module._parameters, module._buffers):
                 for key, tensor in slots.items():
                     if tensor is not None:
                         held.append((slots, key, tensor))
                         slots[key] = fake(tensor)  # type: ignore[assignment]
-        for module in model.modules():  # an LSTM keeps its weights a second time, in a list
+        for module in modules:  # an LSTM keeps its weights a second time, in a list
             for key, value in list(module.__dict__.items()):
                 if isinstance(value, list) and any(isinstance(item, Tensor) and id(item) in known for item in value):
                     held.append((module.__dict__, key, value))

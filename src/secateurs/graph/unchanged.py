@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
 
-_SIMPLE = (int, float, bool, complex, str, bytes, type(None))
+from secateurs.forward import modules_in
+
+_SIMPLE = {int, float, bool, complex, str, bytes, type(None)}
+_FILLED = {dict, OrderedDict, list, tuple}
 
 
 class Snapshot:
@@ -23,46 +26,50 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        self._seen = list(_seen(model, example))
+        self._seen = _seen(model, example)
 
     def holds(self, model: nn.Module, example: Any) -> bool:
         """Whether these are the same objects, unchanged."""
-        return all(a is c and b == d for (a, b), (c, d) in zip_longest(_seen(model, example), self._seen, fillvalue=(self, None)))
+        (now, told_now), (before, told_before) = _seen(model, example), self._seen
+        return len(now) == len(before) and all(map(is_, now, before)) and told_now == told_before
 
 
-def _seen(model: nn.Module, example: Any) -> Iterator[tuple[Any, Any]]:
-    """Objects, which must be the same ones, each with what must be equal."""
-    yield from _told(example)
-    for module in model.modules():
-        slots = module.__dict__
-        yield module, (type(module), [(key, value) for key, value in slots.items() if type(value) in _SIMPLE or not _fills(value)])
-        for value in slots.values():
-            if type(value) not in _SIMPLE and _fills(value):
-                yield from _told(value)
+def _seen(model: nn.Module, example: Any) -> tuple[list[Any], list[Any]]:
+    """Objects, which must be the same ones, and beside them what must be equal."""
+    same: list[Any] = []
+    equal: list[Any] = []
+    _tell(example, same, equal)
+    for module in modules_in(model).values():
+        same.append(module)
+        equal.append(type(module))
+        for key, value in module.__dict__.items():
+            equal.append(key)
+            _tell(value, same, equal)
+    return same, equal
 
 
-def _fills(value: Any) -> bool:
-    """Whether there is more to a value than that it is empty."""
-    return type(value) not in (dict, OrderedDict, list, tuple) or bool(value)
-
-
-def _told(value: Any, depth: int = 4) -> Iterator[tuple[Any, Any]]:
+def _tell(value: Any, same: list[Any], equal: list[Any], depth: int = 4) -> None:
+    """Add what is to be known of a value."""
     kind = type(value)
+    equal.append(kind)
     inside: Iterable[Any] = ()
     if kind in _SIMPLE:
-        yield None, (kind, value)
+        equal.append(value)
+    elif kind in _FILLED and not value:
+        return  # as most of a module's attributes are
     elif isinstance(value, Tensor):
-        yield value, (value.shape, value.stride(), value.dtype, value.device)
+        same.append(value)
+        equal.append((value.shape, value.stride(), value.dtype, value.device))
     elif isinstance(value, nn.Module) or not depth:
-        yield value, None
+        same.append(value)
     elif isinstance(value, Mapping):
-        yield None, (kind, tuple(value))
+        equal.append(tuple(value))
         inside = value.values()
     elif isinstance(value, (tuple, list)):
-        yield None, (kind, len(value))
+        equal.append(len(value))
         inside = value
     else:
-        yield value, None
+        same.append(value)
         inside = getattr(value, "__dict__", {}).values()  # a configuration, say
     for item in inside:
-        yield from _told(item, depth - 1)
+        _tell(item, same, equal, depth - 1)

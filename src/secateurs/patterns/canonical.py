@@ -31,7 +31,8 @@ class Layout:
         >>> Layout(groups=2, transposed=True).canonical(torch.zeros(6, 5, 3, 3)).shape
         torch.Size([2, 5, 3, 3, 3])
         """
-        grouped = tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
+        one = self.groups == 1
+        grouped = tensor.unsqueeze(0) if one else tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
         return grouped.transpose(1, 2) if self.transposed else grouped
 
     def restore(self, view: Tensor) -> Tensor:
@@ -42,7 +43,8 @@ class Layout:
         >>> layout.restore(layout.canonical(torch.zeros(6, 5, 3, 3))).shape
         torch.Size([6, 5, 3, 3])
         """
-        return (view.transpose(1, 2) if self.transposed else view).flatten(0, 1)
+        grouped = view.transpose(1, 2) if self.transposed else view
+        return grouped.squeeze(0) if self.groups == 1 else grouped.flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.forward import modules_in
 from secateurs.graph import Axis, Dim, Place, Structure, analyse, extent, normal
 from secateurs.patterns.canonical import layout_of
 from secateurs.patterns.shapes import check_length, check_within, written
@@ -95,7 +96,7 @@ def coupled_sites(model: nn.Module, pattern: Coupling, example: Any, named: Call
     """
     structure = analyse(model, example)
     names = axis_names(structure)
-    modules = dict(model.named_modules())
+    modules = modules_in(model)
     found: dict[Axis, Site] = {}
     skipped: list[Skipped] = [
         Skipped(f"operation {name}", f"no rule is known for it, so what it touches is pinned (first at {where})")
@@ -151,9 +152,8 @@ def _part(axis: Axis, dims: list[Dim]) -> str | None:
 
 def _site(pattern: Coupling, axis: Axis, name: str, places: list[Place], modules: Mapping[str, nn.Module]) -> Site:
     members = tuple(_member(place, modules) for place in places)
-    views = [member.cut(member.canonical(member.weight)) for member in members]
-    weight = members[0].weight
-    width = views[0][0].numel() * weight.shape[places[0].dim] // weight.numel()  # indices that one unit takes: the width of a head
+    shapes = [member.weight.shape for member in members]
+    width = places[0].view.width  # indices that one unit takes: the width of a head
     kinds = Counter(
         f"{type(member.module).__name__}.{member.attribute}:{member.role}:{place.dim}"
         for member, place in zip(members, places, strict=True)
@@ -164,7 +164,7 @@ def _site(pattern: Coupling, axis: Axis, name: str, places: list[Place], modules
         members,
         (),
         (axis.size,),
-        sum(view[0].numel() for view in views),
+        sum(shape.numel() // shape[place.dim] * place.view.width for shape, place in zip(shapes, places, strict=True)),
         pattern,
         step=pattern.round_to // gcd(pattern.round_to, width),
         kind=", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())),

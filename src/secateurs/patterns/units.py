@@ -43,7 +43,11 @@ def _aligned(site: Site, kept: Tensor, mask: Tensor, member: int) -> tuple[Tenso
     part = site.members[member]
     view = part.cut(part.canonical(mask))
     leading = (*site.contests, *site.competitors)
-    return view, kept.view(*leading, *(1,) * (view.ndim - len(leading))).expand_as(view)
+    strides = view.stride()
+    least = min(strides[: len(leading)])
+    # What lies side by side in memory is spelled out: whole stretches are many times faster than one short run after the other.
+    beside = [size if stride < least else 1 for size, stride in zip(view.shape, strides, strict=True)][len(leading) :]
+    return view, kept.view(*leading, *(1,) * len(beside)).expand(*leading, *beside).contiguous()
 
 
 def unit_scores(site: Site, criterion: Criterion, evidence: Evidence, member: int = 0) -> Scores:

@@ -53,7 +53,8 @@ class Runner:
 
     def timed(self, *tensors: Tensor) -> list[tuple[str, float]]:
         """One run, with the seconds of each step of the kernels."""
-        self._here.steps = steps = []
+        steps: list[tuple[str, float]] = []
+        self._here.steps = steps
         try:
             self(*tensors)
             return steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from secateurs.run import gemv, steps
 from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes, count
-from secateurs.run.layout import Plain, grid_for, moves, straight, tiles, tokens_for
+from secateurs.run.layout import Grid, Plain, Tokens, grid_for, moves, straight, tiles, tokens_for
 from secateurs.run.machine import narrower
 from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.pack import Sparse, pack
@@ -24,17 +23,19 @@ Layer = Conv | Linear | Lstm
 SINGLE = 4
 """Up to so many vectors, a linear layer takes them one by one."""
 
+_SUMS = 256 * 1024
+"""Bytes of sums that are read and written for every block of channels, so that they had better stay in the second cache."""
+
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer runs: ``height`` output channels share nonzeros; ``block`` bytes of input stay in the first cache; ``chunks`` of rows.
+    """How one layer runs: ``height`` output channels share nonzeros; ``block`` bytes of input stay in the first cache.
 
     ``dense``: by torch instead. ``format`` and ``values``: of a linear layer that reads single vectors (see `gemv`).
     """
 
     height: int = 1
     block: int = 24 * 1024
-    chunks: int = 0  # as many as the threads need
     dense: bool = False
     format: gemv.Format | None = None
     values: gemv.Values = "float32"
@@ -91,10 +92,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     )
     channel = group + np.repeat(np.arange(of_group), len(taps))
     offsets = channel * strides[0] + np.tile(taps, of_group)
-    at_once = max(1, choice.block // (touched * homes.isa.lanes * 4))
-    sparse = packed(
-        weight, offsets, _blocks(channel, node.x.shape[1], at_once), choice, homes.threads, grid.panels * images, node.groups
-    )
+    sparse = packed(homes, choice, weight, offsets, channel, grid, touched, images, node.groups)
     where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
     task = steps.spmm(
         homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation, grid.columns
@@ -122,16 +120,8 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     weight = matrix(node.weight)
     group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
     channel = group + np.arange(weight.shape[1])
-    at_once = max(1, choice.block // (grid.columns * lanes * 4))
-    sparse = packed(
-        weight,
-        channel * x.layout.channel_stride,
-        _blocks(channel, node.x.shape[1], at_once),
-        choice,
-        homes.threads,
-        grid.panels * images,
-        node.groups,
-    )
+    offsets = channel * x.layout.channel_stride
+    sparse = packed(homes, choice, weight, offsets, channel, grid, grid.columns, images, node.groups)
     image, first = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
     nothing = 0 * (image + first)
     places = [nothing if home is None else image * home.layout.image_stride + first for home in (x, y, residual, out)]
@@ -176,10 +166,7 @@ def plan_tokens(homes: Homes, node: Linear, choice: Choice) -> None:
     residual = None if node.residual is None else homes.packed(node.residual, grid)
     weight = matrix(node.weight)
     channel = np.arange(weight.shape[1])[None]
-    at_once = max(1, choice.block // (grid.columns * grid.lanes * 4))
-    sparse = packed(
-        weight, channel * x.layout.channel_stride, _blocks(channel, weight.shape[1], at_once), choice, homes.threads, grid.panels
-    )
+    sparse = packed(homes, choice, weight, channel * x.layout.channel_stride, channel, grid, grid.columns)
     starts = np.arange(grid.panels) * x.packed.panel_stride
     where = panels(1, starts, 0, y.packed, None if residual is None else residual.packed)
     task = steps.spmm(isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, 1, node.activation, grid.columns)
@@ -226,18 +213,28 @@ def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
 
 
 def packed(
-    weight: NDArray[np.float32], offsets: Any, blocks: Any, choice: Choice, threads: int, panel_count: int, groups: int = 1
+    homes: Homes,
+    choice: Choice,
+    weight: NDArray[np.float32],
+    offsets: Indices,
+    channel: Indices,
+    grid: Grid | Tokens,
+    touched: int,
+    images: int = 1,
+    groups: int = 1,
 ) -> Sparse:
-    """Packed weights, in as many chunks of rows as keep the threads busy."""
+    """Packed weights: ``offsets`` and ``channel`` tell of each where its input is, and a panel reads ``touched`` vectors of a channel.
+
+    What a panel reads of a block of channels fits the first cache; its sums in a chunk of rows fit the second, and there are chunks
+    enough to keep the threads busy.
+    """
+    channels, vector = int(channel.max()) + 1, grid.lanes * 4
+    blocks = -(-channels // max(1, choice.block // (touched * vector)))
     height = choice.height if len(weight) // groups % choice.height == 0 else 1  # rows that share places read the same inputs
-    wanted = 1 if threads == 1 else -(-2 * threads // panel_count)
-    chunks = choice.chunks or max(1, min(wanted, len(weight) // (16 * height)))
-    return pack(weight, offsets, blocks, height, chunks)
-
-
-def _blocks(channel: NDArray[np.int64], channels: int, at_once: int) -> NDArray[np.int64]:
-    """The block of each channel: blocks of at most so many channels, all of about the same size."""
-    return channel * -(-channels // at_once) // channels
+    busy = 1 if homes.threads == 1 else -(-2 * homes.threads // (grid.panels * images))
+    near = -(-len(weight) * grid.columns * vector // _SUMS)
+    chunks = max(1, min(max(busy, near), len(weight) // (16 * height)))
+    return pack(weight, offsets, channel * blocks // channels, height, chunks)
 
 
 def matrix(weight: Tensor) -> NDArray[np.float32]:

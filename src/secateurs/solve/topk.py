@@ -25,7 +25,7 @@ from secateurs.types import (
     Stats,
 )
 
-_PIECE = 1 << 22
+_FEW, _PIECE = 1 << 16, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def highest(scores: Scores, k: int) -> Tensor:
     contests, competitors = scores.shape
     if k == 0 or k == competitors:
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    if contests == 1:
+    if contests == 1 and competitors > _FEW:
         threshold = kth_largest(lambda: scores[0].split(_PIECE), k, competitors)
         value, missing = torch.tensor(threshold.value, device=scores.device), k - threshold.above
         kept = scores > value

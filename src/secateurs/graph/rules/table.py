@@ -41,7 +41,7 @@ from secateurs.graph.rules.shapes import (
     view,
 )
 from secateurs.graph.rules.space import channel_shuffle, col2im, im2col, pixel_shuffle, pixel_unshuffle, spatial, unfold
-from secateurs.graph.trace import Op, values_in
+from secateurs.graph.trace import Op
 from secateurs.graph.typed import Rule
 
 Names = dict[str, Rule]
@@ -136,6 +136,6 @@ def rule_of(op: Op) -> Rule:
         return RULES[op.name]
     if torch.Tag.pointwise in op.func.tags:
         return pointwise
-    if not any(True for _ in values_in((op.args, op.kwargs))):
+    if not op.inputs:
         return indexed_factory
     return unknown
