@@ -26,9 +26,11 @@ from secateurs.run import machine as machine_module
 from secateurs.run import tune as tuning
 from secateurs.run.backends import Absent
 from secateurs.run.memory import Memory
+from secateurs.run.timing import Timing
 
 compile_module = importlib.import_module("secateurs.run.compile")
 
+compiling = importlib.import_module("secateurs.run.compile")  # the package has a function of this name
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
 
@@ -127,6 +129,27 @@ def test_a_faster_dense_runtime_runs_instead() -> None:
     )
     assert fast.explain().chosen == "oracle"
     assert torch.equal(fast(x), answer)
+
+
+@has_kernels
+@pytest.mark.parametrize(
+    ("first", "again", "chosen"), [(2.0, None, "kernels"), (1.2, 1.1, "kernels"), (1.2, 1.0, "torch"), (0.8, 0.9, "torch")]
+)
+def test_a_close_race_is_run_again_and_in_doubt_a_dense_runtime_runs(
+    monkeypatch: pytest.MonkeyPatch, first: float, again: float | None, chosen: str
+) -> None:
+    asked = []
+
+    def race(runs: Any, example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
+        asked.append(sorted(runs))
+        ahead = first if len(asked) < 3 else again  # torch alone comes first, then all runtimes
+        assert ahead is not None
+        return {name: Timing((1.0,) if name == "kernels" else (ahead,)) for name in runs}
+
+    monkeypatch.setattr(compiling, "_race", race)
+    fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, dense={})
+    assert fast.explain().chosen == chosen
+    assert len(asked) == (2 if again is None else 3)
 
 
 def test_other_shapes_are_planned_when_they_come() -> None:
