@@ -222,7 +222,7 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
 class Tiles:
     """How vectors whose lanes are tiles of an image are read from it, or written to it.
 
-    In each row of the tiles, and each part of ``lanes`` columns, ``origins`` (rows, parts, lanes) is the place in the image where the
+    In each row of the tiles, and each part of half as many columns as lanes, ``origins`` (rows, parts, lanes) is the place in the image where the
     lane's columns begin, and ``there`` (rows, parts, lanes) has a bit for each that exists. ``at`` (rows, columns): where the vectors lie.
     """
 
@@ -237,14 +237,15 @@ def tiles(seen: Indices, at: Indices) -> Tiles:
     Columns of one row and lane are neighbours in the image, so each lane has one stretch of it.
     """
     rows, columns, lanes = seen.shape
-    parts = -(-columns // lanes)
-    padded = np.full((rows, parts * lanes, lanes), -1)
+    wide = lanes // 2
+    parts = -(-columns // wide)
+    padded = np.full((rows, parts * wide, lanes), -1)
     padded[:, :columns] = seen
-    stretch = padded.reshape(rows, parts, lanes, lanes).swapaxes(2, 3)  # (rows, parts, lane, column)
+    stretch = padded.reshape(rows, parts, wide, lanes).swapaxes(2, 3)  # (rows, parts, lane, column)
     there = stretch >= 0
     first = np.where(there.any(3), there.argmax(3), 0)
     origins = np.where(there.any(3), np.take_along_axis(stretch, first[..., None], 3)[..., 0] - first, 0)
-    bits = (there << np.arange(lanes)).sum(3)
+    bits = (there << np.arange(wide)).sum(3)
     return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, bits, at.reshape(rows, columns))))
 
 

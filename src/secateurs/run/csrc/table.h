@@ -65,9 +65,9 @@ struct Moves {
 typedef void (*MoveKernel)(const Moves &, const float *x, float *y, int64_t channels);
 
 // Between an image as torch has it and vectors whose lanes are tiles of it. In each row of tiles, lane l holds places
-// from[l] ... from[l] + LANES of the image, of which those exist whose bits are set in there[l]; the columns' vectors lie at `at`.
+// from[l] ... from[l] + LANES / 2 of the image, of which those exist whose bits are set in there[l]; the columns' vectors lie at `at`.
 struct Tiles {
-    const int32_t *from, *there;  // [row][part of a row: LANES columns][lane]
+    const int32_t *from, *there;  // [row][part of a row: LANES / 2 columns][lane]
     const int32_t *at;            // [row][column]
     int32_t rows, columns;
     int64_t image_stride, vector_stride;  // from one channel to the next
