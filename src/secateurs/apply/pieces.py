@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+LARGE = 1 << 20
+"""Numbers of a tensor that does not stay in the cache."""
+
 _PIECE = 1 << 18
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape, as many of their rows at a time as hold a quarter of a million numbers; small ones whole.
+    """Tensors with the same rows, as many at a time as hold a quarter of a million numbers of the first one; small ones whole.
 
     >>> import torch
     >>> [a.shape[0] for a, b in pieces(torch.zeros(300, 1000), torch.zeros(300, 1000))]

@@ -64,7 +64,7 @@ class Nonzero:
         """Whether any number of a weight is not zero, which a few of its rows nearly always tell."""
         weight = self.weights[name]
         some = weight[:: max(1, weight.shape[0] // 4)] if weight.ndim else weight
-        return bool(some.any()) or bool(weight.any())
+        return bool(some.any()) or bool(self.along(name, 0).any())
 
     def at(self, axis: Axis, places: Iterable[Place]) -> Tensor:
         """Which units of an axis have anything at one of these places."""

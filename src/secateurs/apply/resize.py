@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.pieces import LARGE, pieces
 from secateurs.apply.rewrite import REWRITES, RewrittenForward
 from secateurs.apply.step import Rewrite, Step
 from secateurs.forward import modules_in
@@ -106,9 +107,23 @@ def kept_of(tensor: Tensor, by_dim: Indices) -> Tensor:
         if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
         else torch.contiguous_format
     )
-    for dim, indices in by_dim.items():
-        tensor = tensor.index_select(dim, torch.as_tensor(indices, dtype=torch.long, device=tensor.device))
-    return tensor.contiguous(memory_format=format_)
+    chosen = {dim: torch.as_tensor(by_dim[dim], dtype=torch.long, device=tensor.device) for dim in sorted(by_dim)}
+    smaller = _few_at_a_time(tensor, chosen) if tensor.numel() > LARGE and 0 in chosen else _selected(tensor, chosen)
+    return smaller.contiguous(memory_format=format_)
+
+
+def _selected(tensor: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
+    for dim, indices in chosen.items():
+        tensor = tensor.index_select(dim, indices)
+    return tensor
+
+
+def _few_at_a_time(tensor: Tensor, chosen: Mapping[int, Tensor]) -> Tensor:
+    """As `_selected`, some rows after the other: what one dimension leaves for the next is never in memory as a whole."""
+    smaller = tensor.new_empty([len(chosen[dim]) if dim in chosen else size for dim, size in enumerate(tensor.shape)])
+    for part, rows in pieces(smaller, chosen[0]):
+        part.copy_(_selected(tensor, {**chosen, 0: rows}))
+    return smaller
 
 
 # ---------------------------------------------------------------- attributes

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateurs.patterns import size
 from secateurs.types import Criterion, SecateursError
 
 _LEAST, _MOST = 1e-20, 1e30
@@ -48,4 +49,4 @@ def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "a
     if members not in ("producers", "all"):
         raise SecateursError(f'magnitude(members={members!r}): members is "producers" or "all"')
     name = f"magnitude(p={p}" + (", mean=True" if mean else "") + (", members='all'" if members == "all" else "") + ")"
-    return Criterion(name, lambda evidence: evidence.weight.abs(), norm, members=members)
+    return Criterion(name, size, norm, members=members)

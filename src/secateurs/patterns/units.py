@@ -68,8 +68,25 @@ def unit_scores(site: Site, criterion: Criterion, evidence: Evidence, member: in
 
 
 def unit_elements(site: Site, criterion: Criterion, evidence: Evidence, member: int = 0) -> Tensor:
-    """Scores of a member's single weights as ``(*contests, *competitors, *elements)``, before a unit's are joined."""
-    return site.members[member].cut(criterion.element(evidence).expand(evidence.weight.shape))
+    """Scores of a member's single weights as ``(*contests, *competitors, *elements)``, before a unit's are joined.
+
+    Those of a criterion that scores by `size` are the weights themselves where several make a unit.
+    """
+    part = site.members[member]
+    if criterion.element is size and (values := part.cut(evidence.weight)).ndim > len(site.contests) + len(site.competitors):
+        return values
+    return part.cut(criterion.element(evidence).expand(evidence.weight.shape))
+
+
+def size(evidence: Evidence) -> Tensor:
+    """The absolute values of the weights: the ``element`` of a criterion whose ``reduce`` does not look at signs.
+
+    Where several weights make a unit they are reduced as they are, without a copy of them all that has no signs.
+
+    >>> size(Evidence("fc", torch.tensor([-2.0, 1.0])))
+    tensor([2., 1.])
+    """
+    return evidence.weight.abs()
 
 
 def joined_scores(site: Site, criterion: Criterion, evidence: Iterable[tuple[int, Evidence]]) -> Scores:

@@ -222,8 +222,9 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
 class Tiles:
     """How vectors whose lanes are tiles of an image are read from it, or written to it.
 
-    In each row of the tiles, and each part of half as many columns as lanes, ``origins`` (rows, parts, lanes) is the place in the image where the
-    lane's columns begin, and ``there`` (rows, parts, lanes) has a bit for each that exists. ``at`` (rows, columns): where the vectors lie.
+    In each row of the tiles, and each part of half as many columns as lanes, ``origins`` (rows, parts, lanes) is the place in the image
+    where the lane's columns begin, and ``there`` (rows, parts, lanes) has a bit for each that exists. ``at`` (rows, columns): where the
+    vectors lie.
     """
 
     origins: NDArray[np.int32]
