@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -221,6 +222,15 @@ def test_scores_of_filters_are_norms_of_their_weights():
     site = find_sites(layer, Filter(), skip=())[0]
     evidence = Evidence("weight", site.members[0].canonical(layer.weight.detach()))
     assert torch.allclose(unit_scores(site, magnitude(p=2), evidence)[0], layer.weight.detach().flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 2, 3, torch.inf])
+def test_weights_are_scored_by_size_as_a_copy_without_signs_is(p):
+    layer = nn.Conv2d(3, 8, 3)
+    site = find_sites(layer, Filter(), skip=())[0]
+    evidence = Evidence("weight", layer.weight.detach()[None])
+    plainly = replace(magnitude(p=p), element=lambda each: each.weight.abs())
+    assert torch.equal(unit_scores(site, magnitude(p=p), evidence), unit_scores(site, plainly, evidence))
 
 
 def test_spreading_a_choice_marks_whole_units():

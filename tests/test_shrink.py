@@ -17,6 +17,7 @@ from torch.nn import functional
 import secateurs as sc
 from secateurs.apply import answers, shrink
 from secateurs.apply.present import Nonzero
+from secateurs.apply.resize import Undo, cut_, kept_of
 
 EXACT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -148,6 +149,32 @@ def test_parameters_stay_the_same_objects():
     sc.shrink_(model, prune(model, example))
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert all(parameter.is_leaf and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("shape", [(1100, 1000), (300, 500, 3, 3)])
+def test_a_large_tensor_is_cut_a_few_rows_at_a_time_to_the_same(shape):
+    tensor, rows, columns = torch.randn(shape), list(range(1, shape[0], 2)), list(range(0, shape[1], 3))
+    assert torch.equal(kept_of(tensor, {1: columns, 0: rows}), tensor[rows][:, columns])
+
+
+def test_zeros_are_found_while_masks_are_applied():
+    model = nn.Sequential(nn.Linear(700, 600), nn.Linear(600, 1))
+    mask = torch.ones(600, 700, dtype=torch.bool)
+    mask[3::5], mask[:, 1::7] = False, False
+    found, plainly = Nonzero.under(sc.Masks({"0.weight": mask}, model), model), Nonzero.of(model)
+    assert torch.equal(model[0].weight != 0, mask)
+    assert all(torch.equal(found.along(name, 0), plainly.along(name, 0)) for name in plainly.weights)
+    assert torch.equal(found.along("0.weight", 1), mask.any(0))
+
+
+def test_a_buffer_that_modules_share_is_cut_and_put_back_in_all_of_them():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    whole = model[1].running_mean = model[0].running_mean
+    undo = Undo()
+    cut_(model, {"0.running_mean": {0: [1, 2]}}, undo)
+    assert model[1].running_mean is model[0].running_mean and len(model[0].running_mean) == 2
+    undo()
+    assert model[0].running_mean is whole and model[1].running_mean is whole
 
 
 def test_gradients_shrink_with_their_parameters():

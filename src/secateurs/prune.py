@@ -12,7 +12,7 @@ from secateurs.allocate import as_pattern
 from secateurs.apply import Masks
 from secateurs.forward import parameters_in
 from secateurs.observe import observe
-from secateurs.patterns import Selection, find_sites, restrict
+from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.types import Allocator, Pattern, Plan, PlanError, Site, Sites, Solution, Solver, Task
 
@@ -66,10 +66,11 @@ def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
 def _restrict(found: dict[str, Tensor], site: Site, solution: Solution) -> None:
     """Add a choice of units to the masks found already: what one of two coupled sites removes from a weight is gone."""
     for index, member in enumerate(site.members):
-        weight = member.weight
-        if member.parameter not in found:
-            found[member.parameter] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-        restrict(site, solution.kept.to(weight.device), found[member.parameter], index)
+        kept = solution.kept.to(member.weight.device)
+        if member.parameter in found:
+            restrict(site, kept, found[member.parameter], index)
+        else:
+            found[member.parameter] = marked(site, kept, index)
 
 
 def _require_these_sites(plan: Plan, sites: Sites) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
 
@@ -105,8 +105,7 @@ def _elements(site: Site) -> dict[str, int]:
     found: dict[str, int] = {}
     for member in site.members:
         view = member.cut(member.canonical(member.weight.detach()))
-        size = prod(view.shape[len(site.contests) + len(site.competitors) :])
-        found[member.parameter] = found.get(member.parameter, 0) + size
+        found[member.parameter] = found.get(member.parameter, 0) + view.numel() // site.units
     return found
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.mask import Masks
 from secateurs.apply.pieces import pieces
 from secateurs.forward import parameters_in
 from secateurs.graph import Axis, Choice, Place, Structure, kept
@@ -16,8 +17,8 @@ from secateurs.graph import Axis, Choice, Place, Structure, kept
 class _Sides:
     """Which indices of each dimension of a tensor have a number that is not zero; of one dimension after the other, as asked for."""
 
-    def __init__(self, weight: Tensor) -> None:
-        found = [_largest(*piece) for piece in pieces(weight)]
+    def __init__(self, parts: Iterable[Tensor]) -> None:
+        found = [_largest(part) for part in parts]
         self._rows = (torch.cat([rows for rows, _ in found]) if len(found) > 1 else found[0][0]).bool().cpu()
         self._columns = torch.stack([columns for _, columns in found]).amax(0) if len(found) > 1 else found[0][1]
 
@@ -26,7 +27,7 @@ class _Sides:
 
     @cached_property
     def _others(self) -> _Sides:
-        return _Sides(self._columns)
+        return _Sides([self._columns])
 
 
 def _largest(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,15 +55,30 @@ class Nonzero:
         """Where a model's parameters are not zero."""
         return Nonzero({name: parameter.detach() for name, parameter in parameters_in(model, again=True).items()})
 
+    @staticmethod
+    def under(masks: Masks, model: nn.Module) -> Nonzero:
+        """Where they are not zero once the masks are applied: both in one walk through the weights."""
+        there = Nonzero.of(model)
+        names: dict[int, list[str]] = {}
+        for name, parameter in parameters_in(model, again=True).items():
+            names.setdefault(id(parameter), []).append(name)
+        for parameter, parts in masks.applied_():
+            if not parameter.numel():
+                continue  # nothing to set to zero, and nothing to see
+            there._sides.update(dict.fromkeys(names.get(id(parameter), ()), _Sides(parts)))
+        return there
+
     def along(self, name: str, dim: int) -> Tensor:
         """Which indices of a weight's dimension have anything, as a bool tensor on the CPU."""
         if name not in self._sides:
-            self._sides[name] = _Sides(self.weights[name])
+            self._sides[name] = _Sides(part for (part,) in pieces(self.weights[name]))
         return self._sides[name][dim]
 
     def anything(self, name: str) -> bool:
         """Whether any number of a weight is not zero, which a few of its rows nearly always tell."""
         weight = self.weights[name]
+        if name in self._sides:
+            return bool(self.along(name, 0).any())
         some = weight[:: max(1, weight.shape[0] // 4)] if weight.ndim else weight
         return bool(some.any()) or bool(self.along(name, 0).any())
 
@@ -89,26 +105,30 @@ class Nonzero:
 def present_units(structure: Structure, there: Nonzero, asked: Container[Axis]) -> dict[Axis, Tensor]:
     """Axis → which of its units still matter: something makes them and something reads them; at least one of each axis.
 
-    A unit that is gone and had anything takes that with it, so that other units may be without makers or readers then. Approximate
-    axes are looked at where they were ``asked`` for; their units go where they have nothing, which takes nothing with it.
+    A unit that is gone and had anything takes that with it, so that other units may be without makers or readers then. Units of axes
+    that are added up or normalised over need no readers. Approximate axes are looked at where they were ``asked`` for; their units
+    go where they have nothing, which takes nothing with it.
     """
     free = [axis for axis in structure.places if not axis.pinned and axis.size > 1 and axis in structure.producers]
     axes = [axis for axis in free if not axis.approximate or axis in asked]
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
+    readers = {axis: [place for place in structure.places[axis] if place.role == "consumer"] for axis in axes}
+    others = {axis: [place for place in structure.places[axis] if place.role != "consumer"] for axis in axes}
+    must_be_read = {axis for axis in axes if readers[axis] and axis not in summed and not axis.approximate}
     now = there
     before: dict[Axis, Tensor] = {}
     while True:
-        some = {axis: now.at(axis, structure.places[axis]) for axis in axes}
-        present = {axis: _present(axis, some[axis], structure, now, axis in summed) for axis in axes}
+        read = {axis: now.at(axis, readers[axis]) for axis in axes}
+        some = {axis: read[axis] | now.at(axis, others[axis]) for axis in axes}
+        present = {axis: _at_least_one(read[axis] if axis in must_be_read else some[axis]) for axis in axes}
         nothing_lost = now is there and not any(bool((some[axis] & ~present[axis]).any()) for axis in axes)
         if nothing_lost or (before and all(torch.equal(before[axis], present[axis]) for axis in axes)):
             return present
         now, before = there.within(structure, present), present
 
 
-def _present(axis: Axis, some: Tensor, structure: Structure, there: Nonzero, summed: bool) -> Tensor:
-    """The units of an axis that have something and, unless they are added up or normalised over, are read."""
-    readers = [place for place in structure.places[axis] if place.role == "consumer"]
-    present = some & there.at(axis, readers) if readers and not summed and not axis.approximate else some.clone()
+def _at_least_one(units: Tensor) -> Tensor:
+    """These units, or the first one where there are none."""
+    present = units.clone()
     present[0] |= not present.any()
     return present

@@ -58,6 +58,9 @@ def _slots(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
 def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Keep only the indices given of each tensor: parameters with their gradients and what the optimizer holds of them, buffers."""
     slots = _slots(model)
+    holding: dict[int, list[tuple[dict[str, Tensor | None], str]]] = {}
+    for slots_of, key in slots.values():
+        holding.setdefault(id(slots_of[key]), []).append((slots_of, key))
     done: set[int] = set()
     for name, by_dim in cuts.items():
         holder, key = slots[name]
@@ -69,11 +72,11 @@ def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: t
             _cut_parameter(tensor, by_dim, undo, optimizer)
             done.add(id(tensor))
         else:
-            undo.add(partial(setitem, holder, key, tensor))
             smaller = kept_of(tensor, by_dim)
-            for other, other_key in slots.values():
-                if other[other_key] is tensor:
-                    other[other_key] = smaller
+            for holder, key in holding[id(tensor)]:
+                undo.add(partial(setitem, holder, key, tensor))
+                holder[key] = smaller
+            done.add(id(smaller))
     for module in modules_in(model).values():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
@@ -108,7 +111,8 @@ def kept_of(tensor: Tensor, by_dim: Indices) -> Tensor:
         else torch.contiguous_format
     )
     chosen = {dim: torch.as_tensor(by_dim[dim], dtype=torch.long, device=tensor.device) for dim in sorted(by_dim)}
-    smaller = _few_at_a_time(tensor, chosen) if tensor.numel() > LARGE and 0 in chosen else _selected(tensor, chosen)
+    twice = 0 in chosen and len(chosen) > 1
+    smaller = _few_at_a_time(tensor, chosen) if twice and tensor.numel() > LARGE else _selected(tensor, chosen)
     return smaller.contiguous(memory_format=format_)
 
 

@@ -76,13 +76,11 @@ def shrink_(
     >>> model[0]
     Linear(in_features=3, out_features=2, bias=True)
     """
-    if masks is not None:
-        masks.apply_()
     example = example if example is not None or masks is None else masks.example
     before = _count(model)
     examples = [example, telling(example)]
     check = Check(model, examples[-1])
-    there = Nonzero.of(model)
+    there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
     idle = _take_out_idle_(model, there, examples, check)
     structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     names = axis_names(structure)

@@ -173,10 +173,10 @@ def unify(a: Dim, b: Dim) -> None:
 
 
 def _single(dim: Dim) -> Axis | None:
-    if len(dim.terms) != 1 or len(dim.terms[0]) != 1:
-        return None
-    factor = dim.terms[0][0]
-    return factor if type(factor) is Axis else None
+    terms = dim.terms
+    if len(terms) == 1 and len(terms[0]) == 1 and type(factor := terms[0][0]) is Axis:
+        return factor
+    return None
 
 
 def _bind(axis: Axis, dim: Dim) -> None:
@@ -324,7 +324,9 @@ class View:
             if sizes[1] != size:
                 tensor = tensor.unflatten(place, sizes)
                 place += 1
-        return tensor.movedim(place, 0) if place > dim else tensor.movedim(dim, 0).unsqueeze(-1)
+        if place > dim:
+            return tensor.movedim(place, 0)
+        return (tensor.movedim(dim, 0) if dim else tensor).unsqueeze(-1)
 
     @property
     def width(self) -> int:

@@ -295,15 +295,20 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
         yield fakes
 
 
+_DATA = {int, float, bool, str, tuple, list, dict, OrderedDict, set, type(None)}
+"""What nearly all of a module's attributes are, and no function."""
+
+
 def _forget(model: nn.Module) -> None:
     """Empty the caches of functions on and beside the model's classes: what they computed from fake tensors is fake."""
     modules = modules_in(model).values()
     classes = {base for kind in set(map(type, modules)) for base in kind.__mro__ if not base.__module__.startswith("torch.")}
     names = {base.__module__ for base in classes} - {"builtins"}
     spaces = [vars(each) for each in (*modules, *classes)] + [vars(sys.modules[name]) for name in names if name in sys.modules]
-    for value in [
-        value for space in spaces for value in list(space.values()) if callable(value) or isinstance(value, staticmethod)
-    ]:
+    values = [value for space in spaces for value in list(space.values()) if type(value) not in _DATA]
+    for value in values:
+        if not callable(value) and not isinstance(value, staticmethod):
+            continue
         function = getattr(value, "__func__", value)
         cells = getattr(function, "__closure__", None) or ()
         for cached in (function, *(cell.cell_contents for cell in cells if _filled(cell))):

@@ -42,9 +42,14 @@ def _seen(model: nn.Module, example: Any) -> tuple[list[Any], list[Any]]:
     for module in modules_in(model).values():
         same.append(module)
         equal.append(type(module))
-        for key, value in module.__dict__.items():
-            equal.append(key)
-            _tell(value, same, equal)
+        equal.extend(module.__dict__)
+        for value in module.__dict__.values():
+            if (kind := type(value)) in _SIMPLE:  # most by far are this or empty: no call for each of them
+                equal += kind, value
+            elif kind in _FILLED and not value:
+                equal.append(kind)
+            else:
+                _tell(value, same, equal)
     return same, equal
 
 
@@ -57,6 +62,8 @@ def _tell(value: Any, same: list[Any], equal: list[Any], depth: int = 4) -> None
         equal.append(value)
     elif kind in _FILLED and not value:
         return  # as most of a module's attributes are
+    elif kind is tuple and _SIMPLE.issuperset(map(type, value)):
+        equal += (*map(type, value), value)  # a kernel's size, say
     elif isinstance(value, Tensor):
         same.append(value)
         equal.append((value.shape, value.stride(), value.dtype, value.device))

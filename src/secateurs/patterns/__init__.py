@@ -5,7 +5,7 @@ from secateurs.patterns.coupled import Channel, Head, axis_names
 from secateurs.patterns.cut import Cut, cut, misfit
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import Selection, find_sites
-from secateurs.patterns.units import as_units, joined_scores, restrict, size, spread, unit_scores
+from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores
 
 __all__ = [
     "LAYOUTS",
@@ -28,6 +28,7 @@ __all__ = [
     "find_weights",
     "joined_scores",
     "layout_of",
+    "marked",
     "misfit",
     "restrict",
     "size",

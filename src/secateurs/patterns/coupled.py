@@ -190,11 +190,11 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 def _extents(structure: Structure, names: Mapping[Axis, str], found: Mapping[Axis, Site]) -> Extents:
     """Sizes of every tensor that the sites reach, and the MACs of the model, in numbers of kept units."""
     known = {axis: names[axis] for axis in found}
-    extents: dict[str, tuple[Product, ...]] = {
-        name: (tuple(extent(dim, known) for dim in dims),)
-        for name, dims in {**structure.parameters, **structure.buffers}.items()
-        if any(axis in known for dim in dims for axis in dim.axes())
-    }
+    extents: dict[str, tuple[Product, ...]] = {}
+    for name, dims in {**structure.parameters, **structure.buffers}.items():
+        product = tuple([extent(dim, known) for dim in dims])
+        if any(sites for dim in product for _, sites in dim):
+            extents[name] = (product,)
     extents["macs"] = tuple(tuple(extent(dim, known) for dim in product) for product in structure.typing.products)
     return extents
 

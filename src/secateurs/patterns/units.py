@@ -33,6 +33,17 @@ def spread(site: Site, kept: Tensor, mask: Tensor, member: int = 0) -> None:
     view.copy_(wide)
 
 
+def marked(site: Site, kept: Tensor, member: int = 0) -> Tensor:
+    """A mask of the member's shape that a choice of units, ``(contests, competitors)``, means; what lies in no unit is kept."""
+    weight = site.members[member].weight
+    mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    view, wide = _aligned(site, kept, mask, member)
+    if view.numel() < mask.numel():
+        mask.fill_(True)
+    view.copy_(wide)
+    return mask
+
+
 def restrict(site: Site, kept: Tensor, mask: Tensor, member: int = 0) -> None:
     """As `spread`, but what the mask has removed already stays removed."""
     view, wide = _aligned(site, kept, mask, member)
