@@ -13,11 +13,19 @@
 namespace secateurs {
 namespace {
 
+constexpr int64_t patience = 2000;  // turns, some tens of microseconds: to fall asleep and be woken takes longer
+
 inline void pause_a_little(int64_t turn) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-    if (turn > 2000) sched_yield();  // there may be more threads than cores
+    if (turn > patience) sched_yield();  // there may be more threads than cores
+}
+
+// Waits until something is so, or for as long as to wait awake is worth it.
+template <typename Condition>
+inline void wait_awake(Condition so) {
+    for (int64_t turn = 0; turn < patience && !so(); ++turn) pause_a_little(turn);
 }
 
 // One piece of work under way: who is through with the step, and which job is next.
@@ -50,25 +58,34 @@ struct Pool {
     std::mutex guard;
     std::condition_variable wake, done;
     std::vector<std::thread> threads;
-    Team *team = nullptr;
-    int64_t round = 0;
-    int wanted = 0, running = 0;
+    std::atomic<Team *> team{nullptr};
+    std::atomic<int64_t> call{0};  // round * most + threads wanted, in one number, written last: who sees it sees its team
+    std::atomic<int> running{0};
     bool closing = false;
+
+    static constexpr int64_t most = int64_t(1) << 20;
 
     void serve(int number) {
         int64_t seen = 0;
         for (;;) {
-            Team *mine = nullptr;
-            {
+            int64_t now = 0;
+            const auto called = [&] {
+                now = call;
+                return now / most != seen && number < now % most;
+            };
+            wait_awake(called);  // who calls in a loop is soon here again, and no lock is in the way then
+            if (!called()) {
                 std::unique_lock<std::mutex> lock(guard);
-                wake.wait(lock, [&] { return closing || (round != seen && number < wanted); });
+                wake.wait(lock, [&] { return closing || called(); });
                 if (closing) return;
-                seen = round;
-                mine = team;
             }
+            seen = now / most;
+            Team *const mine = team;
             mine->take_part();
-            std::lock_guard<std::mutex> lock(guard);
-            if (--running == 0) done.notify_one();
+            if (--running == 0) {
+                std::lock_guard<std::mutex> lock(guard);
+                done.notify_one();
+            }
         }
     }
 
@@ -78,14 +95,15 @@ struct Pool {
             std::lock_guard<std::mutex> lock(guard);
             while (int(threads.size()) < members - 1) threads.emplace_back(&Pool::serve, this, int(threads.size()));
             team = &mine;
-            wanted = running = members - 1;
-            ++round;
+            running = members - 1;
+            call = (call / most + 1) * most + members - 1;
         }
         wake.notify_all();
         mine.take_part();
+        wait_awake([&] { return running == 0; });
         std::unique_lock<std::mutex> lock(guard);
         done.wait(lock, [&] { return running == 0; });
-        wanted = 0;
+        call = call / most * most;
     }
 
     ~Pool() {
