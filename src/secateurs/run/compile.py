@@ -117,9 +117,26 @@ class Compiled:
                 stacklevel=4,
             )
             return Ready(network, interpreter(network), "torch", tuned, {})
+        run = self._beside_torch(run, runner, example)
         if not self._tuning:
             return Ready(network, run, "kernels", tuned, {})
         return self._raced(network, run, tuned, example)
+
+    def _beside_torch(self, run: Callable[[Any], Any], runner: Runner, example: Any) -> Callable[[Any], Any]:
+        """Torch's operations between the kernels with all threads, or with one: when they are done, torch's threads keep cores busy for a
+        while, which those of the kernels need."""
+        if self.threads == 1 or not runner.shares:
+            return run
+
+        def alone(inputs: Any) -> Any:
+            with torch_threads(1):
+                return run(inputs)
+
+        if not self._tuning:
+            return alone
+        with torch_threads(self.threads):
+            race = _race({"alone": alone, "all": run}, example, self.threads, rounds=9)
+        return alone if race["alone"].speed_over(race["all"]) > 1 else run
 
     def _raced(self, network: Network, run: Callable[[Any], Any], tuned: Mapping[Node, Tuned], example: Any) -> Ready:
         """Whichever is fastest of the kernels and the dense runtimes."""

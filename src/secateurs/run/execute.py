@@ -25,6 +25,8 @@ class _Here(threading.local):
 class Runner:
     """A plan made ready to run: `run(*tensors)` gives the tensors of the network's result, in the order of `gives`.
 
+    ``shares``: it takes turns with torch, which runs what lies between the kernels.
+
     Several threads may run it at once: the first uses the arena that is kept, the others one of their own.
     """
 
@@ -36,7 +38,9 @@ class Runner:
         self.gives = results(network)
         nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
         self._run = program(nodes, network.inputs, self.gives, network.constants)
-        if not all(isinstance(item, Segment) for item in made.items):
+        asks = not all(isinstance(item, Segment) for item in made.items)
+        self.shares = asks and bool(self.programs)
+        if asks:
             self._run = torch.no_grad()(self._run)
         self._arena = native_module().Arena(self.bytes)
         self._free = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TypeGuard
 
 import numpy as np
@@ -21,7 +21,7 @@ from secateurs.run.machine import InstructionSet
 from secateurs.run.memory import Memory
 from secateurs.run.nodes import Conv, Linear, Lstm, Network, Node, Value
 from secateurs.run.plan import plan
-from secateurs.run.timing import torch_threads
+from secateurs.run.timing import SETTLE, torch_threads
 
 _ROUNDS = 9
 _BEFORE = "(before)"
@@ -96,6 +96,8 @@ def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, fi
                 samples.append(kernel)
                 layouts.append(around)
             dense.append(_clock(lambda: function(*inputs)))
+            if threads > 1:
+                sleep(SETTLE)  # torch's threads still keep the cores busy
     choice, best = min(((choice, _usual(samples)) for choice, samples in timed), key=lambda pair: pair[1])
     dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
     without = _usual(dense) + (_usual(layouts) if isinstance(node, Conv) and as_linear(node) is None else 0.0)
