@@ -36,7 +36,7 @@ from torch import Tensor
 from secateurs.report import environment
 from secateurs.run.backends import DENSE, Absent, Backend, Runner
 from secateurs.run.bench import in_float64, relative_error, sparse
-from secateurs.run.timing import SETTLE, Timing, interleaved, sampler, torch_threads
+from secateurs.run.timing import Timing, interleaved, sampler, settling, torch_threads
 
 CELLS = RESULTS / "runtime"
 
@@ -62,7 +62,7 @@ class Field:
         else:
             self.errors[name] = relative_error(found(self.inputs), exact)
             run = partial(found, self.inputs)
-            self.samplers[name] = sampler(run, cold=self.case.cold, settle=SETTLE)
+            self.samplers[name] = sampler(run, cold=self.case.cold, settle=settling(self.threads))
 
 
 def tried(backend: Backend, *arguments: Any) -> Runner | Absent:

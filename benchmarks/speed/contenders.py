@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from secateurs.forward import call, tensors_in
 from secateurs.run.backends import Absent, Runner, onnx_session, quiet
-from secateurs.run.timing import SETTLE, Sampler
+from secateurs.run.timing import Sampler, settling
 from speed.cases import Case, Variant
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def forced(case: Case, variant: Variant, instructions: str, threads: int) -> Ite
         "variant": [variant.sparsity, variant.rows],
         "threads": threads,
         "cold": case.cold,
-        "settle": SETTLE,
+        "settle": settling(threads),
     }
     with process(sys.executable, request, {"SECATEURS_ISA": instructions, "PYTHONPATH": str(BUILD / "bench")}) as found:
         yield found
@@ -110,7 +110,7 @@ def deepsparse(model: nn.Module, inputs: Any, threads: int, cold: bool) -> Itera
             "batch": len(next(tensors_in(inputs))),
             "threads": threads,
             "cold": cold,
-            "settle": SETTLE,
+            "settle": settling(threads),
         }
         with process(python, request, {}) as found:
             yield found

@@ -215,7 +215,7 @@ def _about(cells: Cells) -> str:
         "in which all contenders of a row take turns in a shuffled order; times as fast are "
         "medians of the rounds' quotients against the fastest of torch (as it comes, channels last, frozen), ONNX Runtime and OpenVINO "
         "in float32, with the same weights, input and number of threads. Every call starts and ends with plain tensors, so packing and "
-        "unpacking of activations count. Each is warmed by 10 ms of unmeasured calls before each sample; “cold” "
+        "unpacking of activations count. Each is warmed by 10 ms of unmeasured calls before each sample (100 ms with two threads); “cold” "
         "empties the caches instead. Layers and networks have weights from He's distribution, removed at random, the same fraction "
         "everywhere (SqueezeNet: the authors' own); what stays is scaled by the root of the fraction kept, and batch normalisations have "
         "the statistics of one batch. Images are 224 by 224 (SqueezeNet: 227), batch 1. The error is the largest difference from float64 "

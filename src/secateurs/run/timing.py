@@ -18,9 +18,6 @@ Call = Callable[[], object]
 Sampler = Callable[[], float]
 """Runs a call as often as it takes, and returns the seconds of one."""
 
-SETTLE = 0.01
-"""Seconds after which a call's data are in the caches, and the idle threads of OpenMP and its like keep no core busy any more."""
-
 _LEAST_ROUNDS = 3
 
 
@@ -56,20 +53,21 @@ def measure(
     seconds: float = 10.0,
     threads: int | None = None,
     cold: bool = False,
-    settle: float = SETTLE,
+    settle: float | None = None,
 ) -> dict[str, Timing]:
     """Time calls in turns, in an order that is shuffled anew in each round.
 
     ``rounds`` become fewer once ``seconds`` have gone by, but not fewer than three. ``threads`` is what torch gets meanwhile; calls
     that bring their own threads have them set already. ``cold`` empties the caches before each call, and the clock does not run while
     it does. Otherwise each call runs unmeasured for ``settle`` seconds before it is measured, once at least: its data come into
-    the caches, and threads of the one before go to sleep.
+    the caches, and threads of the one before go to sleep (by default as long as `settling` tells).
 
     >>> timings = measure({"sum": lambda: sum(range(100)), "longer sum": lambda: sum(range(2000))}, rounds=5)
     >>> timings["sum"].speed_over(timings["longer sum"]) > 1
     True
     """
-    with torch_threads(threads):
+    with torch_threads(threads) as given:
+        settle = settling(given) if settle is None else settle
         return interleaved({name: sampler(call, cold=cold, settle=settle) for name, call in calls.items()}, rounds, seconds)
 
 
@@ -114,6 +112,11 @@ def sampler(call: Call, *, cold: bool = False, settle: float = 0.0, shortest: fl
         return _seconds(call, repeats) / repeats
 
     return sample
+
+
+def settling(threads: int) -> float:
+    """Seconds until a call's data are in the caches and, of several threads, those of others sleep: ONNX Runtime's stay awake for 50 ms."""
+    return 0.1 if threads > 1 else 0.01
 
 
 def _seconds(call: Call, repeats: int) -> float:

@@ -21,9 +21,10 @@ from secateurs.run.machine import InstructionSet
 from secateurs.run.memory import Memory
 from secateurs.run.nodes import Conv, Linear, Lstm, Network, Node, Value
 from secateurs.run.plan import plan
-from secateurs.run.timing import SETTLE, torch_threads
+from secateurs.run.timing import torch_threads
 
 _ROUNDS = 9
+_SETTLE = 0.01
 _BEFORE = "(before)"
 
 
@@ -97,7 +98,7 @@ def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, fi
                 layouts.append(around)
             dense.append(_clock(lambda: function(*inputs)))
             if threads > 1:
-                sleep(SETTLE)  # torch's threads still keep the cores busy
+                sleep(_SETTLE)  # torch's threads still keep the cores busy
     choice, best = min(((choice, _usual(samples)) for choice, samples in timed), key=lambda pair: pair[1])
     dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
     without = _usual(dense) + (_usual(layouts) if isinstance(node, Conv) and as_linear(node) is None else 0.0)
