@@ -116,6 +116,7 @@ def cell_of(field: Field, timings: dict[str, Timing]) -> Cell:
     return {
         "case": field.case.name,
         "threads": field.threads,
+        "settle": settling(field.threads),
         "best": best,
         "contenders": contenders,
         "absent": field.absent,

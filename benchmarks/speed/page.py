@@ -149,6 +149,7 @@ def network_table(cells: Cells) -> str:
         *(f"{name}, ms" for name in columns),
         "times as fast as the fastest dense",
         "error",
+        "compiled in, s",
     ]
     return markdown(headings, rows)
 
@@ -215,7 +216,7 @@ def _about(cells: Cells) -> str:
         "in which all contenders of a row take turns in a shuffled order; times as fast are "
         "medians of the rounds' quotients against the fastest of torch (as it comes, channels last, frozen), ONNX Runtime and OpenVINO "
         "in float32, with the same weights, input and number of threads. Every call starts and ends with plain tensors, so packing and "
-        "unpacking of activations count. Each is warmed by 10 ms of unmeasured calls before each sample (100 ms with two threads); “cold” "
+        f"unpacking of activations count. Each is warmed by unmeasured calls before each sample ({_warming(cells)}); “cold” "
         "empties the caches instead. Layers and networks have weights from He's distribution, removed at random, the same fraction "
         "everywhere (SqueezeNet: the authors' own); what stays is scaled by the root of the fraction kept, and batch normalisations have "
         "the statistics of one batch. Images are 224 by 224 (SqueezeNet: 227), batch 1. The error is the largest difference from float64 "
@@ -224,6 +225,13 @@ def _about(cells: Cells) -> str:
         "dense with other, coarser numbers.\n\n"
         f"Measured {dates[0]} to {dates[-1]} with {versions}."
     )
+
+
+def _warming(cells: Cells) -> str:
+    """For how long, and which parts for longer."""
+    usual = min(cell["settle"] for cell in cells.values())
+    longer = {f"{name} with {threads} threads": cell["settle"] for (name, threads), cell in cells.items() if cell["settle"] > usual}
+    return ", ".join([f"{1e3 * usual:.0f} ms", *(f"{part} {1e3 * settle:.0f} ms" for part, settle in longer.items())])
 
 
 def _times(value: float | None) -> str:
