@@ -152,6 +152,33 @@ def test_a_close_race_is_run_again_and_in_doubt_a_dense_runtime_runs(
     assert len(asked) == (2 if again is None else 3)
 
 
+class Summed(nn.Module):
+    """Something that only torch runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
+
+
+@has_kernels
+@pytest.mark.parametrize(("between", "threads", "expected"), [(Summed(), 2, [1]), (Summed(), 1, []), (nn.ReLU(), 2, [])])
+def test_torch_gets_one_thread_where_it_takes_turns_with_kernels_of_several(
+    monkeypatch: pytest.MonkeyPatch, between: nn.Module, threads: int, expected: list[int]
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(8, 16, 3), between, nn.Conv2d(16, 8, 3)).eval(), torch.randn(1, 8, 12, 12)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(torch.rand_like(layer.weight) < 0.05)
+    fast, given = compile(model, x, threads=threads, tune=False), []
+    real = compiling.torch_threads
+    monkeypatch.setattr(compiling, "torch_threads", lambda number: (given.append(number), real(number))[1])
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        same(fast(x), model(x))
+    assert given == expected
+    assert torch.get_num_threads() == before
+
+
 def test_other_shapes_are_planned_when_they_come() -> None:
     model = small()
     fast = compile(model, torch.randn(1, 3, 32, 32), threads=1, tune=False)
