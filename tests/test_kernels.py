@@ -18,7 +18,7 @@ from secateurs.run.execute import Runner
 from secateurs.run.homes import Segment
 from secateurs.run.kernels import KERNELS, candidates
 from secateurs.run.layers import SINGLE, Choice
-from secateurs.run.layout import Packed, grid_for, tiles, tokens_for
+from secateurs.run.layout import Packed, grid_for, tokens_for, written_tiles
 from secateurs.run.machine import InstructionSet, available, native_module
 from secateurs.run.nodes import (
     Activate,
@@ -340,7 +340,7 @@ def test_panels_hold_every_position_once(height: int, width: int, lanes: int, ch
     layout = Packed(grid, channels)
     places = layout.addresses()
     assert len(set(places.tolist())) == height * width and places.max() < layout.image_stride
-    found = tiles(held.reshape(grid.tile_height, grid.tile_width, lanes), layout.vectors())
+    found = written_tiles(held.reshape(grid.tile_height, grid.tile_width, lanes), layout.vectors())
     assert sum(bits.bit_count() for bits in found.there.ravel().tolist()) == height * width
 
 

@@ -21,7 +21,7 @@ def plan_pool(homes: Homes, node: Pool) -> None:
     """Maximum or average over windows."""
     images, channels, height, width = node.x.shape
     grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes)
-    found = windows(grid, node.window, node.stride, node.padding, node.dilation, (height, width))
+    (found,) = windows(grid, node.window, node.stride, node.padding, node.dilation, (height, width))
     is_max = node.kind == "max"
     x = plan_windows(homes, node.name, homes.any(node.x), found, images, channels, float("-inf") if is_max else 0.0)
     y = homes.new_packed(node.out, grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from secateurs.run.homes import Segment
 from secateurs.run.interpret import program
 from secateurs.run.machine import native_module
-from secateurs.run.nodes import Network, Node, Torch
+from secateurs.run.nodes import Network, Node, Torch, Value
 from secateurs.run.plan import Plan, programs, results
+
+Kernels = Callable[[int, Sequence[Tensor]], list[Tensor]]
 
 
 class _Here(threading.local):
@@ -36,24 +39,50 @@ class Runner:
         self.programs = programs(made)
         self._here = _Here()
         self.gives = results(network)
-        nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
-        self._run = program(nodes, network.inputs, self.gives, network.constants)
-        asks = not all(isinstance(item, Segment) for item in made.items)
-        self.shares = asks and bool(self.programs)
-        if asks:
-            self._run = torch.no_grad()(self._run)
         self._arena = native_module().Arena(self.bytes)
         self._free = threading.Lock()
+        self._whole = self._only(network, made)
+        asks = not all(isinstance(item, Segment) for item in made.items)
+        self.shares = asks and bool(self.programs)
+        if self._whole is None:
+            nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
+            self._run = program(nodes, network.inputs, self.gives, network.constants)
+            if asks:
+                self._run = torch.no_grad()(self._run)
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         mine = self._free.acquire(blocking=False)
         try:
             arena = self._arena if mine else native_module().Arena(self.bytes)
+            if self._whole is not None:
+                return self._whole(arena.address, tensors)
             self._here.address = arena.address
             return self._run(*tensors)
         finally:
             if mine:
                 self._free.release()
+
+    def straight(self, network: Network) -> Callable[[Any], Tensor | None] | None:
+        """For a network that is kernels only, from one tensor to one tensor: all that a call takes, in one function. It returns nothing
+        where the input is another one than expected, or another thread uses the arena: then the long way is to be gone."""
+        wanted, made = network.example, network.result
+        if self._whole is None or not isinstance(wanted, Value) or not isinstance(made, Value):
+            return None
+        shape, dtype, out, threads = wanted.shape, wanted.dtype, made.shape, self.threads
+        (native,) = self.programs.values()
+        execute, empty, arena, free = native.run, torch.empty, self._arena, self._free
+
+        def call(x: Any) -> Tensor | None:
+            if type(x) is not Tensor or x.shape != shape or x.dtype is not dtype or not x.is_cpu or not free.acquire(blocking=False):
+                return None
+            try:
+                held, y = x.contiguous(), empty(out)
+                execute((arena.address, held.data_ptr(), y.data_ptr()), threads)
+                return y
+            finally:
+                free.release()
+
+        return call
 
     def timed(self, *tensors: Tensor) -> list[tuple[str, float]]:
         """One run, with the seconds of each step of the kernels."""
@@ -65,24 +94,38 @@ class Runner:
         finally:
             self._here.steps = None
 
+    def _only(self, network: Network, made: Plan) -> Kernels | None:
+        """The kernels of a network that is nothing else: they need no function around them, which would cost more than some layers."""
+        if len(made.items) != 1 or not isinstance(made.items[0], Segment):
+            return None
+        segment = made.items[0]
+        alike = segment.reads == list(network.inputs) and segment.writes == self.gives
+        return self._kernels(segment) if alike else None
+
     def _node(self, segment: Segment) -> Torch:
         """A segment as one function of torch tensors."""
-        native = self.programs[segment]
-        order = [value for value, _ in sorted(segment.outside.items(), key=lambda pair: pair[1].index)]
-        places = [order.index(value) + 1 for value in (*segment.reads, *segment.writes)]
-        shapes = [value.shape for value in segment.writes]
-        here, count, names = self._here, len(order), [name for name, _ in segment.tasks]
+        kernels, here = self._kernels(segment), self._here
 
         def run(*tensors: Tensor) -> Any:
-            held = [tensor.contiguous() for tensor in tensors]
-            made = [torch.empty(shape) for shape in shapes]
-            addresses = [here.address] + [0] * count
-            for place, tensor in zip(places, (*held, *made), strict=True):
-                addresses[place] = tensor.data_ptr()
-            if here.steps is None:
-                native.run(addresses, self.threads)
-            else:
-                here.steps += zip(names, native.timed(addresses, self.threads), strict=True)
+            made = kernels(here.address, tensors)
             return made[0] if len(made) == 1 else made
 
         return Torch("kernels", run, tuple(segment.reads), {}, tuple(segment.writes))
+
+    def _kernels(self, segment: Segment) -> Kernels:
+        """A segment as a function of the arena's address and the tensors that it reads, which makes those that it writes."""
+        native = self.programs[segment]
+        shapes = [value.shape for value in segment.writes]
+        here, threads, names = self._here, self.threads, [name for name, _ in segment.tasks]
+
+        def run(arena: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+            held = [*map(Tensor.contiguous, tensors)]
+            made = [*map(torch.empty, shapes)]
+            addresses = [arena, *map(Tensor.data_ptr, held), *map(Tensor.data_ptr, made)]
+            if here.steps is None:
+                native.run(addresses, threads)
+            else:
+                here.steps += zip(names, native.timed(addresses, threads), strict=True)
+            return made
+
+        return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from secateurs.run import steps
 from secateurs.run.buffers import Buffer, Home, Place
-from secateurs.run.layout import Grid, Packed, Plain, Tokens, straight, tiles
+from secateurs.run.layout import Grid, Packed, Plain, Tokens, read_tiles, straight, written_tiles
 from secateurs.run.machine import InstructionSet, narrower
 from secateurs.run.nodes import Node, Value
 
@@ -21,7 +21,7 @@ Task = Callable[[Any], None]
 
 @dataclass(eq=False)
 class Segment:
-    """Steps without torch in between: the values that come from outside and those that leave, as numbered buffers 1, 2, ..."""
+    """Steps without torch in between: the values that come from outside and those that leave, each in a buffer of its own."""
 
     reads: list[Value] = field(default_factory=list)
     writes: list[Value] = field(default_factory=list)
@@ -32,11 +32,12 @@ class Segment:
 class Homes:
     """The plan in the making: segments so far, the memory that they use, and where each value can be found.
 
-    ``reserved`` are places within concatenations, with the channels of the whole: who makes such a value makes it there.
+    ``reserved`` are places within concatenations, with the channels of the whole: who makes such a value makes it there. ``leaving`` are
+    values that nothing wants in panels.
     """
 
-    def __init__(self, isa: InstructionSet, threads: int, tensors: set[Value]) -> None:
-        self.isa, self.threads = isa, threads
+    def __init__(self, isa: InstructionSet, threads: int, tensors: set[Value], leaving: set[Value]) -> None:
+        self.isa, self.threads, self.leaving = isa, threads, leaving
         self.items: list[Segment | Node] = []
         self.buffers: list[Buffer] = []
         self.reserved: dict[Value, tuple[Place, int]] = {}
@@ -83,7 +84,7 @@ class Homes:
     def _outside(self, value: Value, writes: bool) -> Home:
         segment = self._open()
         if value not in segment.outside:
-            segment.outside[value] = Buffer(0, index=len(segment.outside) + 1)
+            segment.outside[value] = Buffer(0)
             (segment.writes if writes else segment.reads).append(value)
         return Home(plain_layout(value), Place(segment.outside[value]))
 
@@ -147,6 +148,11 @@ class Homes:
         self._panels[value, type(grid)] = home
         return home
 
+    def new_sums(self, grid: Grid, channels: int) -> Home:
+        """One panel for each thread."""
+        layout = Packed(replace(grid, tile_height=1, tile_width=grid.columns), channels)
+        return Home(layout, Place(self.buffer(layout.image_stride * self.threads)))
+
     def new_plain(self, floats: int) -> Home:
         """Numbers in the arena, one after the other, that no value stands for."""
         return Home(Plain(1, floats), Place(self.buffer(floats)))
@@ -168,7 +174,8 @@ class Homes:
         image, vectors = (source, target) if packs else (target, source)
         grid = vectors.packed.grid
         assert isinstance(grid, Grid)
-        found = tiles(grid.positions().reshape(grid.tile_height, grid.tile_width, grid.lanes), vectors.packed.vectors())
+        held, at = grid.positions().reshape(grid.tile_height, grid.tile_width, grid.lanes), vectors.packed.vectors()
+        found = read_tiles(held, at, grid.across, 0, image.layout.positions) if packs else written_tiles(held, at)
         strides = (vectors.layout.image_stride, vectors.layout.channel_stride)
         return self.task(
             "layout", [source, target], steps.tiles(self.isa, found, image, vectors.place, strides, images, channels, packs)

@@ -12,19 +12,23 @@ from torch import Tensor
 from secateurs.run import gemv, steps
 from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes, count
-from secateurs.run.layout import Grid, Plain, Tokens, grid_for, moves, straight, tiles, tokens_for
-from secateurs.run.machine import narrower
+from secateurs.run.layout import Grid, Plain, Tokens, grid_for, moves, read_tiles, straight, stretches, tokens_for
+from secateurs.run.machine import narrower, native_module
 from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.pack import Sparse, pack
-from secateurs.run.windows import Indices, Windows, panels, windows
+from secateurs.run.windows import Indices, Windows, panels, table, whole, windows
 
 Layer = Conv | Linear | Lstm
 
 SINGLE = 4
 """Up to so many vectors, a linear layer takes them one by one."""
 
-_SUMS = 256 * 1024
+_SUMS = 128 * 1024
 """Bytes of sums that are read and written for every block of channels, so that they had better stay in the second cache."""
+
+
+_SEEN = 2048 * 1024
+"""Bytes that the windows of a band of an image see, so that they are still in the second cache when they are used."""
 
 
 @dataclass(frozen=True)
@@ -66,38 +70,63 @@ def weights_of(node: Layer) -> Tensor:
 
 
 def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
-    """A convolution: what its windows see, unless that is what lies there, then sparse weights times panels."""
-    images, channels, height, width = node.x.shape
+    """A convolution: what its windows see, unless that is what lies there, then sparse weights times panels, band by band of the image."""
+    images, channels = node.x.shape[:2]
     grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes)
-    window = (node.weight.shape[2], node.weight.shape[3])
-    starts: Indices
-    taps: Indices
-    if is_pointwise(node):
-        x = homes.packed(node.x, grid)
-        strides = (x.layout.channel_stride, x.layout.image_stride)
-        starts, taps, touched, step = np.arange(grid.panels) * x.packed.panel_stride, np.zeros(1, np.int64), grid.columns, 1
-    else:
-        found = windows(grid, window, node.stride, node.padding, node.dilation, (height, width))
-        x = plan_windows(homes, node.name, homes.any(node.x), found, images, channels)
-        strides = (found.channel_stride, found.channel_stride * channels)
-        starts, taps, touched, step = found.starts, found.taps, found.touched, node.stride[1]
-    y = homes.new_packed(node.out, grid)
+    in_place = is_pointwise(node)
+    source = homes.packed(node.x, grid) if in_place else homes.any(node.x)
+    bands = [whole(source.packed)] if in_place else _bands(node, grid)
     residual = None if node.residual is None else homes.packed(node.residual, grid)
-    weight = matrix(node.weight)
-    of_group = node.weight.shape[1]
+    weight, of_group = matrix(node.weight), node.weight.shape[1]
     group = (
         np.arange(len(weight))[:, None] // (len(weight) // node.groups) * of_group
         if node.groups > 1
         else np.zeros((1, 1), np.int64)
     )
-    channel = group + np.repeat(np.arange(of_group), len(taps))
-    offsets = channel * strides[0] + np.tile(taps, of_group)
-    sparse = packed(homes, choice, weight, offsets, channel, grid, touched, images, node.groups)
-    where = panels(images, starts, strides[1], y.packed, None if residual is None else residual.packed)
-    task = steps.spmm(
-        homes.isa, sparse, bias_of(node.bias, len(weight)), x, y, residual, where, step, node.activation, grid.columns
-    )
-    homes.task(node.name, [x, y, residual], task)
+    channel = group + np.repeat(np.arange(of_group), len(bands[0].taps))
+    offsets = channel * bands[0].channel_stride + np.tile(bands[0].taps, of_group)
+    sparse = packed(homes, choice, weight, offsets, channel, grid, bands[0].touched, images, node.groups)
+    x_image = source.layout.image_stride if in_place else bands[0].channel_stride * channels
+    y, out, where = _targets(homes, node, grid, sparse.height, residual)
+    lie, member = (None, 0) if out is None else (stretches(grid), y.layout.image_stride)
+    for band in bands:
+        x = source if in_place else plan_windows(homes, node.name, source, band, images, channels)
+        places = where[:, band.panels].copy()
+        places[..., 0] = np.arange(images)[:, None] * x_image + band.starts
+        step, bias = 1 if in_place else node.stride[1], bias_of(node.bias, len(weight))
+        task = steps.spmm(
+            homes.isa, sparse, bias, x, y, residual, places.reshape(-1, 6), step, node.activation, grid.columns, out, lie, member
+        )
+        homes.task(node.name, [x, y, residual, out], task)
+
+
+def _bands(node: Conv, grid: Grid) -> list[Windows]:
+    """What a convolution's windows see, in bands that fit the second cache."""
+    images, channels, height, width = node.x.shape
+    window = (node.weight.shape[2], node.weight.shape[3])
+    return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), _SEEN // (4 * images * channels))
+
+
+def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Indices]:
+    """Where sums lie, where finished rows go if they go elsewhere, and the places (images, panels, 6) of both and of the residual."""
+    images, outputs = node.out.shape[:2]
+    panel = np.arange(grid.panels)
+    before = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
+    shape = (images, grid.panels, 6)
+    if not _leaves(homes, node, grid, height):
+        y = homes.new_packed(node.out, grid)
+        return y, None, table(images, 0, (y.layout.image_stride, panel * y.packed.panel_stride), before, 0, 0, 0).reshape(shape)
+    out, lanes = homes.new_tensor(node.out), (0, panel * (grid.lanes // 2))
+    where = table(images, 0, 0, before, (out.layout.image_stride, 0 * panel), 0, lanes)
+    return homes.new_sums(grid, outputs), out, where.reshape(shape)
+
+
+def _leaves(homes: Homes, node: Conv, grid: Grid, height: int) -> bool:
+    """Whether a convolution's rows are written to torch's image as they are finished: nobody wants panels of them, and one panel holds
+    all columns of tiles that lie side by side."""
+    at_once = min(grid.lanes // 2, native_module().columns_at_once(homes.isa.name, height))
+    fits = grid.columns == grid.tile_width <= at_once and grid.across > 1
+    return fits and node.out in homes.leaving and node.out not in homes.reserved
 
 
 def is_pointwise(node: Conv) -> bool:
@@ -122,10 +151,9 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     channel = group + np.arange(weight.shape[1])
     offsets = channel * x.layout.channel_stride
     sparse = packed(homes, choice, weight, offsets, channel, grid, grid.columns, images, node.groups)
-    image, first = np.arange(images)[:, None], np.arange(grid.panels) * grid.columns * lanes
-    nothing = 0 * (image + first)
-    places = [nothing if home is None else image * home.layout.image_stride + first for home in (x, y, residual, out)]
-    where = np.ascontiguousarray(np.stack([*places, positions - first + nothing], -1).reshape(-1, 5), np.int64)
+    first = np.arange(grid.panels) * grid.columns * lanes
+    places = [0 if home is None else (home.layout.image_stride, first) for home in (x, y, residual, out)]
+    where = table(images, *places, (0, positions - first), 0)
     bias = bias_of(node.bias, outputs)
     task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out)
     homes.task(node.name, [x, y, residual, out], task)
@@ -150,7 +178,8 @@ def plan_windows(homes: Homes, name: str, source: Home, found: Windows, images: 
     strides = (stride * channels, stride)
     at = np.arange(vectors) * lanes
     if isinstance(source.layout, Plain):
-        do = steps.tiles(homes.isa, tiles(found.seen, at), source, scratch.place, strides, images, channels, packs=True, fill=fill)
+        read = read_tiles(found.seen, at, found.across, found.apart, source.layout.positions)
+        do = steps.tiles(homes.isa, read, source, scratch.place, strides, images, channels, packs=True, fill=fill)
     else:
         made = moves(source.layout, found.seen.reshape(vectors, lanes), at)
         do = steps.move(homes.isa, made, source, scratch.place, strides, images, channels, fill)

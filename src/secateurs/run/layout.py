@@ -20,7 +20,11 @@ _COLUMNS = (7, 8, 6, 5, 4, 3, 2, 1)
 
 @dataclass(frozen=True)
 class Grid:
-    """An image cut into ``down`` x ``across`` tiles of ``tile_height`` x ``tile_width``, a lane each; rows of tiles into panels."""
+    """An image cut into ``down`` x ``across`` tiles of ``tile_height`` x ``tile_width``, a lane each; rows of tiles into panels.
+
+    The first half of the lanes has every other tile, the second half has their right neighbours: what lies together in the image then
+    comes together when halves of lanes are transposed.
+    """
 
     height: int
     width: int
@@ -54,11 +58,21 @@ class Grid:
         """
         rows = (self.tile_height - 1) * stride[0] + size[0]
         columns = (self.tile_width - 1) * stride[1] + size[1]
-        lane = np.arange(self.lanes)
-        y = lane // self.across * self.tile_height * stride[0] - before[0] + np.arange(rows)[:, None, None]
-        x = lane % self.across * self.tile_width * stride[1] - before[1] + np.arange(columns)[:, None]
+        tile_row, tile_column = np.divmod(_tiles_of_lanes(self.lanes), self.across)
+        y = tile_row * self.tile_height * stride[0] - before[0] + np.arange(rows)[:, None, None]
+        x = tile_column * self.tile_width * stride[1] - before[1] + np.arange(columns)[:, None]
         inside = (y >= 0) & (y < image[0]) & (x >= 0) & (x < image[1])
         return np.where(inside, y * image[1] + x, -1)
+
+
+def _tiles_of_lanes(lanes: int) -> Indices:
+    """The number of each lane's tile.
+
+    >>> _tiles_of_lanes(8).tolist()
+    [0, 2, 4, 6, 1, 3, 5, 7]
+    """
+    lane, half = np.arange(lanes), lanes // 2
+    return lane % half * 2 + lane // half
 
 
 @functools.lru_cache(256)
@@ -70,10 +84,10 @@ def _positions(grid: Grid) -> Indices:
 
 @functools.lru_cache(1024)
 def grid_for(height: int, width: int, lanes: int) -> Grid:
-    """The grid that wastes least: few vectors, long panels, small borders between tiles.
+    """The grid that wastes least: few vectors, long panels, small borders between tiles, a panel for each row of tiles.
 
     >>> grid_for(56, 56, 16)
-    Grid(height=56, width=56, down=4, across=4, tile_height=14, tile_width=14, columns=7)
+    Grid(height=56, width=56, down=2, across=8, tile_height=28, tile_width=7, columns=7)
     >>> grid_for(7, 7, 16).vectors  # 49 positions in 64 lanes
     4
     """
@@ -85,7 +99,7 @@ def grid_for(height: int, width: int, lanes: int) -> Grid:
             columns = next(each for each in _COLUMNS if tile_width % each == 0)
             vectors = tile_height * tile_width
             border = (tile_height + 2) * (tile_width + 2)
-            cost = vectors * (1 + 0.4 / columns) + 0.02 * border
+            cost = vectors * (1 + 0.4 / columns) + 0.02 * border + 0.5 * (columns < tile_width)
             found.append((cost, Grid(height, width, down, across, tile_height, tile_width, columns)))
     return min(found, key=lambda pair: pair[0])[1]
 
@@ -222,32 +236,97 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
 class Tiles:
     """How vectors whose lanes are tiles of an image are read from it, or written to it.
 
-    In each row of the tiles, and each part of half as many columns as lanes, ``origins`` (rows, parts, lanes) is the place in the image
-    where the lane's columns begin, and ``there`` (rows, parts, lanes) has a bit for each that exists. ``at`` (rows, columns): where the
-    vectors lie.
+    ``at`` (rows, columns): where the vectors lie; ``held`` (rows, columns): a bit for each lane that exists. In each row of the tiles,
+    and each part of so many columns, ``origins`` (rows, parts, lanes) is the place in the image where the lane's columns begin, and
+    ``there`` (rows, parts, lanes) has a bit for each that exists.
+
+    To be read: columns from ``own`` on are what the ``neighbour`` of a lane (-1: nothing) has ``apart`` columns before; up to ``edges``
+    channels at either end are so close to it that what does not exist must not be read.
     """
 
+    at: NDArray[np.int32]
+    held: NDArray[np.int32]
     origins: NDArray[np.int32]
     there: NDArray[np.int32]
-    at: NDArray[np.int32]
+    neighbour: NDArray[np.int32]
+    own: int
+    apart: int = 0
+    edges: int = 0
 
 
-def tiles(seen: Indices, at: Indices) -> Tiles:
-    """From what each vector holds: ``seen`` (rows, columns, lanes), positions in an image, -1 outside of it.
+def read_tiles(seen: Indices, at: Indices, across: int, apart: int, positions: int) -> Tiles:
+    """From what each vector is to hold: ``seen`` (rows, columns, lanes), positions in an image of so many, -1 outside of it.
 
-    Columns of one row and lane are neighbours in the image, so each lane has one stretch of it.
+    Columns of one row and lane are neighbours in the image, so each lane has one stretch of it. ``across`` tiles lie side by side, the
+    first column of each ``apart`` columns from that of the tile before it, so that where they overlap one can be read from the other.
     """
     rows, columns, lanes = seen.shape
     wide = lanes // 2
+    tile = _tiles_of_lanes(lanes)
+    lane_of = np.append(np.argsort(tile), -1)
+    neighbour = np.where(tile % across == across - 1, -1, lane_of[tile + 1])
+    own = columns // wide * wide
+    theirs = np.where(neighbour < 0, -1, seen[:, max(own - apart, 0) : columns - apart, neighbour])
+    if not 0 < apart <= own or not np.array_equal(theirs, seen[:, own:]):
+        own = columns
+    origins, there = _stretches(seen[:, :own], wide)
+    beyond = max(-origins.min(), origins.max() + wide - positions)
+    held = ((seen >= 0) << np.arange(lanes)).sum(2)
+    arrays = (at.reshape(rows, columns), held, origins, there, neighbour)
+    return Tiles(*map(_numbers, arrays), own, apart, -(-beyond // positions))
+
+
+def written_tiles(held: Indices, at: Indices) -> Tiles:
+    """From what each vector holds: ``held`` (rows, columns, lanes), positions in an image, -1 outside of it."""
+    rows, columns, lanes = held.shape
+    nothing = np.zeros((rows, columns))
+    return Tiles(*map(_numbers, (at.reshape(rows, columns), nothing, *_stretches(held, lanes), np.zeros(lanes))), columns)
+
+
+EMPTY = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """How the rows of tiles are written, lanes in pairs that lie together: ``origins`` and ``there`` (rows, lanes / 2) as in `Tiles`, for
+    both; ``order`` (lanes): the places of their columns, when the columns of the first are followed by those of the second."""
+
+    origins: NDArray[np.int32]
+    there: NDArray[np.int32]
+    order: NDArray[np.int32]
+
+
+def stretches(grid: Grid) -> Stretches:
+    """The stretches of a grid whose tiles lie side by side, and are no wider than half as many columns as lanes.
+
+    >>> stretches(Grid(2, 6, 2, 4, 1, 2, 2)).origins.tolist()  # 2 x 4 tiles of 1 x 2, the last one outside of the image
+    [[0, 4, 6, 10]]
+    """
+    columns, half = grid.tile_width, grid.lanes // 2
+    origins, there = (each[:, 0] for each in _stretches(grid.positions().reshape(grid.tile_height, columns, grid.lanes), grid.lanes))
+    first, second = slice(None, half), slice(half, None)
+    origins[:, first] = np.where(there[:, first] > 0, origins[:, first], origins[:, second] - columns)
+    there[:, first] |= there[:, second] << columns
+    place = np.arange(grid.lanes)
+    order = np.where(place < columns, place, np.minimum(place - columns + half, grid.lanes - 1))
+    return Stretches(_numbers(origins[:, first]), _numbers(there[:, first]), _numbers(order))
+
+
+def _stretches(held: Indices, wide: int) -> tuple[Indices, Indices]:
+    """(rows, parts, lanes): where each lane's columns begin in each part of ``wide`` columns, and a bit for each that exists."""
+    rows, columns, lanes = held.shape
     parts = -(-columns // wide)
     padded = np.full((rows, parts * wide, lanes), -1)
-    padded[:, :columns] = seen
+    padded[:, :columns] = held
     stretch = padded.reshape(rows, parts, wide, lanes).swapaxes(2, 3)  # (rows, parts, lane, column)
     there = stretch >= 0
     first = np.where(there.any(3), there.argmax(3), 0)
     origins = np.where(there.any(3), np.take_along_axis(stretch, first[..., None], 3)[..., 0] - first, 0)
-    bits = (there << np.arange(wide)).sum(3)
-    return Tiles(*(np.ascontiguousarray(each, np.int32) for each in (origins, bits, at.reshape(rows, columns))))
+    return origins, (there << np.arange(wide)).sum(3)
+
+
+def _numbers(array: NDArray[np.generic]) -> NDArray[np.int32]:
+    return np.ascontiguousarray(array, np.int32)
 
 
 def straight(positions: int, lanes: int) -> Moves:

@@ -26,7 +26,7 @@ from secateurs.run.layers import (
 )
 from secateurs.run.machine import InstructionSet, native_module
 from secateurs.run.nest import leaves
-from secateurs.run.nodes import Activate, Add, Affine, Concat, Conv, Lstm, Mean, Network, Node, Pool, Scale, Value
+from secateurs.run.nodes import Activate, Add, Affine, Concat, Conv, Lstm, Mean, Network, Node, Pool, Scale, Torch, Value
 
 
 @dataclass
@@ -37,12 +37,20 @@ class Plan:
     floats: int
 
 
-def plan(network: Network, isa: InstructionSet, threads: int = 1, choices: Mapping[Node, Choice] | None = None) -> Plan:
-    """Lay out a network for an instruction set and a number of threads."""
-    homes = Homes(isa, threads, {*network.inputs, *network.constants})
+def plan(
+    network: Network,
+    isa: InstructionSet,
+    threads: int = 1,
+    choices: Mapping[Node, Choice] | None = None,
+    direct: bool = True,
+) -> Plan:
+    """Lay out a network for an instruction set and a number of threads; ``direct``: what is an image of torch in the end is made as such,
+    and not in panels first."""
+    chosen = {node: (choices or {}).get(node, Choice()) for node in network.nodes}
+    homes = Homes(isa, threads, {*network.inputs, *network.constants}, _leaving(network, chosen) if direct else set())
     share_concatenations(homes, network.nodes)
     for node in network.nodes:
-        choice = (choices or {}).get(node, Choice())
+        choice = chosen[node]
         if choice.dense or not _is_float(node) or not _planned(homes, node, choice):
             homes.torch(node, inputs_of(node), list(outputs_of(node)))
     for value in results(network):
@@ -51,10 +59,12 @@ def plan(network: Network, isa: InstructionSet, threads: int = 1, choices: Mappi
 
 
 def programs(made: Plan) -> dict[Segment, Any]:
-    """The native program of each segment."""
+    """The native program of each segment: its buffers are the arena, then what it reads, then what it writes."""
     found = {}
     for segment in (item for item in made.items if isinstance(item, Segment)):
         found[segment] = native_module().Program()
+        for index, value in enumerate((*segment.reads, *segment.writes), 1):
+            segment.outside[value].index = index
         for _, task in segment.tasks:
             task(found[segment])
     return found
@@ -63,6 +73,12 @@ def programs(made: Plan) -> dict[Segment, Any]:
 def results(network: Network) -> list[Value]:
     """The values that the network returns, each once."""
     return list(dict.fromkeys(value for _, value in leaves(network.result) if isinstance(value, Value)))
+
+
+def _leaving(network: Network, chosen: Mapping[Node, Choice]) -> set[Value]:
+    """The values that nothing but torch wants."""
+    by_kernels = [node for node in network.nodes if not isinstance(node, Torch) and not chosen[node].dense]
+    return {value for node in network.nodes for value in outputs_of(node)}.difference(*map(inputs_of, by_kernels))
 
 
 def _planned(homes: Homes, node: Node, choice: Choice) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from secateurs.run import gemv as vectors
 from secateurs.run.buffers import NOWHERE, Home, Place
-from secateurs.run.layout import Grid, Moves, Packed, Tiles, Tokens
+from secateurs.run.layout import EMPTY, Grid, Moves, Packed, Stretches, Tiles, Tokens
 from secateurs.run.machine import InstructionSet
 from secateurs.run.nodes import Activation
 from secateurs.run.pack import Sparse
@@ -80,11 +80,16 @@ def tiles(
         program.tiles(
             isa=isa.name,
             pack=packs,
+            at=found.at,
+            held=found.held,
             from_=found.origins,
             there=found.there,
-            at=found.at,
+            neighbour=found.neighbour,
             rows=found.at.shape[0],
             columns=found.at.shape[1],
+            own=found.own,
+            apart=found.apart,
+            edges=found.edges,
             images=images,
             channels=channels,
             group=_GROUP,
@@ -137,9 +142,13 @@ def spmm(
     activation: Activation | None,
     columns: int,
     out: Home | None = None,
+    stretches: Stretches | None = None,
+    y_member: int = 0,
 ) -> Task:
     """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next. Finished rows go to
-    ``out`` where there is one, and sums that are not finished lie in y."""
+    ``out`` where there is one, in ``stretches`` or as they are, and sums that are not finished lie in y, where the panels have places of
+    their own, or each thread has one, ``y_member`` floats from the next."""
+    apart = stretches or Stretches(EMPTY, EMPTY, EMPTY)
 
     def do(program: Any) -> None:
         program.spmm(
@@ -161,6 +170,10 @@ def spmm(
             y_stride=y.layout.channel_stride,
             residual_stride=0 if residual is None else residual.layout.channel_stride,
             out_stride=0 if out is None else out.layout.channel_stride,
+            y_member=y_member,
+            from_=apart.origins,
+            there=apart.there,
+            order=apart.order,
             **activation_of(activation),
         )
 

@@ -125,7 +125,7 @@ def alone(node: Layer, choice: Choice, isa: InstructionSet, threads: int, first:
         given = [Value(node.x.shape), *given[1:]]
         nodes = [Conv(_BEFORE, given[0], node.x, torch.ones(channels, 1, 1, 1), None, groups=channels), node]
     network = Network(tuple(given), nodes, node.out)
-    return Runner(network, plan(network, isa, threads, {node: choice}), threads)
+    return Runner(network, plan(network, isa, threads, {node: choice}, direct=first), threads)
 
 
 def _seconds(runner: Runner, inputs: list[Tensor]) -> tuple[float, float]:

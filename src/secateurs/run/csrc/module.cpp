@@ -95,17 +95,21 @@ std::vector<float *> pointers(const std::vector<uintptr_t> &addresses) {
 void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int stride, const Array<int32_t> &rows,
               const Array<int32_t> &offsets, const Array<float> &values, const Array<int64_t> &blocks, const Array<int64_t> &chunks,
               const Array<float> &bias, const Array<int64_t> &panels, const At &x, const At &y, const At &residual, const At &out,
-              int64_t y_stride, int64_t residual_stride, int64_t out_stride, int activation, float low, float high) {
+              int64_t y_stride, int64_t residual_stride, int64_t out_stride, int64_t y_member, const Array<int32_t> &from,
+              const Array<int32_t> &there, const Array<int32_t> &order, int activation, float low, float high) {
     auto step = std::make_unique<SpmmStep>();
+    Stretches stretches = {};
+    if (from.size()) stretches = {owner.keep(from), owner.keep(there), owner.keep(order)};
     step->kernel = kernels(isa).spmm(height, columns, stride);
     if (!step->kernel) throw std::invalid_argument("there is no kernel of this height and number of columns");
     step->spmm = {reinterpret_cast<const Row *>(owner.keep(rows)), owner.keep(offsets), owner.keep(values), owner.keep(bias), nullptr,
-                  nullptr, nullptr, nullptr, y_stride, residual_stride, out_stride, stride, activation, low, high};
+                  nullptr, nullptr, nullptr, stretches, y_stride, residual_stride, out_stride, stride, activation, low, high};
+    step->y_member = y_member;
     step->blocks = reinterpret_cast<const Block *>(owner.keep(blocks));
     step->chunks = owner.keep(chunks);
     step->chunk_count = int64_t(chunks.size()) - 1;
     step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
-    step->panel_count = int64_t(panels.size()) / 5;
+    step->panel_count = int64_t(panels.size()) / 6;
     step->x = place(x), step->y = place(y), step->residual = place(residual), step->out = place(out);
     owner.program.add(std::move(step));
 }
@@ -122,12 +126,13 @@ void add_move(Owner &owner, const std::string &isa, const Array<int32_t> &moves,
     owner.program.add(std::move(step));
 }
 
-void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int32_t> &from, const Array<int32_t> &there,
-               const Array<int32_t> &at, int rows, int columns, int64_t images, int64_t channels, int64_t group, const At &x, const At &y,
+void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int32_t> &at, const Array<int32_t> &held,
+               const Array<int32_t> &from, const Array<int32_t> &there, const Array<int32_t> &neighbour, int rows, int columns, int own, int apart, int edges, int64_t images, int64_t channels, int64_t group, const At &x, const At &y,
                int64_t x_image, int64_t y_image, int64_t x_stride, int64_t y_stride, float fill) {
     auto step = std::make_unique<TilesStep>();
     step->kernel = pack ? kernels(isa).pack_tiles : kernels(isa).unpack_tiles;
-    step->tiles = {owner.keep(from), owner.keep(there), owner.keep(at), rows, columns, pack ? x_stride : y_stride, pack ? y_stride : x_stride, fill};
+    step->tiles = {owner.keep(at), owner.keep(held), owner.keep(from), owner.keep(there), owner.keep(neighbour), rows, columns, own, apart, edges, pack ? x_stride : y_stride,
+                   pack ? y_stride : x_stride, fill, 0, 0};
     step->channels = {images, channels, group};
     step->x_image = x_image, step->y_image = y_image, step->x_stride = x_stride, step->y_stride = y_stride;
     step->x = place(x), step->y = place(y);
@@ -141,7 +146,7 @@ void add_window(Owner &owner, const std::string &isa, const Array<int32_t> &taps
     step->kernel = kernels(isa).window;
     step->window = {owner.keep(taps), int32_t(taps.size()), columns, stride, x_stride, y_stride, factors.size() ? owner.keep(factors) : nullptr};
     step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
-    step->channels = {int64_t(panels.size()) / 5, channels, group};
+    step->channels = {int64_t(panels.size()) / 6, channels, group};
     step->panels_of_image = panels_of_image;
     step->factors_of_panel = int64_t(columns) * kernels(isa).lanes;
     step->x = place(x), step->y = place(y);
@@ -264,6 +269,8 @@ NB_MODULE(_native, m) {
         }
         return best;
     }, nb::arg("isa"), "Floating-point operations a second that one core can do.");
+    m.def("columns_at_once", [](const std::string &isa, int height) { return kernels(isa).columns_at_once(height); }, nb::arg("isa"),
+          nb::arg("height"), "Columns of a panel whose sums are in registers together.");
     m.def("gemv_formats", [](const std::string &isa) {
         std::vector<std::tuple<std::string, std::string>> found;
         const Kernels &table = kernels(isa);
@@ -278,12 +285,13 @@ NB_MODULE(_native, m) {
         .def("spmm", add_spmm, nb::arg("isa"), nb::arg("height"), nb::arg("columns"), nb::arg("stride"), nb::arg("rows"),
              nb::arg("offsets"), nb::arg("values"), nb::arg("blocks"), nb::arg("chunks"), nb::arg("bias"), nb::arg("panels"), nb::arg("x"),
              nb::arg("y"), nb::arg("residual"), nb::arg("out"), nb::arg("y_stride"), nb::arg("residual_stride"), nb::arg("out_stride"),
-             nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+             nb::arg("y_member"), nb::arg("from_"), nb::arg("there"), nb::arg("order"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("move", add_move, nb::arg("isa"), nb::arg("moves"), nb::arg("table"), nb::arg("images"), nb::arg("channels"),
              nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("y_image"), nb::arg("x_stride"),
              nb::arg("y_stride"), nb::arg("fill"))
-        .def("tiles", add_tiles, nb::arg("isa"), nb::arg("pack"), nb::arg("from_"), nb::arg("there"), nb::arg("at"), nb::arg("rows"),
-             nb::arg("columns"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
+        .def("tiles", add_tiles, nb::arg("isa"), nb::arg("pack"), nb::arg("at"), nb::arg("held"), nb::arg("from_"), nb::arg("there"),
+             nb::arg("neighbour"), nb::arg("rows"), nb::arg("columns"), nb::arg("own"), nb::arg("apart"),
+             nb::arg("edges"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
              nb::arg("y_image"), nb::arg("x_stride"), nb::arg("y_stride"), nb::arg("fill"))
         .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
              nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),

@@ -14,7 +14,7 @@ struct Running final : Work {
         : all(all), first(first), last(last), buffers(buffers) {}
     int64_t steps() const override { return last - first; }
     int64_t jobs(int64_t step) const override { return all[first + step]->jobs(); }
-    void run(int64_t step, int64_t job) const override { all[first + step]->run(job, buffers); }
+    void run(int64_t step, int64_t job, int member) const override { all[first + step]->run(job, member, buffers); }
 };
 
 }  // namespace

@@ -21,7 +21,7 @@ constexpr int32_t NOWHERE = -1;
 
 struct Step {
     virtual int64_t jobs() const = 0;
-    virtual void run(int64_t job, float *const *buffers) const = 0;
+    virtual void run(int64_t job, int member, float *const *buffers) const = 0;
     virtual ~Step() = default;
 };
 
@@ -32,14 +32,15 @@ struct SpmmStep final : Step {
     const int64_t *chunks;  // chunk i consists of blocks[chunks[i] ... chunks[i + 1])
     const Panel *panels;
     int64_t chunk_count, panel_count;
+    int64_t y_member;  // from one thread's sums to the next's; 0 where each panel has its own
     Place x, y, residual, out;
 
     int64_t jobs() const override { return chunk_count * panel_count; }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int member, float *const *buffers) const override {
         Spmm mine = spmm;
         mine.x = x.in(buffers);
-        mine.y = y.in(buffers);
+        mine.y = y.in(buffers) + member * y_member;
         mine.residual = residual.buffer == NOWHERE ? nullptr : residual.in(buffers);
         mine.out = out.buffer == NOWHERE ? nullptr : out.in(buffers);
         const int64_t chunk = job / panel_count;
@@ -68,7 +69,7 @@ struct MoveStep final : Step {
 
     int64_t jobs() const override { return channels.jobs(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t image = job / channels.groups(), first = channels.first(job);
         kernel(moves, x.in(buffers) + image * x_image + first * moves.x_stride, y.in(buffers) + image * y_image + first * moves.y_stride,
                channels.count(job));
@@ -84,9 +85,12 @@ struct TilesStep final : Step {
 
     int64_t jobs() const override { return channels.jobs(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t image = job / channels.groups(), first = channels.first(job);
-        kernel(tiles, x.in(buffers) + image * x_image + first * x_stride, y.in(buffers) + image * y_image + first * y_stride,
+        Tiles mine = tiles;
+        mine.before = image * channels.channels + first;
+        mine.after = channels.outer * channels.channels - mine.before - channels.count(job);
+        kernel(mine, x.in(buffers) + image * x_image + first * x_stride, y.in(buffers) + image * y_image + first * y_stride,
                channels.count(job));
     }
 };
@@ -101,7 +105,7 @@ struct WindowStep final : Step {
 
     int64_t jobs() const override { return channels.jobs(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t number = job / channels.groups(), first = channels.first(job);
         Window mine = window;
         if (window.factors) mine.factors += number % panels_of_image * factors_of_panel;
@@ -119,7 +123,7 @@ struct MeanStep final : Step {
 
     int64_t jobs() const override { return channels.jobs(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t image = job / channels.groups(), first = channels.first(job);
         kernel(mean, x.in(buffers) + image * x_image + first * mean.x_stride, y.in(buffers) + image * channels.channels + first,
                channels.count(job));
@@ -135,7 +139,7 @@ struct PointwiseStep final : Step {
 
     int64_t jobs() const override { return channels.jobs(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t panel = job / channels.groups(), first = channels.first(job);
         Pointwise mine = pointwise;
         if (mine.scale) mine.scale += first;
@@ -155,7 +159,7 @@ struct TokensStep final : Step {
 
     int64_t jobs() const override { return panel_count; }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         Tokens mine = tokens;
         mine.positions = tokens.positions - job * positions_of_panel;
         if (mine.positions > positions_of_panel) mine.positions = positions_of_panel;
@@ -173,7 +177,7 @@ struct GemvStep final : Step {
 
     int64_t jobs() const override { return job_count; }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         for (int64_t vector = 0; vector < vectors; ++vector)
             kernel(gemv, x.in(buffers) + vector * gemv.inputs, y.in(buffers) + vector * outputs, bounds[job], bounds[job + 1]);
     }
@@ -190,7 +194,7 @@ struct FinishStep final : Step {
     static constexpr int64_t at_once = 4096;
     int64_t jobs() const override { return (count + at_once - 1) / at_once; }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t first = job * at_once, left = count - first, size = left < at_once ? left : at_once;
         float *const to = y.in(buffers) + first;
         if (residual.buffer != NOWHERE) {
@@ -211,7 +215,7 @@ struct CellStep final : Step {
     int64_t parts() const { return (width + at_once - 1) / at_once; }
     int64_t jobs() const override { return rows * parts(); }
 
-    void run(int64_t job, float *const *buffers) const override {
+    void run(int64_t job, int, float *const *buffers) const override {
         const int64_t row = job / parts(), first = job % parts() * at_once, last = first + at_once;
         kernel(gates.in(buffers) + row * 4 * width, more.in(buffers) + row * 4 * width, state.in(buffers) + row * width,
                out.in(buffers) + row * width, width, first, last < width ? last : width);
@@ -224,7 +228,7 @@ struct CopyStep final : Step {
 
     int64_t jobs() const override { return 1; }
 
-    void run(int64_t, float *const *buffers) const override { memcpy(y.in(buffers), x.in(buffers), sizeof(float) * count); }
+    void run(int64_t, int, float *const *buffers) const override { memcpy(y.in(buffers), x.in(buffers), sizeof(float) * count); }
 };
 
 class Program {

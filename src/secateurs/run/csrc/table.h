@@ -25,10 +25,18 @@ struct Block {
     int64_t nonzero;
 };
 
-// Where one panel of output positions is read and written; `out` and `positions` only where finished rows go elsewhere.
+// Where one panel of output positions is read and written; `out` and what follows only where finished rows go elsewhere.
 struct Panel {
-    int64_t x, y, residual;
-    int64_t out, positions;  // positions of this panel that exist: the rest of a row is not written to `out`
+    int64_t x, y, residual, out;
+    int64_t positions;  // of this panel that exist: the rest of a row is not written to `out`
+    int64_t stretches;  // where those of this panel begin, if they lie apart in `out`
+};
+
+// Lanes l and l + LANES / 2 of a panel hold a stretch of a row of an image. For each l < LANES / 2: where the stretch begins in the
+// image, and a bit for each of its places that exists.
+struct Stretches {
+    const int32_t *from, *there;
+    const int32_t *order;  // the places of the columns of both lanes, among both halves of a vector
 };
 
 struct Spmm {
@@ -40,6 +48,7 @@ struct Spmm {
     float *y;
     const float *residual;              // or null
     float *out;                         // where finished rows go, if not to y; or null
+    Stretches stretches;                // how rows lie in `out`; `from` is null if all positions lie one after the other
     int64_t y_stride, residual_stride, out_stride;  // from one output channel to the next
     int32_t stride;                     // vectors from one input position to the next
     int32_t activation;
@@ -64,14 +73,19 @@ struct Moves {
 };
 typedef void (*MoveKernel)(const Moves &, const float *x, float *y, int64_t channels);
 
-// Between an image as torch has it and vectors whose lanes are tiles of it. In each row of tiles, lane l holds places
-// from[l] ... from[l] + LANES / 2 of the image, of which those exist whose bits are set in there[l]; the columns' vectors lie at `at`.
+// Between an image as torch has it and vectors whose lanes are tiles of it, for each row of tiles. A row is cut into parts (when reading
+// of half as many columns as lanes, when writing of as many), in which lane l holds places from[l], from[l] + 1 ... of the image, of which
+// those exist whose bits are set in there[l].
 struct Tiles {
-    const int32_t *from, *there;  // [row][part of a row: LANES / 2 columns][lane]
-    const int32_t *at;            // [row][column]
-    int32_t rows, columns;
+    const int32_t *at, *held;     // [row][column]: where the vector lies; a bit for each lane that exists
+    const int32_t *from, *there;  // [row][part of a row][lane]
+    // Reading: columns from `own` on are what other lanes have `apart` columns before, and what does not exist is read all the same (and
+    // dropped), as it lies in the channels beside; but not so near to the first channel of all, or the last, as `edges`.
+    const int32_t *neighbour;  // the lane that has a lane's later columns; -1 is fill
+    int32_t rows, columns, own, apart, edges;
     int64_t image_stride, vector_stride;  // from one channel to the next
     float fill;
+    int64_t before, after;  // channels before those of this work, and after them
 };
 typedef void (*TilesKernel)(const Tiles &, const float *x, float *y, int64_t channels);
 

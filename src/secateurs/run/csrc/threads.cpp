@@ -38,10 +38,10 @@ struct Team {
 
     Team(const Work &work, int members) : work(work), members(members) {}
 
-    void take_part() {
+    void take_part(int member) {
         for (int64_t now = 0, steps = work.steps(); now < steps; ++now) {
             const int64_t jobs = work.jobs(now);
-            for (int64_t job; (job = next.fetch_add(1, std::memory_order_relaxed)) < jobs;) work.run(now, job);
+            for (int64_t job; (job = next.fetch_add(1, std::memory_order_relaxed)) < jobs;) work.run(now, job, member);
             if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
                 arrived.store(0, std::memory_order_relaxed);
                 next.store(0, std::memory_order_relaxed);
@@ -81,7 +81,7 @@ struct Pool {
             }
             seen = now / most;
             Team *const mine = team;
-            mine->take_part();
+            mine->take_part(number + 1);
             if (--running == 0) {
                 std::lock_guard<std::mutex> lock(guard);
                 done.notify_one();
@@ -99,7 +99,7 @@ struct Pool {
             call = (call / most + 1) * most + members - 1;
         }
         wake.notify_all();
-        mine.take_part();
+        mine.take_part(0);
         wait_awake([&] { return running == 0; });
         std::unique_lock<std::mutex> lock(guard);
         done.wait(lock, [&] { return running == 0; });
@@ -140,7 +140,7 @@ void work(const Work &work, int threads) {
         }
     }
     for (int64_t step = 0, steps = work.steps(); step < steps; ++step)
-        for (int64_t job = 0, jobs = work.jobs(step); job < jobs; ++job) work.run(step, job);
+        for (int64_t job = 0, jobs = work.jobs(step); job < jobs; ++job) work.run(step, job, 0);
 }
 
 }  // namespace secateurs

@@ -6,11 +6,12 @@
 
 namespace secateurs {
 
-// Something that consists of steps, each of independent jobs; a step begins when all jobs of the one before are done.
+// Something that consists of steps, each of independent jobs; a step begins when all jobs of the one before are done. `member` is the
+// number of the thread that does the job: none has two at once.
 struct Work {
     virtual int64_t steps() const = 0;
     virtual int64_t jobs(int64_t step) const = 0;
-    virtual void run(int64_t step, int64_t job) const = 0;
+    virtual void run(int64_t step, int64_t job, int member) const = 0;
     virtual ~Work() = default;
 };
 
