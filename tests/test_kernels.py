@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from secateurs.run import layers, pitched
 from secateurs.run import pack as packing
 from secateurs.run.execute import Runner
-from secateurs.run.homes import Segment
+from secateurs.run.homes import Homes, Segment
 from secateurs.run.kernels import KERNELS, candidates
 from secateurs.run.layers import SINGLE, Choice
-from secateurs.run.layout import Packed, grid_for, tokens_for, written_tiles
+from secateurs.run.layout import Packed, Tokens, gapped, grid_for, read_tiles, stretches, tokens_for, written_tiles
 from secateurs.run.machine import InstructionSet, available, native_module
 from secateurs.run.nodes import (
     Activate,
@@ -35,7 +38,9 @@ from secateurs.run.nodes import (
     Scale,
     Value,
 )
+from secateurs.run.pitched import is_pitched
 from secateurs.run.plan import plan
+from secateurs.run.windows import windows
 
 pytestmark = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
@@ -61,11 +66,12 @@ def run(
     isa: InstructionSet,
     threads: int = 1,
     choice: Choice | None = None,
+    direct: bool = True,
 ) -> Tensor:
     """What nodes give, with everything that has kernels run by them."""
     network = Network(tuple(inputs), list(nodes), out)
     choices = dict.fromkeys(nodes, choice) if choice else {}
-    made = plan(network, isa, threads, choices)
+    made = plan(network, isa, threads, choices, direct)
     assert all(isinstance(item, Segment) for item in made.items), "something did not run on kernels"
     (found,) = Runner(network, made, threads)(*inputs.values())
     return found
@@ -113,12 +119,13 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
         "residual": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "threads": draw(st.integers(1, 3)),
+        "way": draw(st.sampled_from(["straight to the image", "by panels", "in bands", "in bands by panels", "pitched"])),
         "seed": draw(st.integers(0, 99)),
     }
 
 
 @each_isa
-@fuzz
+@settings(fuzz, max_examples=200)
 @given(case=convolutions())
 def test_a_convolution_is_torchs(isa: InstructionSet, case: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(case["seed"])
@@ -143,7 +150,64 @@ def test_a_convolution_is_torchs(isa: InstructionSet, case: dict[str, Any]) -> N
     out = Value(tuple(expected.shape))
     first = next(iter(given_values))
     node = Conv("conv", first, out, weight, bias, *how, groups, residual, activation)
-    agree(run([node], given_values, out, isa, case["threads"], Choice(case["height"], case["block"])), expected)
+    seen = 1 if "bands" in case["way"] else layers._SEEN
+    waste = math.inf if case["way"] == "pitched" else 0
+    choice, direct = Choice(case["height"], case["block"]), "panels" not in case["way"]
+    with mock.patch.object(layers, "_SEEN", seen), mock.patch.object(pitched, "_WASTE", waste):
+        found = run([node], given_values, out, isa, case["threads"], choice, direct)
+    agree(found, expected)
+
+
+@each_isa
+def test_blocks_of_an_image_may_be_pitched(isa: InstructionSet) -> None:
+    x, out = Value((1, 8, 56, 56)), Value((1, 8, 56, 56))
+    node = Conv("conv", x, out, torch.ones(8, 8, 3, 3), None, padding=(1, 1))
+    (segment,) = plan(Network((x,), [node], out), isa, 1, {node: Choice(4)}).items
+    assert isinstance(segment, Segment)
+    assert [name for name, _ in segment.tasks] == ["conv (windows)", "conv"], "no layout is changed after it"
+    homes = Homes(isa, 1, {x}, {out})
+    assert is_pitched(homes, node, Choice(4)) and not is_pitched(homes, node, Choice(1))
+    assert not is_pitched(Homes(isa, 1, {x}, set()), node, Choice(4)), "others want panels of it"
+
+
+@fuzz
+@given(height=st.integers(1, 40), width=st.integers(1, 60), more=st.integers(0, 3), lanes=st.sampled_from([4, 8, 16]))
+def test_stretches_hold_every_position_once(height: int, width: int, more: int, lanes: int) -> None:
+    tokens = Tokens(height * (width + more), lanes, 3)
+    grid = grid_for(height, width, lanes)
+    kinds = [gapped(height, width, width + more, tokens)]
+    if grid.across > 1 and grid.tile_width <= lanes // 2:
+        kinds.append(stretches(grid))
+    for found in kinds:
+        written = [
+            start + place
+            for start, bits in zip(found.origins.ravel().tolist(), found.there.ravel().tolist(), strict=True)
+            for place in range(lanes)
+            if bits >> place & 1
+        ]
+        assert sorted(written) == list(range(height * width))
+
+
+@fuzz
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    span=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 3),
+    lanes=st.sampled_from([4, 8, 16]),
+)
+def test_what_lanes_borrow_from_each_other_is_what_they_see(
+    size: tuple[int, int], span: tuple[int, int], stride: int, lanes: int
+) -> None:
+    grid = grid_for(*size, lanes)
+    for found in windows(
+        grid, span, (stride, stride), (span[0] // 2, span[1] // 2), (1, 1), (size[0] * stride, size[1] * stride), 1
+    ):
+        rows, columns, _ = found.seen.shape
+        read = read_tiles(found.seen, np.arange(rows * columns) * lanes, found.across, found.apart, size[0] * size[1] * stride**2)
+        for column in range(read.own, columns):
+            lent = found.seen[:, column - read.apart][:, np.maximum(read.neighbour, 0)]
+            assert np.array_equal(np.where(read.neighbour < 0, -1, lent), found.seen[:, column])
+        assert read.own == columns or read.own % (lanes // 2) == 0
 
 
 @each_isa

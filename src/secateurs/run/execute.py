@@ -73,7 +73,13 @@ class Runner:
         execute, empty, arena, free = native.run, torch.empty, self._arena, self._free
 
         def call(x: Any) -> Tensor | None:
-            if type(x) is not Tensor or x.shape != shape or x.dtype is not dtype or not x.is_cpu or not free.acquire(blocking=False):
+            if (
+                type(x) is not Tensor
+                or x.shape != shape
+                or x.dtype is not dtype
+                or not x.is_cpu
+                or not free.acquire(blocking=False)
+            ):
                 return None
             try:
                 held, y = x.contiguous(), empty(out)

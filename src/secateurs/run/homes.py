@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -148,9 +148,9 @@ class Homes:
         self._panels[value, type(grid)] = home
         return home
 
-    def new_sums(self, grid: Grid, channels: int) -> Home:
-        """One panel for each thread."""
-        layout = Packed(replace(grid, tile_height=1, tile_width=grid.columns), channels)
+    def new_sums(self, grid: Grid | Tokens, channels: int) -> Home:
+        """One panel for each thread, for sums on their way to somewhere else."""
+        layout = Packed(Tokens(grid.columns * grid.lanes, grid.lanes, grid.columns), channels)
         return Home(layout, Place(self.buffer(layout.image_stride * self.threads)))
 
     def new_plain(self, floats: int) -> Home:
@@ -173,7 +173,7 @@ class Homes:
         packs = isinstance(there, Packed)
         image, vectors = (source, target) if packs else (target, source)
         grid = vectors.packed.grid
-        assert isinstance(grid, Grid)
+        assert isinstance(grid, Grid) and isinstance(image.layout, Plain)
         held, at = grid.positions().reshape(grid.tile_height, grid.tile_width, grid.lanes), vectors.packed.vectors()
         found = read_tiles(held, at, grid.across, 0, image.layout.positions) if packs else written_tiles(held, at)
         strides = (vectors.layout.image_stride, vectors.layout.channel_stride)

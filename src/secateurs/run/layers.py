@@ -12,11 +12,11 @@ from torch import Tensor
 from secateurs.run import gemv, steps
 from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes, count
-from secateurs.run.layout import Grid, Plain, Tokens, grid_for, moves, read_tiles, straight, stretches, tokens_for
+from secateurs.run.layout import Grid, Plain, Tokens, grid_for, moves, read_tiles, stretches, tokens_for
 from secateurs.run.machine import narrower, native_module
 from secateurs.run.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.pack import Sparse, pack
-from secateurs.run.windows import Indices, Windows, panels, table, whole, windows
+from secateurs.run.windows import Indices, Part, Windows, panels, table, whole, windows
 
 Layer = Conv | Linear | Lstm
 
@@ -141,21 +141,23 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     grid = tokens_for(positions, lanes)
     pitch = grid.vectors * lanes
     x, residual = homes.plain(node.x), None if node.residual is None else homes.plain(node.residual)
-    y = homes.new_tensor(node.out)
-    out = None
-    if pitch != positions:  # what sticks out is read and summed too, so there must be room for it
+    if pitch != positions:  # what sticks out is read too, so there must be room for it
         x, residual = _roomy(homes, x, images, pitch), None if residual is None else _roomy(homes, residual, images, pitch)
-        y, out = Home(Plain(pitch, outputs), homes.new_plain(images * outputs * pitch).place), y
     weight = matrix(node.weight)
     group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
     channel = group + np.arange(weight.shape[1])
     offsets = channel * x.layout.channel_stride
     sparse = packed(homes, choice, weight, offsets, channel, grid, grid.columns, images, node.groups)
-    first = np.arange(grid.panels) * grid.columns * lanes
-    places = [0 if home is None else (home.layout.image_stride, first) for home in (x, y, residual, out)]
-    where = table(images, *places, (0, positions - first), 0)
+    image, first = homes.new_tensor(node.out), np.arange(grid.panels) * grid.columns * lanes
+    in_residual, in_image = (0 if home is None else (home.layout.image_stride, first) for home in (residual, image))
+    y, out, member = image, None, 0
+    lies: list[Part] = [in_image, in_residual, 0]
+    if pitch != positions:
+        y, out, lies = homes.new_sums(grid, outputs), image, [0, in_residual, in_image]
+        member = y.layout.image_stride
+    where = table(images, (x.layout.image_stride, first), *lies, (0, positions - first), 0)
     bias = bias_of(node.bias, outputs)
-    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out)
+    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out, None, member)
     homes.task(node.name, [x, y, residual, out], task)
 
 
@@ -164,9 +166,8 @@ def _roomy(homes: Homes, home: Home, images: int, pitch: int) -> Home:
     layout = home.layout
     assert isinstance(layout, Plain)
     room = Home(Plain(pitch, layout.channels), homes.new_plain(images * layout.channels * pitch).place)
-    moved = straight(layout.positions, homes.isa.lanes)
-    strides = (room.layout.image_stride, room.layout.channel_stride)
-    homes.task("layout", [home, room], steps.move(homes.isa, moved, home, room.place, strides, images, layout.channels))
+    task = steps.spread(homes.isa, 0, 1, layout.positions, pitch, home, room, pitch, images)
+    homes.task("layout", [home, room], task)
     return room
 
 

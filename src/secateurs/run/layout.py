@@ -232,6 +232,9 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
     return Moves(np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(table, np.int32))
 
 
+EMPTY = np.zeros(0, np.int32)
+
+
 @dataclass(frozen=True)
 class Tiles:
     """How vectors whose lanes are tiles of an image are read from it, or written to it.
@@ -271,29 +274,38 @@ def read_tiles(seen: Indices, at: Indices, across: int, apart: int, positions: i
         own = columns
     origins, there = _stretches(seen[:, :own], wide)
     beyond = max(-origins.min(), origins.max() + wide - positions)
-    held = ((seen >= 0) << np.arange(lanes)).sum(2)
-    arrays = (at.reshape(rows, columns), held, origins, there, neighbour)
-    return Tiles(*map(_numbers, arrays), own, apart, -(-beyond // positions))
+    return Tiles(
+        at=_numbers(at.reshape(rows, columns)),
+        held=_numbers(((seen >= 0) << np.arange(lanes)).sum(2)),
+        origins=_numbers(origins),
+        there=_numbers(there),
+        neighbour=_numbers(neighbour),
+        own=own,
+        apart=apart,
+        edges=int(-(-beyond // positions)),
+    )
 
 
 def written_tiles(held: Indices, at: Indices) -> Tiles:
     """From what each vector holds: ``held`` (rows, columns, lanes), positions in an image, -1 outside of it."""
     rows, columns, lanes = held.shape
-    nothing = np.zeros((rows, columns))
-    return Tiles(*map(_numbers, (at.reshape(rows, columns), nothing, *_stretches(held, lanes), np.zeros(lanes))), columns)
-
-
-EMPTY = np.zeros(0, np.int32)
+    origins, there = map(_numbers, _stretches(held, lanes))
+    return Tiles(_numbers(at.reshape(rows, columns)), EMPTY, origins, there, EMPTY, columns)
 
 
 @dataclass(frozen=True)
 class Stretches:
-    """How the rows of tiles are written, lanes in pairs that lie together: ``origins`` and ``there`` (rows, lanes / 2) as in `Tiles`, for
-    both; ``order`` (lanes): the places of their columns, when the columns of the first are followed by those of the second."""
+    """How panels are written to an image: where each stretch begins, a bit for each of its places, and the ``order`` of the lanes.
+
+    ``turned``: a stretch is what two lanes hold that lie together, (rows of tiles, lanes / 2) of them, and ``order`` (lanes) is of a
+    vector that has the columns of the first and then those of the second. Else it is what one vector holds, of (vectors), each with an
+    order of its own.
+    """
 
     origins: NDArray[np.int32]
     there: NDArray[np.int32]
     order: NDArray[np.int32]
+    turned: bool
 
 
 def stretches(grid: Grid) -> Stretches:
@@ -303,13 +315,31 @@ def stretches(grid: Grid) -> Stretches:
     [[0, 4, 6, 10]]
     """
     columns, half = grid.tile_width, grid.lanes // 2
-    origins, there = (each[:, 0] for each in _stretches(grid.positions().reshape(grid.tile_height, columns, grid.lanes), grid.lanes))
+    origins, there = (
+        each[:, 0] for each in _stretches(grid.positions().reshape(grid.tile_height, columns, grid.lanes), grid.lanes)
+    )
     first, second = slice(None, half), slice(half, None)
     origins[:, first] = np.where(there[:, first] > 0, origins[:, first], origins[:, second] - columns)
     there[:, first] |= there[:, second] << columns
     place = np.arange(grid.lanes)
     order = np.where(place < columns, place, np.minimum(place - columns + half, grid.lanes - 1))
-    return Stretches(_numbers(origins[:, first]), _numbers(there[:, first]), _numbers(order))
+    return Stretches(_numbers(origins[:, first]), _numbers(there[:, first]), _numbers(order), True)
+
+
+def gapped(height: int, width: int, pitch: int, grid: Tokens) -> Stretches:
+    """The stretches of a grid over rows that are ``pitch`` apart, of which only ``width`` positions are wanted.
+
+    >>> found = gapped(2, 3, 4, Tokens(8, 4, 2))
+    >>> found.origins.tolist(), found.there.tolist(), found.order.tolist()
+    ([0, 3], [7, 7], [[0, 1, 2, 0], [0, 1, 2, 0]])
+    """
+    row, column = np.divmod(np.arange(grid.vectors * grid.lanes).reshape(-1, grid.lanes), pitch)
+    wanted = (row < height) & (column < width)
+    order = np.argsort(~wanted, axis=1, kind="stable")
+    count = wanted.sum(1)
+    first = np.take_along_axis(row * width + column, order[:, :1], 1)[:, 0]
+    order = np.where(np.arange(grid.lanes) < count[:, None], order, 0)
+    return Stretches(_numbers(np.where(count > 0, first, 0)), _numbers((1 << count) - 1), _numbers(order), False)
 
 
 def _stretches(held: Indices, wide: int) -> tuple[Indices, Indices]:

@@ -105,6 +105,30 @@ def tiles(
     return do
 
 
+def spread(
+    isa: InstructionSet, before: int, rows: int, width: int, pitch: int, image: Home, y: Home, stride: int, images: int
+) -> Task:
+    """Rows of an image ``pitch`` floats apart, after ``before`` zeros and with zeros after them; channels are ``stride`` floats apart."""
+
+    def do(program: Any) -> None:
+        program.spread(
+            isa=isa.name,
+            before=before,
+            rows=rows,
+            width=width,
+            pitch=pitch,
+            size=stride,
+            images=images,
+            channels=image.layout.channels,
+            group=_GROUP,
+            x=at(image),
+            y=at(y),
+            y_stride=stride,
+        )
+
+    return do
+
+
 def tokens(isa: InstructionSet, x: Home, y: Home, layout: Packed, packs: bool) -> Task:
     """Rows of channels into panels, or back."""
     grid = layout.grid
@@ -148,7 +172,7 @@ def spmm(
     """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next. Finished rows go to
     ``out`` where there is one, in ``stretches`` or as they are, and sums that are not finished lie in y, where the panels have places of
     their own, or each thread has one, ``y_member`` floats from the next."""
-    apart = stretches or Stretches(EMPTY, EMPTY, EMPTY)
+    apart = stretches or Stretches(EMPTY, EMPTY, EMPTY, False)
 
     def do(program: Any) -> None:
         program.spmm(
@@ -174,6 +198,7 @@ def spmm(
             from_=apart.origins,
             there=apart.there,
             order=apart.order,
+            turned=apart.turned,
             **activation_of(activation),
         )
 

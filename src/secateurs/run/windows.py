@@ -11,6 +11,7 @@ from secateurs.run.layout import Grid, Packed
 
 Pair = tuple[int, int]
 Indices = NDArray[np.int64]
+Part = int | tuple[int, Indices]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def windows(
     high = -(-grid.tile_height // -(-grid.tile_height // high))
     rows, columns = np.meshgrid(np.arange(window[0]) * dilation[0], np.arange(window[1]) * dilation[1], indexing="ij")
     row, column = np.divmod(np.arange(grid.panels) * grid.columns, grid.tile_width)
-    channel_stride = _apart(((min(high, grid.tile_height) - 1) * stride[0] + down) * pitch, grid.lanes)
+    channel_stride = stride_of(((min(high, grid.tile_height) - 1) * stride[0] + down) * pitch, grid.lanes)
     found = []
     for first in range(0, grid.tile_height, high):
         last = min(first + high, grid.tile_height)
@@ -76,7 +77,7 @@ def whole(image: Packed) -> Windows:
     return Windows(seen, np.zeros(1, np.int64), slice(None), panel * image.panel_stride, image.channel_stride, columns, 1, 0)
 
 
-def _apart(vectors: int, lanes: int) -> int:
+def stride_of(vectors: int, lanes: int) -> int:
     """Floats from one channel to the next, some of them free so that channels do not meet in the same sets of the first cache."""
     page = 4096 // (lanes * 4)
     crowded = (0, page // 2, page // 4, page // 8)
@@ -90,7 +91,7 @@ def panels(images: int, starts: Indices, x_image: int, y: Packed, residual: Pack
     return table(images, (x_image, starts), *of, 0, 0, 0)
 
 
-def table(images: int, *parts: int | tuple[int, Indices]) -> Indices:
+def table(images: int, *parts: Part) -> Indices:
     """A row for each panel of each image: of each part, what an image adds and what each panel has, or one number for all.
 
     >>> table(2, (10, np.array([0, 3])), 7).tolist()

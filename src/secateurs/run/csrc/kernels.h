@@ -15,6 +15,7 @@ struct Kernels {
     int32_t (*columns_at_once)(int32_t height);
     MoveKernel move;
     TilesKernel pack_tiles, unpack_tiles;
+    SpreadKernel spread;
     WindowKernel window;
     MeanKernel mean;
     PointwiseKernel pointwise;

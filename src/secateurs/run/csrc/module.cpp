@@ -96,10 +96,10 @@ void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int
               const Array<int32_t> &offsets, const Array<float> &values, const Array<int64_t> &blocks, const Array<int64_t> &chunks,
               const Array<float> &bias, const Array<int64_t> &panels, const At &x, const At &y, const At &residual, const At &out,
               int64_t y_stride, int64_t residual_stride, int64_t out_stride, int64_t y_member, const Array<int32_t> &from,
-              const Array<int32_t> &there, const Array<int32_t> &order, int activation, float low, float high) {
+              const Array<int32_t> &there, const Array<int32_t> &order, bool turned, int activation, float low, float high) {
     auto step = std::make_unique<SpmmStep>();
     Stretches stretches = {};
-    if (from.size()) stretches = {owner.keep(from), owner.keep(there), owner.keep(order)};
+    if (from.size()) stretches = {owner.keep(from), owner.keep(there), owner.keep(order), turned};
     step->kernel = kernels(isa).spmm(height, columns, stride);
     if (!step->kernel) throw std::invalid_argument("there is no kernel of this height and number of columns");
     step->spmm = {reinterpret_cast<const Row *>(owner.keep(rows)), owner.keep(offsets), owner.keep(values), owner.keep(bias), nullptr,
@@ -135,6 +135,16 @@ void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int3
                    pack ? y_stride : x_stride, fill, 0, 0};
     step->channels = {images, channels, group};
     step->x_image = x_image, step->y_image = y_image, step->x_stride = x_stride, step->y_stride = y_stride;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_spread(Owner &owner, const std::string &isa, int64_t before, int64_t rows, int64_t width, int64_t pitch, int64_t size,
+                int64_t images, int64_t channels, int64_t group, const At &x, const At &y, int64_t y_stride) {
+    auto step = std::make_unique<SpreadStep>();
+    step->kernel = kernels(isa).spread;
+    step->spread = {before, rows, width, pitch, size, rows * width, y_stride};
+    step->channels = {images, channels, group};
     step->x = place(x), step->y = place(y);
     owner.program.add(std::move(step));
 }
@@ -285,7 +295,7 @@ NB_MODULE(_native, m) {
         .def("spmm", add_spmm, nb::arg("isa"), nb::arg("height"), nb::arg("columns"), nb::arg("stride"), nb::arg("rows"),
              nb::arg("offsets"), nb::arg("values"), nb::arg("blocks"), nb::arg("chunks"), nb::arg("bias"), nb::arg("panels"), nb::arg("x"),
              nb::arg("y"), nb::arg("residual"), nb::arg("out"), nb::arg("y_stride"), nb::arg("residual_stride"), nb::arg("out_stride"),
-             nb::arg("y_member"), nb::arg("from_"), nb::arg("there"), nb::arg("order"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+             nb::arg("y_member"), nb::arg("from_"), nb::arg("there"), nb::arg("order"), nb::arg("turned"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("move", add_move, nb::arg("isa"), nb::arg("moves"), nb::arg("table"), nb::arg("images"), nb::arg("channels"),
              nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("y_image"), nb::arg("x_stride"),
              nb::arg("y_stride"), nb::arg("fill"))
@@ -293,6 +303,8 @@ NB_MODULE(_native, m) {
              nb::arg("neighbour"), nb::arg("rows"), nb::arg("columns"), nb::arg("own"), nb::arg("apart"),
              nb::arg("edges"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
              nb::arg("y_image"), nb::arg("x_stride"), nb::arg("y_stride"), nb::arg("fill"))
+        .def("spread", add_spread, nb::arg("isa"), nb::arg("before"), nb::arg("rows"), nb::arg("width"), nb::arg("pitch"), nb::arg("size"),
+             nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("y_stride"))
         .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
              nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),
              nb::arg("x_stride"), nb::arg("y_stride"))

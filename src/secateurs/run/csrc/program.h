@@ -95,6 +95,20 @@ struct TilesStep final : Step {
     }
 };
 
+struct SpreadStep final : Step {
+    SpreadKernel kernel;
+    Spread spread;
+    Channels channels;  // outer: images
+    Place x, y;
+
+    int64_t jobs() const override { return channels.jobs(); }
+
+    void run(int64_t job, int, float *const *buffers) const override {
+        const int64_t first = job / channels.groups() * channels.channels + channels.first(job);
+        kernel(spread, x.in(buffers) + first * spread.x_stride, y.in(buffers) + first * spread.y_stride, channels.count(job));
+    }
+};
+
 struct WindowStep final : Step {
     WindowKernel kernel;
     Window window;

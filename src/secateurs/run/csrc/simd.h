@@ -50,6 +50,18 @@ inline void store_first(float *to, vf value, int64_t count) {
 #endif
 }
 
+// The first lanes, no more than so many; the others are zero.
+inline vf load_first(const float *from, int64_t count) {
+    if (count >= LANES) return load(from);
+#if LANES == 16
+    return count <= 0 ? vf{} : (vf)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+#else
+    vf value = {};
+    for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
+    return value;
+#endif
+}
+
 inline vf splat(float value) { return value - vf{}; }
 
 // NaN passes, as in torch: where one is NaN, these instructions give the second.

@@ -32,11 +32,13 @@ struct Panel {
     int64_t stretches;  // where those of this panel begin, if they lie apart in `out`
 };
 
-// Lanes l and l + LANES / 2 of a panel hold a stretch of a row of an image. For each l < LANES / 2: where the stretch begins in the
-// image, and a bit for each of its places that exists.
+// How the rows of panels lie in an image, each stretch in one piece: where it begins, and a bit for each of its places that exists.
 struct Stretches {
     const int32_t *from, *there;
-    const int32_t *order;  // the places of the columns of both lanes, among both halves of a vector
+    const int32_t *order;  // the lanes in the order in which they are written
+    // Turned: lanes l and l + LANES / 2 of a panel hold a stretch for each l < LANES / 2, and `order` is of a vector that holds the columns
+    // of the one, then those of the other. Else each vector of a panel is a stretch with an order of its own.
+    bool turned;
 };
 
 struct Spmm {
@@ -88,6 +90,13 @@ struct Tiles {
     int64_t before, after;  // channels before those of this work, and after them
 };
 typedef void (*TilesKernel)(const Tiles &, const float *x, float *y, int64_t channels);
+
+// Rows of an image with zeros around them: `before` zeros, then rows `pitch` floats apart (no less than `width`), zeros up to `size`.
+struct Spread {
+    int64_t before, rows, width, pitch, size;
+    int64_t x_stride, y_stride;
+};
+typedef void (*SpreadKernel)(const Spread &, const float *x, float *y, int64_t channels);
 
 // Windows over [channel][row][column][lane]: maximum, or sum times a factor for each position.
 struct Window {
