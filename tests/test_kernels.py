@@ -119,7 +119,9 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
         "residual": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "threads": draw(st.integers(1, 3)),
-        "way": draw(st.sampled_from(["straight to the image", "by panels", "in bands", "in bands by panels", "pitched"])),
+        "way": draw(
+            st.sampled_from(["straight to the image", "by panels", "in bands", "in bands by panels", "pitched", "pitched in bands"])
+        ),
         "seed": draw(st.integers(0, 99)),
     }
 
@@ -151,9 +153,9 @@ def test_a_convolution_is_torchs(isa: InstructionSet, case: dict[str, Any]) -> N
     first = next(iter(given_values))
     node = Conv("conv", first, out, weight, bias, *how, groups, residual, activation)
     seen = 1 if "bands" in case["way"] else layers._SEEN
-    waste = math.inf if case["way"] == "pitched" else 0
+    waste, band = (math.inf if "pitched" in case["way"] else 0), 1 if "bands" in case["way"] else pitched._BAND
     choice, direct = Choice(case["height"], case["block"]), "panels" not in case["way"]
-    with mock.patch.object(layers, "_SEEN", seen), mock.patch.object(pitched, "_WASTE", waste):
+    with mock.patch.object(layers, "_SEEN", seen), mock.patch.multiple(pitched, _WASTE=waste, _BAND=band):
         found = run([node], given_values, out, isa, case["threads"], choice, direct)
     agree(found, expected)
 
@@ -208,6 +210,13 @@ def test_what_lanes_borrow_from_each_other_is_what_they_see(
             lent = found.seen[:, column - read.apart][:, np.maximum(read.neighbour, 0)]
             assert np.array_equal(np.where(read.neighbour < 0, -1, lent), found.seen[:, column])
         assert read.own == columns or read.own % (lanes // 2) == 0
+
+
+def test_lanes_borrow_what_would_take_another_part() -> None:
+    grid = grid_for(28, 28, 16)
+    (found,) = windows(grid, (3, 3), (1, 1), (1, 1), (1, 1), (28, 28))
+    read = read_tiles(found.seen, np.arange(found.seen.size // 16) * 16, found.across, found.apart, 28 * 28)
+    assert (found.seen.shape[1], read.own) == (9, 8)
 
 
 @each_isa

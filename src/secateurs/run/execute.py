@@ -70,9 +70,9 @@ class Runner:
             return None
         shape, dtype, out, threads = wanted.shape, wanted.dtype, made.shape, self.threads
         (native,) = self.programs.values()
-        execute, empty, arena, free = native.run, torch.empty, self._arena, self._free
+        execute, empty, arena, free = native.run, torch.empty, self._arena.address, self._free
 
-        def call(x: Any) -> Tensor | None:
+        def call(x: Any, keeps_the_arena: Runner = self) -> Tensor | None:
             if (
                 type(x) is not Tensor
                 or x.shape != shape
@@ -83,7 +83,7 @@ class Runner:
                 return None
             try:
                 held, y = x.contiguous(), empty(out)
-                execute((arena.address, held.data_ptr(), y.data_ptr()), threads)
+                execute((arena, held.data_ptr(), y.data_ptr()), threads)
                 return y
             finally:
                 free.release()

@@ -27,8 +27,8 @@ _SUMS = 128 * 1024
 """Bytes of sums that are read and written for every block of channels, so that they had better stay in the second cache."""
 
 
-_SEEN = 2048 * 1024
-"""Bytes that the windows of a band of an image see, so that they are still in the second cache when they are used."""
+_SEEN = 2 * 1024 * 1024
+"""Bytes that the windows of a band of an image see, so that much of them is still in a cache when it is used."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def weights_of(node: Layer) -> Tensor:
 def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     """A convolution: what its windows see, unless that is what lies there, then sparse weights times panels, band by band of the image."""
     images, channels = node.x.shape[:2]
-    grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes)
     in_place = is_pointwise(node)
+    alone = not in_place and node.residual is None and _leaves(homes, node)
+    grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes, whole_rows=alone)
     source = homes.packed(node.x, grid) if in_place else homes.any(node.x)
     bands = [whole(source.packed)] if in_place else _bands(node, grid)
     residual = None if node.residual is None else homes.packed(node.residual, grid)
@@ -113,7 +114,7 @@ def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home |
     panel = np.arange(grid.panels)
     before = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
     shape = (images, grid.panels, 6)
-    if not _leaves(homes, node, grid, height):
+    if not (_leaves(homes, node) and _holds_rows(homes, grid, height)):
         y = homes.new_packed(node.out, grid)
         return y, None, table(images, 0, (y.layout.image_stride, panel * y.packed.panel_stride), before, 0, 0, 0).reshape(shape)
     out, lanes = homes.new_tensor(node.out), (0, panel * (grid.lanes // 2))
@@ -121,12 +122,16 @@ def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home |
     return homes.new_sums(grid, outputs), out, where.reshape(shape)
 
 
-def _leaves(homes: Homes, node: Conv, grid: Grid, height: int) -> bool:
-    """Whether a convolution's rows are written to torch's image as they are finished: nobody wants panels of them, and one panel holds
-    all columns of tiles that lie side by side."""
+def _leaves(homes: Homes, node: Conv) -> bool:
+    """Whether nobody wants panels of a convolution's rows."""
+    return node.out in homes.leaving and node.out not in homes.reserved
+
+
+def _holds_rows(homes: Homes, grid: Grid, height: int) -> bool:
+    """Whether a panel holds all columns of tiles that lie side by side, so that its rows can be written to an image when they are
+    finished."""
     at_once = min(grid.lanes // 2, native_module().columns_at_once(homes.isa.name, height))
-    fits = grid.columns == grid.tile_width <= at_once and grid.across > 1
-    return fits and node.out in homes.leaving and node.out not in homes.reserved
+    return grid.columns == grid.tile_width <= at_once and grid.across > 1
 
 
 def is_pointwise(node: Conv) -> bool:
@@ -166,7 +171,7 @@ def _roomy(homes: Homes, home: Home, images: int, pitch: int) -> Home:
     layout = home.layout
     assert isinstance(layout, Plain)
     room = Home(Plain(pitch, layout.channels), homes.new_plain(images * layout.channels * pitch).place)
-    task = steps.spread(homes.isa, 0, 1, layout.positions, pitch, home, room, pitch, images)
+    task = steps.spread(homes.isa, home, room, images, layout.positions, slice(0, 1), 0, pitch, pitch)
     homes.task("layout", [home, room], task)
     return room
 

@@ -83,10 +83,12 @@ def _positions(grid: Grid) -> Indices:
 
 
 @functools.lru_cache(1024)
-def grid_for(height: int, width: int, lanes: int) -> Grid:
-    """The grid that wastes least: few vectors, long panels, small borders between tiles, a panel for each row of tiles.
+def grid_for(height: int, width: int, lanes: int, whole_rows: bool = False) -> Grid:
+    """The grid that wastes least: few vectors, long panels, small borders between tiles; ``whole_rows``: rather a panel for each row.
 
     >>> grid_for(56, 56, 16)
+    Grid(height=56, width=56, down=4, across=4, tile_height=14, tile_width=14, columns=7)
+    >>> grid_for(56, 56, 16, whole_rows=True)
     Grid(height=56, width=56, down=2, across=8, tile_height=28, tile_width=7, columns=7)
     >>> grid_for(7, 7, 16).vectors  # 49 positions in 64 lanes
     4
@@ -99,7 +101,7 @@ def grid_for(height: int, width: int, lanes: int) -> Grid:
             columns = next(each for each in _COLUMNS if tile_width % each == 0)
             vectors = tile_height * tile_width
             border = (tile_height + 2) * (tile_width + 2)
-            cost = vectors * (1 + 0.4 / columns) + 0.02 * border + 0.5 * (columns < tile_width)
+            cost = vectors * (1 + 0.4 / columns) + 0.02 * border + 0.5 * (whole_rows and columns < tile_width)
             found.append((cost, Grid(height, width, down, across, tile_height, tile_width, columns)))
     return min(found, key=lambda pair: pair[0])[1]
 

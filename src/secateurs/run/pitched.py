@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateurs.run import steps
+from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes
 from secateurs.run.layers import Choice, bias_of, is_pointwise, matrix, packed
 from secateurs.run.layout import Tokens, gapped, grid_for
@@ -20,6 +21,8 @@ from secateurs.run.windows import stride_of, table
 _HEIGHT = 4
 _COLUMNS = 6
 """Of a panel: with more of them, sums, weights and an input would not fit 32 registers."""
+_BAND = 2 * 1024 * 1024
+"""Bytes of rows that are laid apart at a time, so that much of them is still in a cache when it is used."""
 _WASTE = 1.05
 """Tiles are better where so many times as many positions would be computed: those between the rows, and those that fill the last panel."""
 
@@ -40,37 +43,43 @@ def _grid(homes: Homes, node: Conv) -> Tokens:
 
 
 def plan_pitched_conv(homes: Homes, node: Conv, choice: Choice) -> None:
-    """A convolution over rows that have their padding between them."""
-    images, channels, height, width = node.x.shape
+    """A convolution over rows that have their padding between them, band by band of the image."""
+    images, channels, _, width = node.x.shape
     (outputs, of_group), (down, across) = node.weight.shape[:2], node.weight.shape[2:]
-    pitch, lanes = width + node.padding[1], homes.isa.lanes
-    grid = _grid(homes, node)
+    grid, pitch = _grid(homes, node), width + node.padding[1]
     rows, columns = np.meshgrid(np.arange(down) * node.dilation[0] * pitch, np.arange(across) * node.dilation[1], indexing="ij")
-    taps = (rows + columns).ravel()
-    stride = stride_of(grid.vectors + -(-int(taps[-1]) // lanes), lanes)
-    source, seen = homes.plain(node.x), homes.new_plain(images * channels * stride)
-    before = node.padding[1] + node.padding[0] * pitch
-    task = steps.spread(homes.isa, before, height, width, pitch, source, seen, stride, images)
-    homes.task(f"{node.name} (windows)", [source, seen], task)
+    taps, long = (rows + columns).ravel(), grid.columns * grid.lanes
+    reach = int(taps[-1])
+    high = min(max((_BAND // (4 * channels * images) - reach - pitch) // long, 4 * reach // long + 1), grid.panels)
+    high = -(-grid.panels // -(-grid.panels // high))
+    stride = stride_of(-(-(high * long + reach + pitch) // grid.lanes), grid.lanes)
 
     weight, panel = matrix(node.weight), np.arange(grid.panels)
     group = np.arange(outputs)[:, None] // (outputs // node.groups) * of_group
     channel = group + np.repeat(np.arange(of_group), len(taps))
-    touched = min(grid.columns + 1 + int(taps[-1]) // lanes, down * (grid.columns + 1))
+    touched = min(grid.columns + 1 + reach // grid.lanes, down * (grid.columns + 1))
     sparse = packed(homes, choice, weight, channel * stride + np.tile(taps, of_group), channel, grid, touched, images, node.groups)
     sums, out = homes.new_sums(grid, outputs), homes.new_tensor(node.out)
-    where = table(
-        images,
-        (channels * stride, panel * grid.columns * lanes),
-        0,
-        0,
-        (out.layout.image_stride, 0 * panel),
-        0,
-        (0, panel * grid.columns),
-    )
     lie = gapped(node.out.shape[2], node.out.shape[3], pitch, grid)
-    bias = bias_of(node.bias, outputs)
-    task = steps.spmm(
-        homes.isa, sparse, bias, seen, sums, None, where, 1, node.activation, grid.columns, out, lie, sums.layout.image_stride
-    )
-    homes.task(node.name, [seen, sums, out], task)
+    for first in range(0, grid.panels, high):
+        of = panel[first : first + high]
+        above = first * long // pitch
+        seen = _rows(homes, node, above, min((first + len(of)) * long, grid.count), pitch, stride)
+        starts = (channels * stride, of * long - above * pitch)
+        where = table(images, starts, 0, 0, (out.layout.image_stride, 0 * of), 0, (0, of * grid.columns))
+        bias, member = bias_of(node.bias, outputs), sums.layout.image_stride
+        task = steps.spmm(homes.isa, sparse, bias, seen, sums, None, where, 1, node.activation, grid.columns, out, lie, member)
+        homes.task(node.name, [seen, sums, out], task)
+
+
+def _rows(homes: Homes, node: Conv, above: int, last: int, pitch: int, stride: int) -> Home:
+    """What the windows see of the positions from row ``above`` on up to position ``last``, with zeros around the image."""
+    images, channels, height, width = node.x.shape
+    beyond, around = node.padding
+    below = -(-last // pitch) + (node.weight.shape[2] - 1) * node.dilation[0]
+    rows = slice(min(max(above - beyond, 0), height), max(min(below - beyond, height), 0))
+    source, seen = homes.plain(node.x), homes.new_plain(images * channels * stride)
+    before = around + (rows.start - above + beyond) * pitch
+    task = steps.spread(homes.isa, source, seen, images, width, rows, before, pitch, stride)
+    homes.task(f"{node.name} (windows)", [source, seen], task)
+    return seen

@@ -106,23 +106,25 @@ def tiles(
 
 
 def spread(
-    isa: InstructionSet, before: int, rows: int, width: int, pitch: int, image: Home, y: Home, stride: int, images: int
+    isa: InstructionSet, image: Home, y: Home, images: int, width: int, rows: slice, before: int, pitch: int, stride: int
 ) -> Task:
-    """Rows of an image ``pitch`` floats apart, after ``before`` zeros and with zeros after them; channels are ``stride`` floats apart."""
+    """Some rows of an image ``pitch`` floats apart, after ``before`` zeros and with zeros after them; channels are ``stride`` floats
+    apart."""
 
     def do(program: Any) -> None:
         program.spread(
             isa=isa.name,
             before=before,
-            rows=rows,
+            rows=rows.stop - rows.start,
             width=width,
             pitch=pitch,
             size=stride,
             images=images,
             channels=image.layout.channels,
             group=_GROUP,
-            x=at(image),
+            x=_moved(at(image), rows.start * width),
             y=at(y),
+            x_stride=image.layout.channel_stride,
             y_stride=stride,
         )
 

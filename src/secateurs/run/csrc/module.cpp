@@ -140,10 +140,10 @@ void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int3
 }
 
 void add_spread(Owner &owner, const std::string &isa, int64_t before, int64_t rows, int64_t width, int64_t pitch, int64_t size,
-                int64_t images, int64_t channels, int64_t group, const At &x, const At &y, int64_t y_stride) {
+                int64_t images, int64_t channels, int64_t group, const At &x, const At &y, int64_t x_stride, int64_t y_stride) {
     auto step = std::make_unique<SpreadStep>();
     step->kernel = kernels(isa).spread;
-    step->spread = {before, rows, width, pitch, size, rows * width, y_stride};
+    step->spread = {before, rows, width, pitch, size, x_stride, y_stride};
     step->channels = {images, channels, group};
     step->x = place(x), step->y = place(y);
     owner.program.add(std::move(step));
@@ -304,7 +304,7 @@ NB_MODULE(_native, m) {
              nb::arg("edges"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
              nb::arg("y_image"), nb::arg("x_stride"), nb::arg("y_stride"), nb::arg("fill"))
         .def("spread", add_spread, nb::arg("isa"), nb::arg("before"), nb::arg("rows"), nb::arg("width"), nb::arg("pitch"), nb::arg("size"),
-             nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("y_stride"))
+             nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_stride"), nb::arg("y_stride"))
         .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
              nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),
              nb::arg("x_stride"), nb::arg("y_stride"))
