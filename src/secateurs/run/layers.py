@@ -28,7 +28,7 @@ _SUMS = 128 * 1024
 
 
 _SEEN = 2 * 1024 * 1024
-"""Bytes that the windows of a band of an image see, so that much of them is still in a cache when it is used."""
+"""Bytes that the windows of a band of one image see, so that much of them is still in a cache when it is used."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
 
 
 def _bands(node: Conv, grid: Grid) -> list[Windows]:
-    """What a convolution's windows see, in bands that fit the second cache."""
-    images, channels, height, width = node.x.shape
+    """What a convolution's windows see, in bands."""
+    _, channels, height, width = node.x.shape
     window = (node.weight.shape[2], node.weight.shape[3])
-    return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), _SEEN // (4 * images * channels))
+    return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), _SEEN // (4 * channels))
 
 
 def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Indices]:

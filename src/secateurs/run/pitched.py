@@ -22,7 +22,7 @@ _HEIGHT = 4
 _COLUMNS = 6
 """Of a panel: with more of them, sums, weights and an input would not fit 32 registers."""
 _BAND = 2 * 1024 * 1024
-"""Bytes of rows that are laid apart at a time, so that much of them is still in a cache when it is used."""
+"""Bytes of rows of one image that are laid apart at a time, so that much of them is still in a cache when it is used."""
 _WASTE = 1.05
 """Tiles are better where so many times as many positions would be computed: those between the rows, and those that fill the last panel."""
 
@@ -50,7 +50,7 @@ def plan_pitched_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     rows, columns = np.meshgrid(np.arange(down) * node.dilation[0] * pitch, np.arange(across) * node.dilation[1], indexing="ij")
     taps, long = (rows + columns).ravel(), grid.columns * grid.lanes
     reach = int(taps[-1])
-    high = min(max((_BAND // (4 * channels * images) - reach - pitch) // long, 4 * reach // long + 1), grid.panels)
+    high = min(max((_BAND // (4 * channels) - reach - pitch) // long, 4 * reach // long + 1), grid.panels)
     high = -(-grid.panels // -(-grid.panels // high))
     stride = stride_of(-(-(high * long + reach + pitch) // grid.lanes), grid.lanes)
 
