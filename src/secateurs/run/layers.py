@@ -76,7 +76,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     alone = not in_place and node.residual is None and _leaves(homes, node)
     grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes, whole_rows=alone)
     source = homes.packed(node.x, grid) if in_place else homes.any(node.x)
-    bands = [whole(source.packed)] if in_place else _bands(node, grid)
+    bands = [whole(source.packed)] if in_place else _bands(node, grid, source)
     residual = None if node.residual is None else homes.packed(node.residual, grid)
     weight, of_group = matrix(node.weight), node.weight.shape[1]
     group = (
@@ -101,11 +101,12 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
         homes.task(node.name, [x, y, residual, out], task)
 
 
-def _bands(node: Conv, grid: Grid) -> list[Windows]:
-    """What a convolution's windows see, in bands."""
+def _bands(node: Conv, grid: Grid, source: Home) -> list[Windows]:
+    """What a convolution's windows see: of an image as torch has it in bands, of panels, where that was found to be slower, at once."""
     _, channels, height, width = node.x.shape
     window = (node.weight.shape[2], node.weight.shape[3])
-    return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), _SEEN // (4 * channels))
+    most = _SEEN // (4 * channels) if isinstance(source.layout, Plain) else None
+    return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), most)
 
 
 def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Indices]:
