@@ -94,7 +94,7 @@ KERNELS = (
         "spmm 4x1",
         "4x1, 8x1 and 16x1 blocks, kernels, dense",
         _shares,
-        tuple(Choice(4, size * 1024) for size in (24, 48, 96)),
+        (*(Choice(4, size * 1024) for size in (24, 48, 96)), Choice(4, 96 * 1024, pitched=True)),
         pack.reference,
     ),
     _vector("lanes", "float32", exact=True),

@@ -35,11 +35,13 @@ _SEEN = 2 * 1024 * 1024
 class Choice:
     """How one layer runs: ``height`` output channels share nonzeros; ``block`` bytes of input stay in the first cache.
 
-    ``dense``: by torch instead. ``format`` and ``values``: of a linear layer that reads single vectors (see `gemv`).
+    ``pitched``: over rows laid apart instead of tiles, where it can (see `pitched`). ``dense``: by torch instead. ``format`` and
+    ``values``: of a linear layer that reads single vectors (see `gemv`).
     """
 
     height: int = 1
     block: int = 24 * 1024
+    pitched: bool = False
     dense: bool = False
     format: gemv.Format | None = None
     values: gemv.Values = "float32"

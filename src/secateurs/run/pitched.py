@@ -13,28 +13,25 @@ from secateurs.run import steps
 from secateurs.run.buffers import Home
 from secateurs.run.homes import Homes
 from secateurs.run.layers import Choice, bias_of, is_pointwise, matrix, packed
-from secateurs.run.layout import Tokens, gapped, grid_for
+from secateurs.run.layout import Tokens, gapped
 from secateurs.run.machine import native_module
 from secateurs.run.nodes import Conv
-from secateurs.run.windows import stride_of, table
+from secateurs.run.windows import Indices, stride_of, table
 
 _HEIGHT = 4
 _COLUMNS = 6
 """Of a panel: with more of them, sums, weights and an input would not fit 32 registers."""
 _BAND = 2 * 1024 * 1024
 """Bytes of rows of one image that are laid apart at a time, so that much of them is still in a cache when it is used."""
-_WASTE = 1.05
-"""Tiles are better where so many times as many positions would be computed: those between the rows, and those that fill the last panel."""
 
 
 def is_pitched(homes: Homes, node: Conv, choice: Choice) -> bool:
-    """Whether a convolution by blocks of rows has an image of torch before and after it, and windows that move one by one."""
-    shares = choice.height == _HEIGHT and len(node.weight) // node.groups % _HEIGHT == 0
+    """Whether a convolution by blocks of rows is to run so, and has an image of torch before and after it, and windows that move one by
+    one."""
+    shares = choice.pitched and choice.height == _HEIGHT and len(node.weight) // node.groups % _HEIGHT == 0
     around = node.padding[1] <= (node.weight.shape[3] - 1) * node.dilation[1]
     plain = node.out in homes.leaving and node.out not in homes.reserved and not homes.is_image(node.x) and node.residual is None
-    if not (shares and around and plain) or node.stride != (1, 1) or is_pointwise(node):
-        return False
-    return _grid(homes, node).vectors <= _WASTE * grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes).vectors
+    return shares and around and plain and node.stride == (1, 1) and not is_pointwise(node)
 
 
 def _grid(homes: Homes, node: Conv) -> Tokens:
@@ -61,15 +58,25 @@ def plan_pitched_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     sparse = packed(homes, choice, weight, channel * stride + np.tile(taps, of_group), channel, grid, touched, images, node.groups)
     sums, out = homes.new_sums(grid, outputs), homes.new_tensor(node.out)
     lie = gapped(node.out.shape[2], node.out.shape[3], pitch, grid)
+    bias, member = bias_of(node.bias, outputs), sums.layout.image_stride
     for first in range(0, grid.panels, high):
         of = panel[first : first + high]
         above = first * long // pitch
         seen = _rows(homes, node, above, min((first + len(of)) * long, grid.count), pitch, stride)
-        starts = (channels * stride, of * long - above * pitch)
-        where = table(images, starts, 0, 0, (out.layout.image_stride, 0 * of), 0, (0, of * grid.columns))
-        bias, member = bias_of(node.bias, outputs), sums.layout.image_stride
-        task = steps.spmm(homes.isa, sparse, bias, seen, sums, None, where, 1, node.activation, grid.columns, out, lie, member)
-        homes.task(node.name, [seen, sums, out], task)
+        for some, wide in _by_width(of, grid):
+            starts = (channels * stride, some * long - above * pitch)
+            where = table(images, starts, 0, 0, (out.layout.image_stride, 0 * some), 0, (0, some * grid.columns))
+            task = steps.spmm(homes.isa, sparse, bias, seen, sums, None, where, 1, node.activation, wide, out, lie, member)
+            homes.task(node.name, [seen, sums, out], task)
+
+
+def _by_width(panels: Indices, grid: Tokens) -> list[tuple[Indices, int]]:
+    """Panels, and how many of their columns hold anything: of the last one often not all."""
+    rest = -(-(grid.count - int(panels[-1]) * grid.columns * grid.lanes) // grid.lanes)
+    if rest >= grid.columns:
+        return [(panels, grid.columns)]
+    parts = [(panels[:-1], grid.columns), (panels[-1:], rest)]
+    return [(some, wide) for some, wide in parts if len(some)]
 
 
 def _rows(homes: Homes, node: Conv, above: int, last: int, pitch: int, stride: int) -> Home:
