@@ -51,7 +51,7 @@ def multiply(
         scale=np.zeros(0, np.float32) if packed.scale is None else packed.scale,
         bias=np.zeros(outputs, np.float32) if bias is None else bias,
         bounds=np.linspace(0, packed.groups, 4).astype(np.int64), inputs=packed.shape[1], outputs=outputs, blocks=packed.blocks,
-        vectors=1, x=(0, 0), y=(1, 0), low=low, high=high,
+        vectors=1, stride=1, x=(0, 0), y=(1, 0), residual=(-1, 0), activation=0, low=low, high=high,
     )  # fmt: skip
     program.run([x.ctypes.data, y.ctypes.data], 1)
     return y

@@ -9,19 +9,20 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from secateurs.run import layers, pitched
+from secateurs.run import layers
 from secateurs.run import pack as packing
 from secateurs.run.execute import Runner
 from secateurs.run.homes import Homes, Segment
 from secateurs.run.kernels import KERNELS, candidates
 from secateurs.run.layers import SINGLE, Choice
-from secateurs.run.layout import Packed, Tokens, gapped, grid_for, read_tiles, stretches, tokens_for, written_tiles
+from secateurs.run.layout import Packed, grid_for, read_tiles, stretches, tokens_for, written_tiles
 from secateurs.run.machine import InstructionSet, available, native_module
+from secateurs.run.masked import is_masked
 from secateurs.run.nodes import (
     Activate,
     Activation,
@@ -37,7 +38,6 @@ from secateurs.run.nodes import (
     Scale,
     Value,
 )
-from secateurs.run.pitched import is_pitched
 from secateurs.run.plan import plan
 from secateurs.run.windows import windows
 
@@ -93,10 +93,15 @@ def zeros_like_blocks(weight: Tensor, height: int, sparsity: float, generator: t
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> dict[str, Any]:
-    """A convolution of any kind, small."""
+    """A convolution of any kind, small; the masked ones keep the image's size."""
+    way = draw(st.sampled_from(["straight to the image", "by panels", "in bands", "in bands by panels", "masked"]))
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 2)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    if way == "masked":
+        kernel, stride = (kernel[0] // 2 * 2 + 1, kernel[1] // 2 * 2 + 1), (1, 1)
+        padding = ((kernel[0] - 1) * dilation[0] // 2, (kernel[1] - 1) * dilation[1] // 2)
     least = [max(1, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     return {
@@ -109,18 +114,16 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
         "kernel": kernel,
         "dilation": dilation,
         "padding": padding,
-        "stride": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        "stride": stride,
         "sparsity": draw(st.sampled_from([0.0, 0.3, 0.7, 0.9, 0.99, 1.0])),
-        "height": draw(st.sampled_from([1, 4])),
+        "height": 4 if way == "masked" else draw(st.sampled_from([1, 4])),
         "of_group": draw(st.sampled_from([1, 4])),
         "block": draw(st.sampled_from([256, 2048, 24 * 1024])),
         "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
-        "residual": draw(st.booleans()),
+        "residual": way != "masked" and draw(st.booleans()),
         "bias": draw(st.booleans()),
         "threads": draw(st.integers(1, 3)),
-        "way": draw(
-            st.sampled_from(["straight to the image", "by panels", "in bands", "in bands by panels", "pitched", "pitched in bands"])
-        ),
+        "way": way,
         "seed": draw(st.integers(0, 99)),
     }
 
@@ -152,42 +155,69 @@ def test_a_convolution_is_torchs(isa: InstructionSet, case: dict[str, Any]) -> N
     first = next(iter(given_values))
     node = Conv("conv", first, out, weight, bias, *how, groups, residual, activation)
     seen = 1 if "bands" in case["way"] else layers._SEEN
-    band = 1 if "bands" in case["way"] else pitched._BAND
-    choice, direct = Choice(case["height"], case["block"], "pitched" in case["way"]), "panels" not in case["way"]
-    with mock.patch.object(layers, "_SEEN", seen), mock.patch.object(pitched, "_BAND", band):
+    choice, direct = Choice(case["height"], case["block"], case["way"] == "masked"), "panels" not in case["way"]
+    with mock.patch.object(layers, "_SEEN", seen):
         found = run([node], given_values, out, isa, case["threads"], choice, direct)
     agree(found, expected)
 
 
 @each_isa
-def test_blocks_of_an_image_may_be_pitched(isa: InstructionSet) -> None:
+def test_blocks_of_an_image_may_be_masked(isa: InstructionSet) -> None:
     x, out = Value((1, 8, 56, 56)), Value((1, 8, 56, 56))
     node = Conv("conv", x, out, torch.ones(8, 8, 3, 3), None, padding=(1, 1))
-    (segment,) = plan(Network((x,), [node], out), isa, 1, {node: Choice(4, pitched=True)}).items
+    (segment,) = plan(Network((x,), [node], out), isa, 1, {node: Choice(4, masked=True)}).items
     assert isinstance(segment, Segment)
-    assert {name for name, _ in segment.tasks} == {"conv (windows)", "conv"}, "no layout is changed after it"
+    assert {name for name, _ in segment.tasks} == {"conv"}, "nothing is copied before it or after it"
     homes = Homes(isa, 1, {x}, {out})
-    assert is_pitched(homes, node, Choice(4, pitched=True))
-    assert not is_pitched(homes, node, Choice(4)) and not is_pitched(homes, node, Choice(1, pitched=True))
-    assert not is_pitched(Homes(isa, 1, {x}, set()), node, Choice(4, pitched=True)), "others want panels of it"
+    assert is_masked(homes, node, Choice(4, masked=True))
+    assert not is_masked(homes, node, Choice(4)) and not is_masked(homes, node, Choice(1, masked=True))
+    assert not is_masked(Homes(isa, 1, {x}, set()), node, Choice(4, masked=True)), "others want panels of it"
+
+
+@each_isa
+def test_what_a_mask_hides_is_not_used(isa: InstructionSet) -> None:
+    """Beside each row lies the end of the one before, and around the image lie other images."""
+    x = torch.zeros(3, 4, 5, 18)
+    x[0] = x[2] = x[1, :, :, -1] = torch.inf
+    weight = torch.ones(4, 4, 3, 3)
+    given, out = Value(tuple(x[1:2].shape)), Value((1, 4, 5, 18))
+    node = Conv("conv", given, out, weight, None, padding=(1, 1))
+    found = run([node], {given: x[1:2]}, out, isa, choice=Choice(4, masked=True))
+    assert (found[..., :-2] == 0).all() and found[..., -2:].isposinf().all()
+
+
+@each_isa
+@pytest.mark.parametrize("size", [(7, 7), (1, 17), (3, 11)])
+@pytest.mark.parametrize("kind", ["clamp", "gelu"])
+@pytest.mark.parametrize("height", [1, 4])
+def test_a_position_that_is_left_over_is_computed_alone(isa: InstructionSet, size: tuple[int, int], kind: str, height: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, more = torch.randn(2, 40, *size, generator=generator), torch.randn(2, 24, *size, generator=generator)
+    weight = zeros_like_blocks(torch.randn(24, 40, 1, 1, generator=generator), height, 0.8, generator)
+    bias = torch.randn(24, generator=generator)
+    given, residual, out = Value(tuple(x.shape)), Value(tuple(more.shape)), Value(tuple(more.shape))
+    node = Conv("conv", given, out, weight, bias, residual=residual, activation=Activation(kind))
+    for threads in (1, 2):
+        found = run([node], {given: x, residual: more}, out, isa, threads, Choice(height))
+        agree(found, ACTIVATIONS[kind](functional.conv2d(x.double(), weight.double(), bias.double()) + more))
+    (segment,) = plan(Network((given, residual), [node], out), isa, 1, {node: Choice(height)}).items
+    assert isinstance(segment, Segment)
+    assert [name for name, _ in segment.tasks].count("conv") == (2 if isa.lanes == 16 else 1)
 
 
 @fuzz
-@given(height=st.integers(1, 40), width=st.integers(1, 60), more=st.integers(0, 3), lanes=st.sampled_from([4, 8, 16]))
-def test_stretches_hold_every_position_once(height: int, width: int, more: int, lanes: int) -> None:
-    tokens = Tokens(height * (width + more), lanes, 3)
-    grid = grid_for(height, width, lanes)
-    kinds = [gapped(height, width, width + more, tokens)]
-    if grid.across > 1 and grid.tile_width <= lanes // 2:
-        kinds.append(stretches(grid))
-    for found in kinds:
-        written = [
-            start + place
-            for start, bits in zip(found.origins.ravel().tolist(), found.there.ravel().tolist(), strict=True)
-            for place in range(lanes)
-            if bits >> place & 1
-        ]
-        assert sorted(written) == list(range(height * width))
+@given(height=st.integers(1, 40), width=st.integers(1, 60), lanes=st.sampled_from([4, 8, 16]))
+def test_stretches_hold_every_position_once(height: int, width: int, lanes: int) -> None:
+    grid = grid_for(height, width, lanes, whole_rows=True)
+    assume(grid.across > 1 and grid.tile_width <= lanes // 2)
+    found = stretches(grid)
+    written = [
+        start + place
+        for start, bits in zip(found.origins.ravel().tolist(), found.there.ravel().tolist(), strict=True)
+        for place in range(lanes)
+        if bits >> place & 1
+    ]
+    assert sorted(written) == list(range(height * width))
 
 
 @fuzz

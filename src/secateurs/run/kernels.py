@@ -13,6 +13,7 @@ import torch
 from secateurs.run import gemv, pack
 from secateurs.run.layers import SINGLE, Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.machine import InstructionSet, native_module
+from secateurs.run.masked import has_masks
 from secateurs.run.nodes import Conv, Lstm
 
 _FILL = 2.0
@@ -74,6 +75,11 @@ def _shares(layer: Layer, isa: InstructionSet) -> bool:
     return union(layer) <= _FILL * float((weights_of(layer) != 0).float().mean())
 
 
+def _reads_images(layer: Layer, isa: InstructionSet) -> bool:
+    """Masks cost nothing only where they are registers of their own."""
+    return isa.name == "avx512" and isinstance(layer, Conv) and has_masks(layer) and _shares(layer, isa)
+
+
 def _takes_vectors(format: gemv.Format, values: gemv.Values) -> Callable[[Layer, InstructionSet], bool]:
     def fits(layer: Layer, isa: InstructionSet) -> bool:
         if not is_single(layer) or (format, values) not in native_module().gemv_formats(isa.name):
@@ -94,7 +100,14 @@ KERNELS = (
         "spmm 4x1",
         "4x1, 8x1 and 16x1 blocks, kernels, dense",
         _shares,
-        (*(Choice(4, size * 1024) for size in (24, 48, 96)), Choice(4, 96 * 1024, pitched=True)),
+        tuple(Choice(4, size * 1024) for size in (24, 48, 96)),
+        pack.reference,
+    ),
+    Kernel(
+        "spmm 4x1, masked",
+        "4x1, 8x1 and 16x1 blocks, kernels, dense",
+        _reads_images,
+        tuple(Choice(4, size * 1024, masked=True) for size in (48, 96)),
         pack.reference,
     ),
     _vector("lanes", "float32", exact=True),

@@ -35,13 +35,13 @@ _SEEN = 2 * 1024 * 1024
 class Choice:
     """How one layer runs: ``height`` output channels share nonzeros; ``block`` bytes of input stay in the first cache.
 
-    ``pitched``: over rows laid apart instead of tiles, where it can (see `pitched`). ``dense``: by torch instead. ``format`` and
+    ``masked``: over an image as it is instead of tiles, where it can (see `masked`). ``dense``: by torch instead. ``format`` and
     ``values``: of a linear layer that reads single vectors (see `gemv`).
     """
 
     height: int = 1
     block: int = 24 * 1024
-    pitched: bool = False
+    masked: bool = False
     dense: bool = False
     format: gemv.Format | None = None
     values: gemv.Values = "float32"
@@ -75,7 +75,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     """A convolution: what its windows see, unless that is what lies there, then sparse weights times panels, band by band of the image."""
     images, channels = node.x.shape[:2]
     in_place = is_pointwise(node)
-    alone = not in_place and node.residual is None and _leaves(homes, node)
+    alone = not in_place and node.residual is None and is_for_torch(homes, node)
     grid = grid_for(node.out.shape[2], node.out.shape[3], homes.isa.lanes, whole_rows=alone)
     source = homes.packed(node.x, grid) if in_place else homes.any(node.x)
     bands = [whole(source.packed)] if in_place else _bands(node, grid, source)
@@ -117,7 +117,7 @@ def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home |
     panel = np.arange(grid.panels)
     before = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
     shape = (images, grid.panels, 6)
-    if not (_leaves(homes, node) and _holds_rows(homes, grid, height)):
+    if not (is_for_torch(homes, node) and _holds_rows(homes, grid, height)):
         y = homes.new_packed(node.out, grid)
         return y, None, table(images, 0, (y.layout.image_stride, panel * y.packed.panel_stride), before, 0, 0, 0).reshape(shape)
     out, lanes = homes.new_tensor(node.out), (0, panel * (grid.lanes // 2))
@@ -125,7 +125,7 @@ def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home |
     return homes.new_sums(grid, outputs), out, where.reshape(shape)
 
 
-def _leaves(homes: Homes, node: Conv) -> bool:
+def is_for_torch(homes: Homes, node: Conv) -> bool:
     """Whether nobody wants panels of a convolution's rows."""
     return node.out in homes.leaving and node.out not in homes.reserved
 
@@ -146,11 +146,13 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     """A 1x1 convolution of an image as torch has it: its rows of positions are panels already, save for what sticks out at the end."""
     images, _, height, width = node.x.shape
     outputs, lanes, positions = node.weight.shape[0], homes.isa.lanes, height * width
-    grid = tokens_for(positions, lanes)
+    last = _is_last_alone(homes, node)
+    grid = tokens_for(positions - last, lanes)
     pitch = grid.vectors * lanes
     x, residual = homes.plain(node.x), None if node.residual is None else homes.plain(node.residual)
     if pitch != positions:  # what sticks out is read too, so there must be room for it
-        x, residual = _roomy(homes, x, images, pitch), None if residual is None else _roomy(homes, residual, images, pitch)
+        of = slice(0, positions - last)
+        x, residual = _some(homes, x, images, of, pitch), None if residual is None else _some(homes, residual, images, of, pitch)
     weight = matrix(node.weight)
     group = np.arange(len(weight))[:, None] // (len(weight) // node.groups) * weight.shape[1]
     channel = group + np.arange(weight.shape[1])
@@ -163,19 +165,41 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     if pitch != positions:
         y, out, lies = homes.new_sums(grid, outputs), image, [0, in_residual, in_image]
         member = y.layout.image_stride
-    where = table(images, (x.layout.image_stride, first), *lies, (0, positions - first), 0)
+    where = table(images, (x.layout.image_stride, first), *lies, (0, positions - last - first), 0)
     bias = bias_of(node.bias, outputs)
     task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out, None, member)
     homes.task(node.name, [x, y, residual, out], task)
+    if last:
+        _plan_last(homes, node, image)
 
 
-def _roomy(homes: Homes, home: Home, images: int, pitch: int) -> Home:
-    """A copy of an image whose channels are ``pitch`` floats apart."""
-    layout = home.layout
-    assert isinstance(layout, Plain)
-    room = Home(Plain(pitch, layout.channels), homes.new_plain(images * layout.channels * pitch).place)
-    task = steps.spread(homes.isa, home, room, images, layout.positions, slice(0, 1), 0, pitch, pitch)
-    homes.task("layout", [home, room], task)
+def _is_last_alone(homes: Homes, node: Conv) -> bool:
+    """Whether one position is left over when all others fill lanes, as it is with 7x7: as a single vector it takes a third of the time
+    of a column of lanes."""
+    positions = node.x.shape[2] * node.x.shape[3]
+    left = positions > homes.isa.lanes and positions % homes.isa.lanes == 1
+    return left and node.groups == 1 and _format(homes, node.weight) == "lanes"
+
+
+def _plan_last(homes: Homes, node: Conv, image: Home) -> None:
+    """The last position of a 1x1 convolution, as a single vector."""
+    images, _, height, width = node.x.shape
+    positions, sparse = height * width, gemv.pack(matrix(node.weight), "lanes")
+    x, residual = homes.plain(node.x), None if node.residual is None else homes.plain(node.residual)
+    vector = _some(homes, x, images, slice(positions - 1, positions), 1)
+    bias, bounds = bias_of(node.bias, sparse.shape[0]), _bounds(sparse, homes.threads)
+    task = steps.gemv(homes.isa, sparse, bias, vector, image, images, bounds, node.activation, residual, stride=positions)
+    homes.task(node.name, [vector, image, residual], task)
+
+
+def _some(homes: Homes, home: Home, images: int, of: slice, stride: int) -> Home:
+    """A copy of some positions of an image, with zeros after them: channels are ``stride`` floats apart."""
+    channels, lanes = home.layout.channels, homes.isa.lanes
+    room = Home(Plain(stride, channels), homes.new_plain(images * channels * stride).place)
+    at = np.arange(0, stride, lanes)
+    place = of.start + at[:, None] + np.arange(lanes)
+    made = moves(home.layout, np.where(place < of.stop, place, -1), at, np.minimum(lanes, stride - at))
+    homes.task("layout", [home, room], steps.move(homes.isa, made, home, room.place, (stride * channels, stride), images, channels))
     return room
 
 
@@ -217,13 +241,9 @@ def plan_vectors(homes: Homes, node: Linear, choice: Choice) -> None:
     residual = None if node.residual is None else homes.plain(node.residual)
     y = homes.new_tensor(node.out)
     sparse = gemv.pack(matrix(node.weight), choice.format or _format(homes, node.weight), choice.values)
-    bias = bias_of(node.bias, sparse.shape[0])
-    simple = residual is None and (node.activation is None or node.activation.kind == "clamp")
-    activation = node.activation if simple else None
-    task = steps.gemv(homes.isa, sparse, bias, x, y, positions_of(node), _bounds(sparse, homes.threads), activation)
-    homes.task(node.name, [x, y], task)
-    if not simple:
-        homes.task(node.name, [y, residual], steps.finish(homes.isa, y, residual, count(node.out), node.activation))
+    bias, bounds = bias_of(node.bias, sparse.shape[0]), _bounds(sparse, homes.threads)
+    task = steps.gemv(homes.isa, sparse, bias, x, y, positions_of(node), bounds, node.activation, residual)
+    homes.task(node.name, [x, y, residual], task)
 
 
 def plan_lstm(homes: Homes, node: Lstm, choice: Choice) -> None:
@@ -260,6 +280,7 @@ def packed(
     touched: int,
     images: int = 1,
     groups: int = 1,
+    places: int = 1,
 ) -> Sparse:
     """Packed weights: ``offsets`` and ``channel`` tell of each where its input is, and a panel reads ``touched`` vectors of a channel.
 
@@ -272,7 +293,7 @@ def packed(
     busy = 1 if homes.threads == 1 else -(-2 * homes.threads // (grid.panels * images))
     near = -(-len(weight) * grid.columns * vector // _SUMS)
     chunks = max(1, min(max(busy, near), len(weight) // (16 * height)))
-    return pack(weight, offsets, channel * blocks // channels, height, chunks)
+    return pack(weight, offsets, channel * blocks // channels, height, chunks, places)
 
 
 def matrix(weight: Tensor) -> NDArray[np.float32]:

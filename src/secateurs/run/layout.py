@@ -130,14 +130,16 @@ class Tokens:
 
 
 @functools.lru_cache(256)
-def tokens_for(count: int, lanes: int) -> Tokens:
-    """The panels that waste least.
+def tokens_for(count: int, lanes: int, most: int = _COLUMNS[1]) -> Tokens:
+    """The panels that waste least, of at most so many columns.
 
     >>> tokens_for(128, 16), tokens_for(197, 16).vectors
     (Tokens(count=128, lanes=16, columns=8), 14)
     """
     vectors = -(-count // lanes)
-    columns = min(_COLUMNS, key=lambda each: (-(-vectors // each) * each * (1 + 0.4 / each), -each))
+    columns = min(
+        (each for each in _COLUMNS if each <= most), key=lambda each: (-(-vectors // each) * each * (1 + 0.4 / each), -each)
+    )
     return Tokens(count, lanes, columns)
 
 
@@ -297,17 +299,15 @@ def written_tiles(held: Indices, at: Indices) -> Tiles:
 
 @dataclass(frozen=True)
 class Stretches:
-    """How panels are written to an image: where each stretch begins, a bit for each of its places, and the ``order`` of the lanes.
+    """How panels are written to an image: (rows of tiles, lanes / 2) stretches, each of what two lanes hold that lie together.
 
-    ``turned``: a stretch is what two lanes hold that lie together, (rows of tiles, lanes / 2) of them, and ``order`` (lanes) is of a
-    vector that has the columns of the first and then those of the second. Else it is what one vector holds, of (vectors), each with an
-    order of its own.
+    ``origins``: where each begins; ``there``: a bit for each of its places that exists; ``order`` (lanes): of a vector that has the
+    columns of the first lane and then those of the second, the places in the order in which they are written.
     """
 
     origins: NDArray[np.int32]
     there: NDArray[np.int32]
     order: NDArray[np.int32]
-    turned: bool
 
 
 def stretches(grid: Grid) -> Stretches:
@@ -325,23 +325,7 @@ def stretches(grid: Grid) -> Stretches:
     there[:, first] |= there[:, second] << columns
     place = np.arange(grid.lanes)
     order = np.where(place < columns, place, np.minimum(place - columns + half, grid.lanes - 1))
-    return Stretches(_numbers(origins[:, first]), _numbers(there[:, first]), _numbers(order), True)
-
-
-def gapped(height: int, width: int, pitch: int, grid: Tokens) -> Stretches:
-    """The stretches of a grid over rows that are ``pitch`` apart, of which only ``width`` positions are wanted.
-
-    >>> found = gapped(2, 3, 4, Tokens(8, 4, 2))
-    >>> found.origins.tolist(), found.there.tolist(), found.order.tolist()
-    ([0, 3], [7, 7], [[0, 1, 2, 0], [0, 1, 2, 0]])
-    """
-    row, column = np.divmod(np.arange(grid.vectors * grid.lanes).reshape(-1, grid.lanes), pitch)
-    wanted = (row < height) & (column < width)
-    order = np.argsort(~wanted, axis=1, kind="stable")
-    count = wanted.sum(1)
-    first = np.take_along_axis(row * width + column, order[:, :1], 1)[:, 0]
-    order = np.where(np.arange(grid.lanes) < count[:, None], order, 0)
-    return Stretches(_numbers(np.where(count > 0, first, 0)), _numbers((1 << count) - 1), _numbers(order), False)
+    return Stretches(_numbers(origins[:, first]), _numbers(there[:, first]), _numbers(order))
 
 
 def _stretches(held: Indices, wide: int) -> tuple[Indices, Indices]:

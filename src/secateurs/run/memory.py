@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-KERNELS_VERSION = 9
+KERNELS_VERSION = 10
 """Grows with every change of kernels or formats after which measurements of before do not hold."""
 
 FOLDER_VARIABLE = "SECATEURS_CACHE"

@@ -25,6 +25,7 @@ class Sparse:
     values: NDArray[np.float32]
     blocks: NDArray[np.int64]
     chunks: NDArray[np.int64]
+    counts: NDArray[np.int32]
 
     @property
     def bytes(self) -> int:
@@ -33,7 +34,12 @@ class Sparse:
 
 
 def pack(
-    weight: NDArray[np.float32], offsets: NDArray[np.int64], block_of: NDArray[np.int64], height: int = 1, chunks: int = 1
+    weight: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    block_of: NDArray[np.int64],
+    height: int = 1,
+    chunks: int = 1,
+    places: int = 1,
 ) -> Sparse:
     """Pack a matrix (rows, inputs): ``offsets`` and ``block_of`` tell for each entry where its input is, and in which block.
 
@@ -66,6 +72,7 @@ def pack(
     number = np.zeros((blocks, count), np.int64)
     number[its_block, its_row] = np.arange(len(order))
     by_entry = np.argsort(number[block, row], kind="stable")
+    of_place = np.bincount(number[block, row] * places + place // (inputs // places), minlength=len(order) * places)
 
     key = chunk[its_row] * blocks + its_block
     used, first = np.unique(key, return_index=True)
@@ -80,6 +87,7 @@ def pack(
         np.ascontiguousarray(values[by_entry], np.float32),
         table.view(np.int64).reshape(-1, 2),
         np.searchsorted(used // blocks, np.arange(chunks + 1)).astype(np.int64),
+        of_place.reshape(-1, places).astype(np.int32),
     )
 
 

@@ -25,9 +25,9 @@ from secateurs.run.layers import (
     positions_of,
 )
 from secateurs.run.machine import InstructionSet, native_module
+from secateurs.run.masked import is_masked, plan_masked_conv
 from secateurs.run.nest import leaves
 from secateurs.run.nodes import Activate, Add, Affine, Concat, Conv, Lstm, Mean, Network, Node, Pool, Scale, Torch, Value
-from secateurs.run.pitched import is_pitched, plan_pitched_conv
 
 
 @dataclass
@@ -89,8 +89,8 @@ def _planned(homes: Homes, node: Node, choice: Choice) -> bool:
         (plan_tokens if positions_of(linear) > SINGLE else plan_vectors)(homes, linear, choice)
     elif isinstance(node, Conv) and is_image(node.x) and is_image(node.out):
         stays = is_pointwise(node) and not homes.is_image(node.x) and node.out not in homes.reserved
-        pitched = is_pitched(homes, node, choice)
-        (plan_pointwise_conv if stays else plan_pitched_conv if pitched else plan_conv)(homes, node, choice)
+        masked = is_masked(homes, node, choice)
+        (plan_pointwise_conv if stays else plan_masked_conv if masked else plan_conv)(homes, node, choice)
     elif isinstance(node, Lstm) and node.x.shape[1] <= SINGLE:
         plan_lstm(homes, node, choice)
     elif isinstance(node, Pool) and homes.is_image(node.x):

@@ -105,32 +105,6 @@ def tiles(
     return do
 
 
-def spread(
-    isa: InstructionSet, image: Home, y: Home, images: int, width: int, rows: slice, before: int, pitch: int, stride: int
-) -> Task:
-    """Some rows of an image ``pitch`` floats apart, after ``before`` zeros and with zeros after them; channels are ``stride`` floats
-    apart."""
-
-    def do(program: Any) -> None:
-        program.spread(
-            isa=isa.name,
-            before=before,
-            rows=rows.stop - rows.start,
-            width=width,
-            pitch=pitch,
-            size=stride,
-            images=images,
-            channels=image.layout.channels,
-            group=_GROUP,
-            x=_moved(at(image), rows.start * width),
-            y=at(y),
-            x_stride=image.layout.channel_stride,
-            y_stride=stride,
-        )
-
-    return do
-
-
 def tokens(isa: InstructionSet, x: Home, y: Home, layout: Packed, packs: bool) -> Task:
     """Rows of channels into panels, or back."""
     grid = layout.grid
@@ -170,11 +144,13 @@ def spmm(
     out: Home | None = None,
     stretches: Stretches | None = None,
     y_member: int = 0,
+    masks: NDArray[np.int32] | None = None,
 ) -> Task:
     """Sparse weights times panels of so many columns; ``stride`` vectors from one input position to the next. Finished rows go to
     ``out`` where there is one, in ``stretches`` or as they are, and sums that are not finished lie in y, where the panels have places of
-    their own, or each thread has one, ``y_member`` floats from the next."""
-    apart = stretches or Stretches(EMPTY, EMPTY, EMPTY, False)
+    their own, or each thread has one, ``y_member`` floats from the next. ``masks`` (panels, places of the window, columns) have a bit for
+    each lane whose input exists, where not all do."""
+    apart = stretches or Stretches(EMPTY, EMPTY, EMPTY)
 
     def do(program: Any) -> None:
         program.spmm(
@@ -200,7 +176,9 @@ def spmm(
             from_=apart.origins,
             there=apart.there,
             order=apart.order,
-            turned=apart.turned,
+            counts=EMPTY if masks is None else weights.counts,
+            masks=EMPTY if masks is None else masks,
+            places=0 if masks is None else masks.shape[1],
             **activation_of(activation),
         )
 
@@ -216,10 +194,14 @@ def gemv(
     count: int,
     bounds: NDArray[np.int64],
     activation: Activation | None = None,
+    residual: Home | None = None,
     x_offset: int = 0,
+    stride: int = 1,
 ) -> Task:
-    """Sparse weights times ``count`` single vectors; ``bounds`` split the groups of rows into jobs. Activations: clamps only."""
-    limits = activation_of(activation)
+    """Sparse weights times ``count`` single vectors; ``bounds`` split the groups of rows into jobs.
+
+    Outputs are every ``stride``-th float of y, the last of each ``stride``, and so it is with the residual.
+    """
 
     def do(program: Any) -> None:
         program.gemv(
@@ -241,19 +223,11 @@ def gemv(
             blocks=weights.blocks,
             vectors=count,
             x=_moved(at(x), x_offset),
-            y=at(y),
-            low=limits["low"],
-            high=limits["high"],
+            stride=stride,
+            y=_moved(at(y), stride - 1),
+            residual=at(None) if residual is None else _moved(at(residual), stride - 1),
+            **activation_of(activation),
         )
-
-    return do
-
-
-def finish(isa: InstructionSet, y: Home, residual: Home | None, count: int, activation: Activation | None) -> Task:
-    """y = activation(y + residual), in place."""
-
-    def do(program: Any) -> None:
-        program.finish(isa=isa.name, count=count, y=at(y), residual=at(residual), **activation_of(activation))
 
     return do
 

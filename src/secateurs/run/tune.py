@@ -85,7 +85,8 @@ def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
 def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, first: bool) -> Tuned:
     """The fastest candidate and torch, timed in turns."""
     inputs = _inputs(node)
-    runners = [(choice, alone(node, choice, isa, threads, first)) for choice in candidates(node, isa, values)]
+    choices = [choice for choice in candidates(node, isa, values) if first or not choice.masked]
+    runners = [(choice, alone(node, choice, isa, threads, first)) for choice in choices]
     timed: list[tuple[Choice, list[float]]] = [(choice, []) for choice, _ in runners]
     dense: list[float] = []
     layouts: list[float] = []

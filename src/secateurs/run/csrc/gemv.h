@@ -1,4 +1,4 @@
-// Sparse weights times one vector: y = activation(W x + bias). The formats are described in gemv.py, which packs them.
+// Sparse weights times one vector: y = activation(W x + bias + residual). The formats are described in gemv.py, which packs them.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,14 @@ struct Gemv {
     const float *scale;         // [groups][16], or null for 1
     const float *bias;          // [outputs], or null for 0
     int64_t inputs;
+    int64_t stride;             // floats from one output to the next, in y and in the residual
     int32_t blocks;             // columns: of 65536 inputs each
     int32_t activation;
     float low, high;
 };
 
-typedef void (*GemvKernel)(const Gemv &, const float *x, float *y, int64_t first_group, int64_t last_group);
+// The residual may be null, for 0.
+typedef void (*GemvKernel)(const Gemv &, const float *x, const float *residual, float *y, int64_t first_group, int64_t last_group);
 
 struct GemvFormat {
     const char *format, *values;    // as in gemv.py

@@ -31,8 +31,8 @@ float multiply_adds(int64_t rounds) {
 namespace secateurs {
 extern const Kernels JOIN(kernels_, SECATEURS_ISA);
 const Kernels JOIN(kernels_, SECATEURS_ISA) = {
-    TEXT(SECATEURS_ISA), LANES, find_spmm, columns_at_once, move, pack_tiles, unpack_tiles, spread, window, mean, pointwise, pack_tokens,
-    unpack_tokens, cell, activate, multiply_adds,
+    TEXT(SECATEURS_ISA), LANES, find_spmm, find_masked_spmm, columns_at_once, move, pack_tiles, unpack_tiles, window, mean,
+    pointwise, pack_tokens, unpack_tokens, cell, activate, multiply_adds,
     gemv_formats, sizeof(gemv_formats) / sizeof(gemv_formats[0]),
 };
 }  // namespace secateurs

@@ -12,10 +12,10 @@ struct Kernels {
     const char *name;
     int32_t lanes;
     SpmmKernel (*spmm)(int32_t height, int32_t columns, int32_t stride);  // null where there is none
+    SpmmKernel (*masked_spmm)(int32_t height, int32_t columns);
     int32_t (*columns_at_once)(int32_t height);
     MoveKernel move;
     TilesKernel pack_tiles, unpack_tiles;
-    SpreadKernel spread;
     WindowKernel window;
     MeanKernel mean;
     PointwiseKernel pointwise;

@@ -96,14 +96,16 @@ void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int
               const Array<int32_t> &offsets, const Array<float> &values, const Array<int64_t> &blocks, const Array<int64_t> &chunks,
               const Array<float> &bias, const Array<int64_t> &panels, const At &x, const At &y, const At &residual, const At &out,
               int64_t y_stride, int64_t residual_stride, int64_t out_stride, int64_t y_member, const Array<int32_t> &from,
-              const Array<int32_t> &there, const Array<int32_t> &order, bool turned, int activation, float low, float high) {
+              const Array<int32_t> &there, const Array<int32_t> &order, const Array<int32_t> &counts, const Array<int32_t> &masks,
+              int places, int activation, float low, float high) {
     auto step = std::make_unique<SpmmStep>();
     Stretches stretches = {};
-    if (from.size()) stretches = {owner.keep(from), owner.keep(there), owner.keep(order), turned};
-    step->kernel = kernels(isa).spmm(height, columns, stride);
+    if (from.size()) stretches = {owner.keep(from), owner.keep(there), owner.keep(order)};
+    step->kernel = places ? kernels(isa).masked_spmm(height, columns) : kernels(isa).spmm(height, columns, stride);
     if (!step->kernel) throw std::invalid_argument("there is no kernel of this height and number of columns");
     step->spmm = {reinterpret_cast<const Row *>(owner.keep(rows)), owner.keep(offsets), owner.keep(values), owner.keep(bias), nullptr,
-                  nullptr, nullptr, nullptr, stretches, y_stride, residual_stride, out_stride, stride, activation, low, high};
+                  nullptr, nullptr, nullptr, stretches, {owner.keep(counts), owner.keep(masks), places}, y_stride, residual_stride,
+                  out_stride, stride, activation, low, high};
     step->y_member = y_member;
     step->blocks = reinterpret_cast<const Block *>(owner.keep(blocks));
     step->chunks = owner.keep(chunks);
@@ -119,7 +121,8 @@ void add_move(Owner &owner, const std::string &isa, const Array<int32_t> &moves,
               int64_t y_stride, float fill) {
     auto step = std::make_unique<MoveStep>();
     step->kernel = kernels(isa).move;
-    step->moves = {reinterpret_cast<const Move *>(owner.keep(moves)), int64_t(moves.size()) / 5, owner.keep(table), x_stride, y_stride, fill};
+    step->moves = {reinterpret_cast<const Move *>(owner.keep(moves)), int64_t(moves.size()) / 5, owner.keep(table), x_stride,
+                   y_stride, fill};
     step->channels = {images, channels, group};
     step->x_image = x_image, step->y_image = y_image;
     step->x = place(x), step->y = place(y);
@@ -127,24 +130,16 @@ void add_move(Owner &owner, const std::string &isa, const Array<int32_t> &moves,
 }
 
 void add_tiles(Owner &owner, const std::string &isa, bool pack, const Array<int32_t> &at, const Array<int32_t> &held,
-               const Array<int32_t> &from, const Array<int32_t> &there, const Array<int32_t> &neighbour, int rows, int columns, int own, int apart, int edges, int64_t images, int64_t channels, int64_t group, const At &x, const At &y,
+               const Array<int32_t> &from, const Array<int32_t> &there, const Array<int32_t> &neighbour, int rows, int columns,
+               int own, int apart, int edges, int64_t images, int64_t channels, int64_t group, const At &x, const At &y,
                int64_t x_image, int64_t y_image, int64_t x_stride, int64_t y_stride, float fill) {
     auto step = std::make_unique<TilesStep>();
     step->kernel = pack ? kernels(isa).pack_tiles : kernels(isa).unpack_tiles;
-    step->tiles = {owner.keep(at), owner.keep(held), owner.keep(from), owner.keep(there), owner.keep(neighbour), rows, columns, own, apart, edges, pack ? x_stride : y_stride,
+    step->tiles = {owner.keep(at), owner.keep(held), owner.keep(from), owner.keep(there), owner.keep(neighbour), rows, columns, own,
+                   apart, edges, pack ? x_stride : y_stride,
                    pack ? y_stride : x_stride, fill, 0, 0};
     step->channels = {images, channels, group};
     step->x_image = x_image, step->y_image = y_image, step->x_stride = x_stride, step->y_stride = y_stride;
-    step->x = place(x), step->y = place(y);
-    owner.program.add(std::move(step));
-}
-
-void add_spread(Owner &owner, const std::string &isa, int64_t before, int64_t rows, int64_t width, int64_t pitch, int64_t size,
-                int64_t images, int64_t channels, int64_t group, const At &x, const At &y, int64_t x_stride, int64_t y_stride) {
-    auto step = std::make_unique<SpreadStep>();
-    step->kernel = kernels(isa).spread;
-    step->spread = {before, rows, width, pitch, size, x_stride, y_stride};
-    step->channels = {images, channels, group};
     step->x = place(x), step->y = place(y);
     owner.program.add(std::move(step));
 }
@@ -154,7 +149,8 @@ void add_window(Owner &owner, const std::string &isa, const Array<int32_t> &taps
                 int64_t x_stride, int64_t y_stride) {
     auto step = std::make_unique<WindowStep>();
     step->kernel = kernels(isa).window;
-    step->window = {owner.keep(taps), int32_t(taps.size()), columns, stride, x_stride, y_stride, factors.size() ? owner.keep(factors) : nullptr};
+    step->window = {owner.keep(taps), int32_t(taps.size()), columns, stride, x_stride, y_stride,
+                    factors.size() ? owner.keep(factors) : nullptr};
     step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
     step->channels = {int64_t(panels.size()) / 6, channels, group};
     step->panels_of_image = panels_of_image;
@@ -212,8 +208,8 @@ GemvKernel gemv_kernel(const std::string &isa, const std::string &format, const 
 void add_gemv(Owner &owner, const std::string &isa, const std::string &format, const std::string &number, const Array<int32_t> &rows,
               const Array<int64_t> &steps, const Array<int64_t> &nonzeros, const Array<int32_t> &spans, const Array<int32_t> &counts,
               const Array<uint16_t> &codes, const Array<uint8_t> &data, const Array<float> &scale, const Array<float> &bias,
-              const Array<int64_t> &bounds, int64_t inputs, int64_t outputs, int32_t blocks, int64_t vectors, const At &x, const At &y,
-              float low, float high) {
+              const Array<int64_t> &bounds, int64_t inputs, int64_t outputs, int32_t blocks, int64_t vectors, int64_t stride,
+              const At &x, const At &y, const At &residual, int activation, float low, float high) {
     auto step = std::make_unique<GemvStep>();
     step->kernel = gemv_kernel(isa, format, number);
     if (!step->kernel) throw std::invalid_argument("instruction set " + isa + " has no kernel for " + format + " of " + number);
@@ -222,19 +218,10 @@ void add_gemv(Owner &owner, const std::string &isa, const std::string &format, c
     step->gemv.spans = owner.keep(spans), step->gemv.counts = owner.keep(counts), step->gemv.codes = owner.keep(codes);
     step->gemv.values = owner.keep(data), step->gemv.scale = scale.size() ? owner.keep(scale) : nullptr;
     step->gemv.bias = owner.keep(bias), step->gemv.inputs = inputs, step->gemv.blocks = blocks;
-    step->gemv.activation = CLAMP, step->gemv.low = low, step->gemv.high = high;
+    step->gemv.stride = stride, step->gemv.activation = activation, step->gemv.low = low, step->gemv.high = high;
     step->bounds = owner.keep(bounds), step->job_count = int64_t(bounds.size()) - 1;
     step->vectors = vectors, step->outputs = outputs;
-    step->x = place(x), step->y = place(y);
-    owner.program.add(std::move(step));
-}
-
-void add_finish(Owner &owner, const std::string &isa, int64_t count, const At &y, const At &residual, int activation, float low,
-                float high) {
-    auto step = std::make_unique<FinishStep>();
-    step->activate = kernels(isa).activate;
-    step->count = count, step->activation = activation, step->low = low, step->high = high;
-    step->y = place(y), step->residual = place(residual);
+    step->x = place(x), step->y = place(y), step->residual = place(residual);
     owner.program.add(std::move(step));
 }
 
@@ -293,9 +280,10 @@ NB_MODULE(_native, m) {
         .def(nb::init<>())
         .def("__len__", [](const Owner &owner) { return owner.program.size(); })
         .def("spmm", add_spmm, nb::arg("isa"), nb::arg("height"), nb::arg("columns"), nb::arg("stride"), nb::arg("rows"),
-             nb::arg("offsets"), nb::arg("values"), nb::arg("blocks"), nb::arg("chunks"), nb::arg("bias"), nb::arg("panels"), nb::arg("x"),
-             nb::arg("y"), nb::arg("residual"), nb::arg("out"), nb::arg("y_stride"), nb::arg("residual_stride"), nb::arg("out_stride"),
-             nb::arg("y_member"), nb::arg("from_"), nb::arg("there"), nb::arg("order"), nb::arg("turned"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+             nb::arg("offsets"), nb::arg("values"), nb::arg("blocks"), nb::arg("chunks"), nb::arg("bias"), nb::arg("panels"),
+             nb::arg("x"), nb::arg("y"), nb::arg("residual"), nb::arg("out"), nb::arg("y_stride"), nb::arg("residual_stride"), nb::arg("out_stride"),
+             nb::arg("y_member"), nb::arg("from_"), nb::arg("there"), nb::arg("order"), nb::arg("counts"), nb::arg("masks"),
+             nb::arg("places"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("move", add_move, nb::arg("isa"), nb::arg("moves"), nb::arg("table"), nb::arg("images"), nb::arg("channels"),
              nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("y_image"), nb::arg("x_stride"),
              nb::arg("y_stride"), nb::arg("fill"))
@@ -303,25 +291,22 @@ NB_MODULE(_native, m) {
              nb::arg("neighbour"), nb::arg("rows"), nb::arg("columns"), nb::arg("own"), nb::arg("apart"),
              nb::arg("edges"), nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"),
              nb::arg("y_image"), nb::arg("x_stride"), nb::arg("y_stride"), nb::arg("fill"))
-        .def("spread", add_spread, nb::arg("isa"), nb::arg("before"), nb::arg("rows"), nb::arg("width"), nb::arg("pitch"), nb::arg("size"),
-             nb::arg("images"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_stride"), nb::arg("y_stride"))
         .def("window", add_window, nb::arg("isa"), nb::arg("taps"), nb::arg("factors"), nb::arg("columns"), nb::arg("stride"),
              nb::arg("panels"), nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"),
              nb::arg("x_stride"), nb::arg("y_stride"))
         .def("mean", add_mean, nb::arg("isa"), nb::arg("weights"), nb::arg("columns"), nb::arg("panels"), nb::arg("images"),
-             nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("x_panel"), nb::arg("x_stride"))
+             nb::arg("channels"), nb::arg("group"), nb::arg("x"), nb::arg("y"), nb::arg("x_image"), nb::arg("x_panel"),
+             nb::arg("x_stride"))
         .def("pointwise", add_pointwise, nb::arg("isa"), nb::arg("scale"), nb::arg("shift"), nb::arg("panels"),
-             nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("count"), nb::arg("x"), nb::arg("y"), nb::arg("z"),
-             nb::arg("factors"), nb::arg("of_panel"), nb::arg("of_channel"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+             nb::arg("panels_of_image"), nb::arg("channels"), nb::arg("group"), nb::arg("count"), nb::arg("x"), nb::arg("y"),
+             nb::arg("z"), nb::arg("factors"), nb::arg("of_panel"), nb::arg("of_channel"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("tokens", add_tokens, nb::arg("isa"), nb::arg("pack"), nb::arg("positions"), nb::arg("channels"), nb::arg("row_stride"),
              nb::arg("channel_stride"), nb::arg("columns"), nb::arg("panels"), nb::arg("x_panel"), nb::arg("y_panel"), nb::arg("x"),
              nb::arg("y"))
         .def("gemv", add_gemv, nb::arg("isa"), nb::arg("format"), nb::arg("number"), nb::arg("rows"), nb::arg("steps"),
-             nb::arg("nonzeros"), nb::arg("spans"), nb::arg("counts"), nb::arg("codes"), nb::arg("data"), nb::arg("scale"), nb::arg("bias"),
-             nb::arg("bounds"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("blocks"), nb::arg("vectors"), nb::arg("x"), nb::arg("y"),
-             nb::arg("low"), nb::arg("high"))
-        .def("finish", add_finish, nb::arg("isa"), nb::arg("count"), nb::arg("y"), nb::arg("residual"), nb::arg("activation"),
-             nb::arg("low"), nb::arg("high"))
+             nb::arg("nonzeros"), nb::arg("spans"), nb::arg("counts"), nb::arg("codes"), nb::arg("data"), nb::arg("scale"),
+             nb::arg("bias"), nb::arg("bounds"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("blocks"), nb::arg("vectors"), nb::arg("stride"),
+             nb::arg("x"), nb::arg("y"), nb::arg("residual"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("cell", add_cell, nb::arg("isa"), nb::arg("rows"), nb::arg("width"), nb::arg("gates"), nb::arg("more"), nb::arg("state"),
              nb::arg("out"))
         .def("copy", add_copy, nb::arg("count"), nb::arg("x"), nb::arg("y"))

@@ -95,20 +95,6 @@ struct TilesStep final : Step {
     }
 };
 
-struct SpreadStep final : Step {
-    SpreadKernel kernel;
-    Spread spread;
-    Channels channels;  // outer: images
-    Place x, y;
-
-    int64_t jobs() const override { return channels.jobs(); }
-
-    void run(int64_t job, int, float *const *buffers) const override {
-        const int64_t first = job / channels.groups() * channels.channels + channels.first(job);
-        kernel(spread, x.in(buffers) + first * spread.x_stride, y.in(buffers) + first * spread.y_stride, channels.count(job));
-    }
-};
-
 struct WindowStep final : Step {
     WindowKernel kernel;
     Window window;
@@ -187,35 +173,16 @@ struct GemvStep final : Step {
     Gemv gemv;
     const int64_t *bounds;  // job i takes the groups bounds[i] ... bounds[i + 1]
     int64_t job_count, vectors, outputs;
-    Place x, y;
+    Place x, y, residual;
 
     int64_t jobs() const override { return job_count; }
 
     void run(int64_t job, int, float *const *buffers) const override {
-        for (int64_t vector = 0; vector < vectors; ++vector)
-            kernel(gemv, x.in(buffers) + vector * gemv.inputs, y.in(buffers) + vector * outputs, bounds[job], bounds[job + 1]);
-    }
-};
-
-// y = activation(y + residual), in place, for numbers that lie one after the other.
-struct FinishStep final : Step {
-    ActivateKernel activate;
-    int64_t count;
-    int32_t activation;
-    float low, high;
-    Place y, residual;
-
-    static constexpr int64_t at_once = 4096;
-    int64_t jobs() const override { return (count + at_once - 1) / at_once; }
-
-    void run(int64_t job, int, float *const *buffers) const override {
-        const int64_t first = job * at_once, left = count - first, size = left < at_once ? left : at_once;
-        float *const to = y.in(buffers) + first;
-        if (residual.buffer != NOWHERE) {
-            const float *const more = residual.in(buffers) + first;
-            for (int64_t i = 0; i < size; ++i) to[i] += more[i];
+        for (int64_t vector = 0; vector < vectors; ++vector) {
+            const int64_t apart = vector * outputs * gemv.stride;
+            const float *const more = residual.buffer == NOWHERE ? nullptr : residual.in(buffers) + apart;
+            kernel(gemv, x.in(buffers) + vector * gemv.inputs, more, y.in(buffers) + apart, bounds[job], bounds[job + 1]);
         }
-        activate(activation, low, high, to, size);
     }
 };
 

@@ -50,14 +50,26 @@ inline void store_first(float *to, vf value, int64_t count) {
 #endif
 }
 
-// The first lanes, no more than so many; the others are zero.
-inline vf load_first(const float *from, int64_t count) {
-    if (count >= LANES) return load(from);
+// Lanes whose bits are set. What the others would read or write is not touched, be there memory or not.
+inline void store_lanes(float *to, int32_t bits, vf value) {
 #if LANES == 16
-    return count <= 0 ? vf{} : (vf)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+    _mm512_mask_storeu_ps(to, __mmask16(bits), (__m512)value);
 #else
+    if (bits == (1 << LANES) - 1) return store(to, value);
+    for (int lane = 0; lane < LANES; ++lane)
+        if (bits >> lane & 1) to[lane] = value[lane];
+#endif
+}
+
+// Lanes whose bits are set; the others are zero.
+inline vf load_lanes(const float *from, int32_t bits) {
+#if LANES == 16
+    return (vf)_mm512_maskz_loadu_ps(__mmask16(bits), from);
+#else
+    if (bits == (1 << LANES) - 1) return load(from);
     vf value = {};
-    for (int64_t lane = 0; lane < count; ++lane) value[lane] = from[lane];
+    for (int lane = 0; lane < LANES; ++lane)
+        if (bits >> lane & 1) value[lane] = from[lane];
     return value;
 #endif
 }

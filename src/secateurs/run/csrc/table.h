@@ -29,16 +29,20 @@ struct Block {
 struct Panel {
     int64_t x, y, residual, out;
     int64_t positions;  // of this panel that exist: the rest of a row is not written to `out`
-    int64_t stretches;  // where those of this panel begin, if they lie apart in `out`
+    int64_t lanes;      // where that begins which is said of the lanes of this panel: its stretches, or its masks
 };
 
-// How the rows of panels lie in an image, each stretch in one piece: where it begins, and a bit for each of its places that exists.
+// How the rows of panels lie in an image: lanes l and l + LANES / 2 hold one stretch of it for each l < LANES / 2.
 struct Stretches {
-    const int32_t *from, *there;
-    const int32_t *order;  // the lanes in the order in which they are written
-    // Turned: lanes l and l + LANES / 2 of a panel hold a stretch for each l < LANES / 2, and `order` is of a vector that holds the columns
-    // of the one, then those of the other. Else each vector of a panel is a stretch with an order of its own.
-    bool turned;
+    const int32_t *from, *there;  // where it begins, and a bit for each of its places that exists
+    const int32_t *order;         // of a vector that holds the columns of the one lane, then those of the other: the places written
+};
+
+// Inputs that are read where an image has them, though windows reach beyond it: nonzeros are ordered by their place in the window.
+struct Masks {
+    const int32_t *counts;  // [row][place]: nonzeros
+    const int32_t *bits;    // [panel][place][column]: a bit for each lane whose input exists
+    int32_t places;         // 0: all inputs exist
 };
 
 struct Spmm {
@@ -51,6 +55,7 @@ struct Spmm {
     const float *residual;              // or null
     float *out;                         // where finished rows go, if not to y; or null
     Stretches stretches;                // how rows lie in `out`; `from` is null if all positions lie one after the other
+    Masks masks;
     int64_t y_stride, residual_stride, out_stride;  // from one output channel to the next
     int32_t stride;                     // vectors from one input position to the next
     int32_t activation;
@@ -90,13 +95,6 @@ struct Tiles {
     int64_t before, after;  // channels before those of this work, and after them
 };
 typedef void (*TilesKernel)(const Tiles &, const float *x, float *y, int64_t channels);
-
-// Rows of an image with zeros around them: `before` zeros, then rows `pitch` floats apart (no less than `width`), zeros up to `size`.
-struct Spread {
-    int64_t before, rows, width, pitch, size;
-    int64_t x_stride, y_stride;
-};
-typedef void (*SpreadKernel)(const Spread &, const float *x, float *y, int64_t channels);
 
 // Windows over [channel][row][column][lane]: maximum, or sum times a factor for each position.
 struct Window {
