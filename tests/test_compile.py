@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,6 @@ from secateurs.run import tune as tuning
 from secateurs.run.backends import Absent
 from secateurs.run.memory import Memory
 from secateurs.run.timing import Timing
-
-compile_module = importlib.import_module("secateurs.run.compile")
 
 compiling = importlib.import_module("secateurs.run.compile")  # the package has a function of this name
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
@@ -196,6 +195,51 @@ def test_strides_of_any_kind() -> None:
     for x in (wide[:, :, ::2, ::2], wide[:, :, 16:48, 8:40], torch.randn(1, 3, 32, 32).to(memory_format=torch.channels_last)):
         with torch.no_grad():
             same(fast(x), model(x))
+
+
+class Multiplied(nn.Module):
+    """Kernels, then operations of torch, then kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x @ x.mT + torch.ones(8, 8))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@has_kernels
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(16, 16, 3, padding=1), Multiplied], ids=["kernels only", "between torch"])
+def test_what_is_set_around_a_call_does_not_matter(make: Any) -> None:
+    x = torch.randn(1, 16, 8, 8)
+    model = pruned(make(), x, 0.95)
+    fast, expected = compile(model, x, threads=1, tune=False), model(x).detach()
+    for around in (default_dtype(torch.float64), torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):
+        with around:
+            found = fast(x)
+        assert found.dtype == torch.float32
+        same(found, expected)
+
+
+@has_kernels
+def test_another_default_device_does_not_matter() -> None:
+    x = torch.randn(1, 16, 8, 8)
+    model = pruned(nn.Conv2d(16, 16, 3, padding=1), x, 0.95)
+    fast = compile(model, x, threads=1, tune=False)
+    with torch.device("meta"):
+        found = fast(x)
+    same(found, model(x).detach())
 
 
 def test_an_empty_batch_gives_an_empty_answer() -> None:
@@ -431,10 +475,8 @@ def test_rounded_weights_where_they_are_asked_for(values: Any) -> None:
 @pytest.mark.parametrize("wrong", [2.0, float("nan")])
 def test_kernels_that_are_wrong_are_not_used(wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small(), torch.randn(1, 3, 32, 32)
-    honest = compile_module.Runner.__call__
-    monkeypatch.setattr(
-        compile_module.Runner, "__call__", lambda self, *tensors: tuple(wrong * each for each in honest(self, *tensors))
-    )
+    honest = compiling.Runner.__call__
+    monkeypatch.setattr(compiling.Runner, "__call__", lambda self, *tensors: tuple(wrong * each for each in honest(self, *tensors)))
     with pytest.warns(RuntimeWarning, match="answers differ from torch's"):
         fast = compile(model, x, threads=1, tune=False)
     assert fast.explain().chosen == "torch"

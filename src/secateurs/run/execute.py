@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from secateurs.run.nodes import Network, Node, Torch, Value
 from secateurs.run.plan import Plan, programs, results
 
 Kernels = Callable[[int, Sequence[Tensor]], list[Tensor]]
+
+_empty = partial(torch.empty, dtype=torch.float32, device=torch.device("cpu"))
+"""What kernels write to, whatever torch's defaults are."""
 
 
 class _Here(threading.local):
@@ -48,7 +52,7 @@ class Runner:
             nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
             self._run = program(nodes, network.inputs, self.gives, network.constants)
             if asks:
-                self._run = torch.no_grad()(self._run)
+                self._run = torch.no_grad()(torch.autocast("cpu", enabled=False)(self._run))
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         mine = self._free.acquire(blocking=False)
@@ -70,7 +74,7 @@ class Runner:
             return None
         shape, dtype, out, threads = wanted.shape, wanted.dtype, made.shape, self.threads
         (native,) = self.programs.values()
-        execute, empty, arena, free = native.run, torch.empty, self._arena.address, self._free
+        execute, arena, free = native.run, self._arena.address, self._free
 
         def call(x: Any, keeps_the_arena: Runner = self) -> Tensor | None:
             if (
@@ -82,7 +86,7 @@ class Runner:
             ):
                 return None
             try:
-                held, y = x.contiguous(), empty(out)
+                held, y = x.contiguous(), _empty(out)
                 execute((arena, held.data_ptr(), y.data_ptr()), threads)
                 return y
             finally:
@@ -113,7 +117,7 @@ class Runner:
         kernels, here = self._kernels(segment), self._here
 
         def run(*tensors: Tensor) -> Any:
-            made = kernels(here.address, tensors)
+            made = kernels(here.address, [*map(Tensor.float, tensors)])  # torch's defaults may have changed since
             return made[0] if len(made) == 1 else made
 
         return Torch("kernels", run, tuple(segment.reads), {}, tuple(segment.writes))
@@ -126,7 +130,7 @@ class Runner:
 
         def run(arena: int, tensors: Sequence[Tensor]) -> list[Tensor]:
             held = [*map(Tensor.contiguous, tensors)]
-            made = [*map(torch.empty, shapes)]
+            made = [*map(_empty, shapes)]
             addresses = [arena, *map(Tensor.data_ptr, held), *map(Tensor.data_ptr, made)]
             if here.steps is None:
                 native.run(addresses, threads)

@@ -117,7 +117,7 @@ def kernel_name(tuned: Tuned) -> str:
         return "torch, dense"
     if choice.format is not None:
         return f"vector, {choice.format}"
-    return f"spmm {choice.height}x1, {choice.block // 1024} KiB"
+    return f"spmm {choice.height}x1, {'masked, ' * choice.masked}{choice.block // 1024} KiB"
 
 
 def _count(shape: Any) -> int:
