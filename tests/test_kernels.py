@@ -175,6 +175,22 @@ def test_blocks_of_an_image_may_be_masked(isa: InstructionSet) -> None:
 
 
 @each_isa
+def test_masks_are_tried_where_they_can_be_used(isa: InstructionSet) -> None:
+    x, half = Value((1, 8, 56, 56)), Value((1, 8, 28, 28))
+    tall = torch.ones(8, 8, 3, 3)
+    thin = torch.eye(8)[:, :, None, None].expand(8, 8, 3, 3)
+    nodes = {
+        "blocks": Conv("conv", x, Value((1, 8, 56, 56)), tall, None, padding=(1, 1)),
+        "strided": Conv("conv", x, half, tall, None, stride=(2, 2), padding=(1, 1)),
+        "with a residual": Conv("conv", x, Value((1, 8, 56, 56)), tall, None, padding=(1, 1), residual=Value((1, 8, 56, 56))),
+        "single weights": Conv("conv", x, Value((1, 8, 56, 56)), thin, None, padding=(1, 1)),
+        "one position": Conv("conv", x, Value((1, 8, 56, 56)), tall[..., :1, :1], None),
+    }
+    tried = {name for name, node in nodes.items() if any(choice.masked for choice in candidates(node, isa))}
+    assert tried == ({"blocks"} if isa.name == "avx512" else set())
+
+
+@each_isa
 def test_what_a_mask_hides_is_not_used(isa: InstructionSet) -> None:
     """Beside each row lies the end of the one before, and around the image lie other images."""
     x = torch.zeros(3, 4, 5, 18)

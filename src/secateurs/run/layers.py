@@ -98,7 +98,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
         places[..., 0] = np.arange(images)[:, None] * x_image + band.starts
         step, bias = 1 if in_place else node.stride[1], bias_of(node.bias, len(weight))
         task = steps.spmm(
-            homes.isa, sparse, bias, x, y, residual, places.reshape(-1, 6), step, node.activation, grid.columns, out, lie, member
+            homes.isa, sparse, bias, x, y, residual, np.concatenate(places), step, node.activation, grid.columns, out, lie, member
         )
         homes.task(node.name, [x, y, residual, out], task)
 
@@ -114,9 +114,8 @@ def _bands(node: Conv, grid: Grid, source: Home) -> list[Windows]:
 def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Indices]:
     """Where sums lie, where finished rows go if they go elsewhere, and the places (images, panels, 6) of both and of the residual."""
     images, outputs = node.out.shape[:2]
-    panel = np.arange(grid.panels)
+    panel, shape = np.arange(grid.panels), (images, grid.panels, -1)
     before = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
-    shape = (images, grid.panels, 6)
     if not (is_for_torch(homes, node) and _holds_rows(homes, grid, height)):
         y = homes.new_packed(node.out, grid)
         return y, None, table(images, 0, (y.layout.image_stride, panel * y.packed.panel_stride), before, 0, 0, 0).reshape(shape)

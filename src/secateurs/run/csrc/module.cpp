@@ -92,6 +92,8 @@ std::vector<float *> pointers(const std::vector<uintptr_t> &addresses) {
     return found;
 }
 
+int64_t panels_in(const Array<int64_t> &numbers) { return int64_t(numbers.size() * sizeof(int64_t) / sizeof(Panel)); }
+
 void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int stride, const Array<int32_t> &rows,
               const Array<int32_t> &offsets, const Array<float> &values, const Array<int64_t> &blocks, const Array<int64_t> &chunks,
               const Array<float> &bias, const Array<int64_t> &panels, const At &x, const At &y, const At &residual, const At &out,
@@ -111,7 +113,7 @@ void add_spmm(Owner &owner, const std::string &isa, int height, int columns, int
     step->chunks = owner.keep(chunks);
     step->chunk_count = int64_t(chunks.size()) - 1;
     step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
-    step->panel_count = int64_t(panels.size()) / 6;
+    step->panel_count = panels_in(panels);
     step->x = place(x), step->y = place(y), step->residual = place(residual), step->out = place(out);
     owner.program.add(std::move(step));
 }
@@ -152,7 +154,7 @@ void add_window(Owner &owner, const std::string &isa, const Array<int32_t> &taps
     step->window = {owner.keep(taps), int32_t(taps.size()), columns, stride, x_stride, y_stride,
                     factors.size() ? owner.keep(factors) : nullptr};
     step->panels = reinterpret_cast<const Panel *>(owner.keep(panels));
-    step->channels = {int64_t(panels.size()) / 6, channels, group};
+    step->channels = {panels_in(panels), channels, group};
     step->panels_of_image = panels_of_image;
     step->factors_of_panel = int64_t(columns) * kernels(isa).lanes;
     step->x = place(x), step->y = place(y);
