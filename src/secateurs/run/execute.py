@@ -52,7 +52,7 @@ class Runner:
             nodes: list[Node] = [self._node(item) if isinstance(item, Segment) else item for item in made.items]
             self._run = program(nodes, network.inputs, self.gives, network.constants)
             if asks:
-                self._run = torch.no_grad()(torch.autocast("cpu", enabled=False)(self._run))
+                self._run = _as_recorded(self._run)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         mine = self._free.acquire(blocking=False)
@@ -139,3 +139,15 @@ class Runner:
             return made
 
         return run
+
+
+def _as_recorded(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Operations of torch without gradients, and in the precision in which they were recorded, whatever is set around the call."""
+
+    def recorded(*tensors: Tensor) -> tuple[Tensor, ...]:
+        if not torch.is_autocast_enabled("cpu"):
+            return run(*tensors)
+        with torch.autocast("cpu", enabled=False):
+            return run(*tensors)
+
+    return torch.no_grad()(recorded)
