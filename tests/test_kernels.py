@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -200,6 +202,34 @@ def test_what_a_mask_hides_is_not_used(isa: InstructionSet) -> None:
     node = Conv("conv", given, out, weight, None, padding=(1, 1))
     found = run([node], {given: x[1:2]}, out, isa, choice=Choice(4, masked=True))
     assert (found[..., :-2] == 0).all() and found[..., -2:].isposinf().all()
+
+
+@pytest.fixture
+def fenced() -> Iterator[Tensor]:
+    """A page of numbers between two pages that nobody may touch: who does, dies."""
+    page = mmap.PAGESIZE
+    held = mmap.mmap(-1, 3 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for fence in (start, start + 2 * page):
+        assert protect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) == 0
+    numbers = torch.frombuffer(held, dtype=torch.float32, offset=page, count=page // 4)
+    yield numbers.copy_(torch.randn(page // 4, generator=torch.Generator().manual_seed(0)))
+    for fence in (start, start + 2 * page):
+        assert protect(ctypes.c_void_p(fence), ctypes.c_size_t(page), mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+@each_isa
+@pytest.mark.parametrize("choice", [Choice(1), Choice(4), Choice(4, masked=True)], ids=["1x1", "4x1", "masked"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_nothing_outside_of_an_image_is_touched(isa: InstructionSet, choice: Choice, kernel: int, fenced: Tensor) -> None:
+    for size in ((16, 16), (8, 64), (2, 2)):
+        x = fenced.view(1, -1, *size)
+        weight = torch.randn(4, x.shape[1], kernel, kernel, generator=torch.Generator().manual_seed(1))
+        given, out = Value(tuple(x.shape)), Value((1, 4, *size))
+        node = Conv("conv", given, out, weight, None, padding=(kernel // 2, kernel // 2))
+        found = run([node], {given: x}, out, isa, choice=choice)
+        agree(found, functional.conv2d(x.double(), weight.double(), padding=kernel // 2))
 
 
 @each_isa
