@@ -173,8 +173,8 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
 
 
 def _is_last_alone(homes: Homes, node: Conv) -> bool:
-    """Whether one position is left over when all others fill lanes, as it is with 7x7: as a single vector it takes a third of the time
-    of a column of lanes."""
+    """Whether one position is left over when all others fill lanes, as it is with 7x7: as a single vector it takes less time than a
+    column of lanes."""
     positions = node.x.shape[2] * node.x.shape[3]
     left = positions > homes.isa.lanes and positions % homes.isa.lanes == 1
     return left and node.groups == 1 and _format(homes, node.weight) == "lanes"

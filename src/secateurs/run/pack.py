@@ -16,7 +16,7 @@ class Sparse:
 
     ``rows``: (entries, 3): row, its nonzeros in this block, whether it begins or ends here. ``blocks``: (blocks, 2) int64, of which the
     first holds two int32, the first and the last entry, and the second where the block's nonzeros begin. ``chunks``: where each
-    chunk's blocks begin. ``values``: (nonzeros, height).
+    chunk's blocks begin. ``values``: (nonzeros, height). ``counts``: (entries, places): the nonzeros of each place of the window.
     """
 
     height: int
@@ -44,7 +44,7 @@ def pack(
     """Pack a matrix (rows, inputs): ``offsets`` and ``block_of`` tell for each entry where its input is, and in which block.
 
     Both have the matrix' shape, or are one row that serves all rows. Where ``height`` is over 1, as many consecutive rows share places
-    (an input that any of them reads is read by all).
+    (an input that any of them reads is read by all). Inputs may be ordered by ``places`` of a window, equally many for each.
 
     >>> matrix = np.array([[0, 2.0], [3, 4]], np.float32)
     >>> packed = pack(matrix, np.array([[0, 16]]), np.array([[0, 0]]))
