@@ -262,7 +262,7 @@ def test_report_writes_the_page_of_a_record_again(run, tmp_path: Path) -> None:
             ("prune", "digits_cnn", "--task", "digits", "--pattern", "head", "--keep-params", "0.5", "--allocator", "erdos-renyi"),
             "densities are for single weights",
         ),
-        (("report", "absent.json"), "absent.json"),
+        (("report", "absent.json"), "absent.json: there is no record; name the folder that prune or demo wrote"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -335,6 +335,8 @@ def report_(record: Path, *, out: Path | None = None) -> None:
         The page to write; by default report.html beside the record.
     """
     path = record / "record.json" if record.is_dir() else record
+    if not path.exists():
+        raise SecateursError(f"{path}: there is no record; name the folder that prune or demo wrote, or the record.json in it")
     read = report.read_record(path)
     page = out or path.with_name("report.html")
     report.write_html(read, page)
