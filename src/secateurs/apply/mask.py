@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class Masks(Mapping[str, Tensor]):
                     f"not {mask.dtype} of shape {tuple(mask.shape)}"
                 )
             self._masks[name], self._parameters[name] = mask, parameter
+        _living[id(self)] = self
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -99,6 +101,11 @@ class Masks(Mapping[str, Tensor]):
         """Each parameter, and its pieces as they are once the pruned weights are set to zero, which is done as they are asked for."""
         for name, parameter in self._parameters.items():
             mask = self._masks[name]
+            if mask.shape != parameter.shape:
+                raise SecateursError(
+                    f"{name}: its mask is of shape {tuple(mask.shape)}, but the parameter is of {tuple(parameter.shape)} by now; "
+                    "if it was meant to be resized, end these masks: handle.remove() of what masks.attach(optimizer) returned"
+                )
             if mask.device != parameter.device:
                 mask = self._masks[name] = mask.to(parameter.device)
             yield parameter, _zeroed_(parameter.detach(), mask)
@@ -116,6 +123,10 @@ class Masks(Mapping[str, Tensor]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_structure": None}  # holds for this model alone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _living[id(self)] = self
 
     def bind(self, model: nn.Module) -> Masks:
         """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
@@ -165,6 +176,28 @@ class Masks(Mapping[str, Tensor]):
         self._structure = other._structure
         self.apply_()
 
+    def require_of(self, model: nn.Module) -> None:
+        """Raise `SecateursError` where none of the masked parameters is one of this model's: they are those of a copy of it, say."""
+        own = {id(parameter) for parameter in parameters_in(model).values()}
+        if self and not any(id(parameter) in own for parameter in self._parameters.values()):
+            raise SecateursError(
+                f"none of the masked parameters ({next(iter(self))}, …) is one of this {type(model).__name__}'s: were the masks made "
+                "for another copy of it? use masks.bind(model)"
+            )
+
+    def follow_(self, change: Callable[[nn.Parameter, Tensor], Tensor | None]) -> None:
+        """Replace each mask by what its parameter's change makes of it; ``None`` where it is no mask any more."""
+        changed = {name: change(self._parameters[name], mask) for name, mask in self._masks.items()}
+        self._masks = {name: mask for name, mask in changed.items() if mask is not None}
+        self._parameters = {name: self._parameters[name] for name in self._masks}
+        self._structure = None
+
+    @staticmethod
+    def of_any(parameters: Container[int]) -> list[Masks]:
+        """All masks that somebody has still, an optimizer to which they are attached, say, and that hold any of the parameters (ids)."""
+        living = list(_living.values())
+        return [masks for masks in living if any(id(parameter) in parameters for parameter in masks._parameters.values())]
+
     @staticmethod
     def of_zeros(model: nn.Module, names: list[str]) -> Masks:
         """The masks that a model's zeros mean, for the parameters named.
@@ -177,6 +210,8 @@ class Masks(Mapping[str, Tensor]):
         parameters = parameters_in(model, again=True)
         return Masks({name: parameters[name].detach() != 0 for name in names}, model)
 
+
+_living: WeakValueDictionary[int, Masks] = WeakValueDictionary()
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes → the whole numbers of that size."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.apply.answers import Check, telling
+from secateurs.apply.carry import carry_
 from secateurs.apply.fold import constant_units, fold_constants_
 from secateurs.apply.follow import attributes_of_code, rescale_, rewrites_for, sizes_stay, unfused
 from secateurs.apply.idle import idle_modules
 from secateurs.apply.mask import Masks
 from secateurs.apply.present import Nonzero, present_units
-from secateurs.apply.resize import Indices, Undo, cut_, implied, kept_of, remember_, rewrite_, set_attributes_, take_out_
+from secateurs.apply.resize import Indices, Undo, cut_, implied, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, parameters_in
 from secateurs.graph import Axis, Choice, Dim, Structure, analyse, kept, normal
@@ -63,10 +64,11 @@ def shrink_(
     float32, within the tolerance of float64); sites for which it does not are put back whole and listed. What `prune_` found out about
     the model is used again where nothing but the numbers in its tensors has changed since. ``example`` is by default the one that the
     masks were made with; without masks the zeros in the weights count. The masks given become those of the
-    smaller weights: what is still pruned within them stays pruned.
+    smaller weights: what is still pruned within them stays pruned. Other masks of these weights, of an earlier pruning and attached to
+    an optimizer still, say, follow in the same way.
 
     Raises `TaskError` where there is no example or the model rejects it, `SecateursError` where the model is compiled, scripted or
-    wrapped.
+    wrapped, or the masks are those of another copy of it.
 
     >>> from secateurs import Channel, Task, TopK, magnitude, prune_, uniform
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -77,7 +79,9 @@ def shrink_(
     Linear(in_features=3, out_features=2, bias=True)
     """
     example = example if example is not None or masks is None else masks.example
-    before = _count(model)
+    if masks is not None:
+        masks.require_of(model)
+    before, parameters = _count(model), list(parameters_in(model).values())
     examples = [example, telling(example)]
     check = Check(model, examples[-1])
     there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
@@ -96,30 +100,14 @@ def shrink_(
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
     done = replace(work.finish(before), layers=idle, folded=folded)
+    carry_(masks, parameters, model, work.cuts)
     if masks is not None:
-        masks.replace_(Masks(_left(masks, model, work.cuts), model, masks.plan, masks.pattern, masks.skipped, example))
+        masks.example = example
     return done
 
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in parameters_in(model).values())
-
-
-def _left(masks: Masks, model: nn.Module, cuts: Mapping[str, Indices]) -> dict[str, Tensor]:
-    """The masks of the smaller weights; one that keeps everything is no mask any more."""
-    shapes = {name: parameter.shape for name, parameter in parameters_in(model, again=True).items()}
-    smaller = {name: kept_of(mask, cuts.get(name, {})) for name, mask in masks.items() if not _keeps(mask, cuts.get(name, {}))}
-    return {name: mask for name, mask in smaller.items() if shapes.get(name) == mask.shape}
-
-
-def _keeps(mask: Tensor, by_dim: Indices) -> bool:
-    """Whether a mask keeps everything at these indices; dimension by dimension, so that what is left to look at is soon small."""
-    if not mask.numel():
-        return True
-    least = mask.view(torch.uint8)
-    for dim in range(max(by_dim, default=-1) + 1):
-        least = (kept_of(least, {0: by_dim[dim]}) if dim in by_dim else least).amin(0)
-    return bool(least.amin())
 
 
 def _take_out_idle_(model: nn.Module, there: Nonzero, examples: list[Any], check: Check) -> tuple[str, ...]:
@@ -236,6 +224,7 @@ class _Work:
         model, structure = self.model, self.structure
         tensors = {**parameters_in(model, again=True), **buffers_in(model, again=True)}
         self.cuts, written = _cuts(structure, choice)
+        self.undo.add(partial(setattr, self, "cuts", {}))
         shapes = {name: list(tensors[name].shape) for name in self.cuts}
         attributes: dict[str, dict[str, list[Any]]] = {}
         cut_(model, self.cuts, self.undo, self.optimizer)
