@@ -2,10 +2,12 @@
 
 from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
 from secateurs.graph.infer import infer
+from secateurs.graph.lines import is_users, line_of
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules import RULES
 from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
-from secateurs.graph.trace import Op, Trace, Value, is_users, line_of, plain, ready, record, untouched
+from secateurs.graph.trace import Trace, plain, ready, record, untouched
 from secateurs.graph.typed import Typing
 from secateurs.graph.unchanged import Snapshot
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import Dim
+from secateurs.graph.ops import Op
 from secateurs.graph.rms import rms_norms
 from secateurs.graph.rules import rule_of
-from secateurs.graph.trace import Op, Trace
+from secateurs.graph.trace import Trace
 from secateurs.graph.typed import Dims, Typing
 
 
@@ -24,7 +25,8 @@ def infer(trace: Trace) -> Typing:
     for held in (trace.parameters, trace.buffers):
         for name, value in held.items():
             typing.types.setdefault(value, [Dim.fresh(size) for size in value.shape])
-            typing.fixed.setdefault(value, frozenset([name]) if held is trace.parameters else frozenset())
+            if name not in trace.written:
+                typing.fixed.setdefault(value, frozenset([name]) if held is trace.parameters else frozenset())
             if held is trace.parameters and not value.dtype.is_floating_point:
                 typing.pin(typing.types[value], f"{name} is of {value.dtype}; only floating-point weights are pruned")
     for value in trace.inputs:
@@ -36,6 +38,10 @@ def infer(trace: Trace) -> Typing:
         typing.muted = not used[typing.place]
         _apply(typing, op)
     typing.muted = False
+    for name, value in trace.written.items():
+        before = (trace.parameters | trace.buffers).get(name)
+        if before is not None and before.shape == value.shape:  # what the next pass begins with
+            typing.same_all(typing.dims(before), typing.dims(value), trace.ops[-1])
     for (value, place), where in trace.measured.items():
         typing.pin([typing.dims(value)[place]], f"the code computes with its size at {where}")
     for value in trace.outputs:
@@ -51,10 +57,10 @@ def _by_output(found: list[Dims] | Dims | None, op: Op) -> list[Dims]:
 
 
 def _used(trace: Trace) -> list[bool]:
-    """Which operations' results, or what they write to, find their way into the outputs."""
-    needed, used = set(trace.outputs), []
+    """Which operations' results find their way into the outputs, or into what the next pass begins with."""
+    needed, used = {*trace.outputs, *trace.written.values()}, []
     for op in reversed(trace.ops):
-        used.append(op.func._schema.is_mutable or any(value in needed for value in op.outputs))
+        used.append(any(value in needed for value in op.outputs))
         if used[-1]:
             needed.update(op.inputs)
     return used[::-1]

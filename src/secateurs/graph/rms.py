@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from secateurs.graph.trace import Op, Trace, Value
+from secateurs.graph.ops import Op, Value
+from secateurs.graph.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _written_out(
     for added in _through(mean.outputs[0], users):
         root = (
             next((op for op in users.get(added.outputs[0], []) if op.name in ("rsqrt", "sqrt")), None)
-            if added.name in ("add", "add_")
+            if added.name == "add"
             else None
         )
         eps = added.args[1] if len(added.args) > 1 else None

@@ -6,101 +6,36 @@ import functools
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import get_ident
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import TensorWeakRef
 
 from secateurs.forward import buffers_in, call, check_fit, evaluating, modules_in, nested, parameters_in, run_example, tensors_in
-from secateurs.graph.fake import DEVICE, Fakes
+from secateurs.graph.fake import Fakes
+from secateurs.graph.lines import where
+from secateurs.graph.memory import storage_of
+from secateurs.graph.ops import Op, Value
+from secateurs.graph.recorder import Recorder
 from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
 from secateurs.types import SecateursError, TaskError
-
-_SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
-_MODELS = str(Path(__file__).parent.parent / "models")
-
-
-_RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_", "resize_", "set_")
-
-
-class Value:
-    """One tensor of the pass: its shape and dtype, not its numbers."""
-
-    __slots__ = ("dtype", "shape")
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.shape, self.dtype = tuple(map(int, shape)), dtype
-
-    def __repr__(self) -> str:
-        return f"Value{self.shape}"
-
-
-@dataclass(frozen=True)
-class Op:
-    """One call of an ATen operation, with values in place of tensors; ``where`` is the line of the user's code."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Value, ...]
-    module: str
-    where: str
-
-    @functools.cached_property
-    def name(self) -> str:
-        return str(self.func.overloadpacket).removeprefix("aten.")
-
-    @functools.cached_property
-    def inputs(self) -> tuple[Value, ...]:
-        """Every value among the arguments."""
-        found: list[Value] = []
-        for item in (*self.args, *self.kwargs.values()):
-            if type(item) is Value:
-                found.append(item)
-            elif type(item) in (tuple, list, dict):
-                found.extend(values_in(item))
-        return tuple(found)
-
-    def argument(self, name: str, default: Any = None) -> Any:
-        """An argument by the name that the operation's schema gives it."""
-        declared = _declared(self.func).get(name)
-        if declared is None:
-            return default
-        place, usual = declared
-        return self.args[place] if place < len(self.args) else self.kwargs.get(name, *(usual or (default,)))
-
-
-@functools.cache
-def _declared(func: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
-    """The arguments of an operation: name → its place, and its default value if it has one."""
-    arguments = enumerate(func._schema.arguments)
-    return {each.name: (place, (each.default_value,) if each.has_default_value() else ()) for place, each in arguments}
-
-
-def values_in(nest: Any) -> Iterator[Value]:
-    """Every value in nested sequences and dicts."""
-    if isinstance(nest, Value):
-        yield nest
-    elif isinstance(nest, (tuple, list)):
-        for item in nest:
-            yield from values_in(item)
-    elif isinstance(nest, dict):
-        for item in nest.values():
-            yield from values_in(item)
 
 
 @dataclass
 class Trace:
     """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs.
+
+    Each value is written once: it is the output of one operation, or was there before, and what an operation reads is what is there at
+    that time. In-place operations are told as those that are none (``relu_`` is ``relu`` with a new value), ``out=`` as the operation and
+    a ``copy``; what was written through a view comes into its base by ``slice_scatter``, ``select_scatter`` and their like, and other
+    views of it are taken anew where they are read. Where no such operation fits it is ``as_strided_scatter`` and ``as_strided``, after
+    which anything may be anywhere in that memory. ``written`` are parameters and buffers that the pass writes, and what they are at its
+    end: the next pass begins with that, so that they are no constants.
 
     ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of; ``measured``, the
     dimensions whose size it computes with, and where; ``floats``,
@@ -113,90 +48,12 @@ class Trace:
     buffers: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    written: dict[str, Value] = field(default_factory=dict)
     computed: set[Source] = field(default_factory=set)
     measured: dict[tuple[Value, int], str] = field(default_factory=dict)
     floats: dict[str, set[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fake: bool = True
-
-
-class Recorder(TorchDispatchMode):
-    """Writes down each operation that passes; tensors that it does not know are constants of the model's code."""
-
-    def __init__(self, stack: list[str], fakes: Fakes | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: list[Op] = []
-        self.stack = stack
-        self._run = _run if fakes is None else fakes.run
-        self._hold: Callable[[Tensor], Any] = TensorWeakRef if fakes is None else _held  # fakes take no memory
-        self._values: dict[int, tuple[Callable[[], Tensor | None], Value]] = {}
-
-    def value(self, tensor: Tensor) -> Value:
-        known = self._values.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        made = Value(tensor.shape, tensor.dtype)
-        self._values[id(tensor)] = (self._hold(tensor), made)
-        return made
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is DEVICE:
-            return self._run(func, args, kwargs)  # torch itself asks, at every normalisation
-        noted, named = self._noted(args), self._noted(kwargs) if kwargs else kwargs
-        out = self._run(func, args, kwargs)
-        if func.overloadpacket.__name__ in _RESHAPING:
-            self._values.pop(id(args[0]), None)  # the same tensor, but with other dimensions from here on
-        outputs = (self.value(out),) if isinstance(out, Tensor) else tuple([self.value(tensor) for tensor in tensors_in(out)])
-        if outputs:
-            self.ops.append(Op(func, noted, named, outputs, self.stack[-1], where()))
-        return out
-
-    def _noted(self, nest: Any) -> Any:
-        if isinstance(nest, Tensor):
-            return self.value(nest)
-        if isinstance(nest, dict):
-            return {key: self._noted(item) for key, item in nest.items()}
-        if isinstance(nest, (tuple, list)):
-            return tuple([self._noted(item) for item in nest])
-        return nest
-
-
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)
-
-
-def _held(tensor: Tensor) -> Callable[[], Tensor]:
-    return lambda: tensor
-
-
-def where() -> str:
-    """File and line of the nearest caller outside of torch and of this package (its models apart)."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not is_users(frame):
-        frame = frame.f_back
-    return "torch" if frame is None else line_of(frame)
-
-
-def is_users(frame: FrameType) -> bool:
-    """Whether a frame runs code that is neither torch's nor ours."""
-    return _is_users(frame.f_code.co_filename)
-
-
-@functools.cache
-def _is_users(file: str) -> bool:
-    return not file.startswith(_SKIPPED_FILES) or file.startswith(_MODELS)
-
-
-def line_of(frame: FrameType) -> str:
-    """Folder, file and line of what a frame runs."""
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-@functools.cache
-def _short(file: str) -> str:
-    path = Path(file)
-    return f"{path.parent.name}/{path.name}"
 
 
 def record(model: nn.Module, example: Any) -> Trace:
@@ -241,10 +98,14 @@ def _refuse_opaque(model: nn.Module) -> None:
 def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     stack = [""]
     trace = Trace(fake=fake)
+    together = _together(_tensors(model, example)) if fake else []
     with ready(model, fake, stack.append, stack.pop) as fakes, tagged(model) as computed:
         recorder = Recorder(stack, fakes)
         if fakes is not None:
             example = nested(example, fakes.of)
+        tensors = _tensors(model, example) if together else []
+        for places in together:
+            recorder.share(tensors[place] for place in places)
         trace.floats = {name: _floats(module) for name, module in modules_in(model).items()}
         trace.parameters = {name: recorder.value(tensor) for name, tensor in parameters_in(model).items()}
         trace.buffers = {name: recorder.value(tensor) for name, tensor in buffers_in(model).items()}
@@ -253,6 +114,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         with fakes.mode if fakes else nullcontext(), recorder, sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
+        now = {name: recorder.value(tensor) for held in (parameters_in(model), buffers_in(model)) for name, tensor in held.items()}
         if not trace.outputs:
             raise TaskError(
                 f"the model returns {type(output).__name__}, in which no tensor can be found: what is pruned could not be compared; "
@@ -260,7 +122,23 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
             )
     trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
     trace.measured = sizes.computed
+    before = {**trace.parameters, **trace.buffers}
+    trace.written = {name: value for name, value in now.items() if before.get(name) is not value}
     return trace
+
+
+def _tensors(model: nn.Module, example: Any) -> list[Tensor]:
+    return [*parameters_in(model).values(), *buffers_in(model).values(), *tensors_in(example)]
+
+
+def _together(tensors: Iterable[Tensor]) -> list[list[int]]:
+    """Which of some tensors lie in one storage, of those that lie in one with another."""
+    found: dict[int, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        storage = storage_of(tensor)
+        if storage is not None:
+            found.setdefault(storage._cdata, []).append(place)
+    return [places for places in found.values() if places[1:]]
 
 
 def _floats(module: nn.Module) -> set[float]:

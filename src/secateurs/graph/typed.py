@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from secateurs.graph.axes import Conflict, Dim, approximate, mark_heads, part, pin, split, unify
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.rms import RmsNorm
-from secateurs.graph.trace import Op, Value
 
 Dims = list[Dim]
 """The types of a tensor's dimensions."""

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from secateurs.forward import run_example, tensors_in
-from secateurs.graph.trace import untouched, where
+from secateurs.graph.lines import where
+from secateurs.graph.trace import untouched
 from secateurs.run.nest import changed, holds, leaves
 from secateurs.run.nodes import Network, Node, Torch, Value
 from secateurs.run.writes import settled

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from secateurs.graph.axes import ONE, Dim
-from secateurs.graph.trace import Op, Value
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.typed import Dims, Rule, Typing
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import ONE, Dim
-from secateurs.graph.trace import Op, Value
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.typed import Dims, Typing
 
 

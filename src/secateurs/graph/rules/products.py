@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from secateurs.graph.axes import ONE, Dim
+from secateurs.graph.ops import Op
 from secateurs.graph.rules.lookups import unknown
 from secateurs.graph.rules.pointwise import broadcast
 from secateurs.graph.rules.space import new_space
-from secateurs.graph.trace import Op
 from secateurs.graph.typed import Dims, Typing
 
 

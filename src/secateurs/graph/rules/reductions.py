@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import ONE, Dim
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules.pointwise import broadcast
-from secateurs.graph.trace import Op, Value
 from secateurs.graph.typed import Dims, Rule, Typing
 
 

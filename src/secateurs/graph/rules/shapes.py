@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateurs.graph.axes import ONE, Dim
+from secateurs.graph.ops import Op
 from secateurs.graph.rules.lookups import unknown
-from secateurs.graph.trace import Op
 from secateurs.graph.typed import Dims, Typing
 
 
@@ -145,24 +145,48 @@ def pieces(t: Typing, op: Op) -> list[Dims]:
 def slice_(t: Typing, op: Op) -> Dims:
     """A stretch of one dimension, or every n-th index of it."""
     dims = list(t.dims(op.args[0]))
-    place, step = op.argument("dim", 0) % len(dims), op.argument("step", 1)
-    size = dims[place].size
-    start, stop, _ = slice(op.argument("start"), op.argument("end")).indices(size)
-    if step == 1:
-        dims[place] = t.part(dims[place], start, max(start, stop), op)
-    elif start < step and stop == size and size % step == 0:
-        dims[place], inner = t.split(dims[place], step, op)
-        t.pin([inner], f"one of each {step} is taken at {op.where}")
-    else:
-        t.pin([dims[place]], f"sliced with a step of {step} at {op.where}")
-        dims[place] = Dim.fresh(op.outputs[0].shape[place], f"sliced at {op.where}")
+    place = op.argument("dim", 0) % len(dims)
+    taken = range(dims[place].size)[slice(op.argument("start"), op.argument("end"), op.argument("step", 1))]
+    dims[place] = regular(t, op, dims[place], taken)
     return dims
+
+
+def slice_scatter(t: Typing, op: Op) -> Dims:
+    """What is written into a stretch of one dimension is of its type."""
+    dims = list(t.dims(op.args[0]))
+    place = op.argument("dim", 0) % len(dims)
+    taken = range(dims[place].size)[slice(op.argument("start"), op.argument("end"), op.argument("step", 1))]
+    within = [*dims[:place], regular(t, op, dims[place], taken), *dims[place + 1 :]]
+    t.same_all(within, t.dims(op.args[1]), op)
+    return dims
+
+
+def regular(t: Typing, op: Op, dim: Dim, taken: range) -> Dim:
+    """Every n-th index of a stretch."""
+    size, step = dim.size, taken.step
+    if step == 1:
+        return t.part(dim, taken.start, taken.start + len(taken), op)
+    if taken.start < step and size % step == 0 and len(taken) == size // step:
+        outer, inner = t.split(dim, step, op)
+        t.pin([inner], f"one of each {step} is taken at {op.where}")
+        return outer
+    t.pin([dim], f"sliced with a step of {step} at {op.where}")
+    return Dim.fresh(len(taken), f"sliced at {op.where}")
 
 
 def select(t: Typing, op: Op) -> Dims:
     """One index of one dimension."""
     dims = list(t.dims(op.args[0]))
     t.pin([dims.pop(op.args[1])], f"indexed by number at {op.where}")
+    return dims
+
+
+def select_scatter(t: Typing, op: Op) -> Dims:
+    """What is written at one index of one dimension has all the others."""
+    dims = list(t.dims(op.args[0]))
+    place = op.args[2] % len(dims)
+    t.pin([dims[place]], f"indexed by number at {op.where}")
+    t.same_all([*dims[:place], *dims[place + 1 :]], t.dims(op.args[1]), op)
     return dims
 
 
@@ -193,8 +217,15 @@ def diagonal(t: Typing, op: Op) -> Dims:
         both = t.same(dims[a], dims[b], op)
     else:
         t.pin([dims[a], dims[b]], f"a diagonal at {op.where}")
-        both = Dim.fresh(op.outputs[0].shape[-1], f"a diagonal at {op.where}")
+        size = op.outputs[0].shape[-1] if op.name == "diagonal" else op.args[1].shape[-1]
+        both = Dim.fresh(size, f"a diagonal at {op.where}")
     return [*(dim for place, dim in enumerate(dims) if place not in (a, b)), both]
+
+
+def diagonal_scatter(t: Typing, op: Op) -> Dims:
+    """What is written on a diagonal."""
+    t.same_all(diagonal(t, op), t.dims(op.args[1]), op)
+    return list(t.dims(op.args[0]))
 
 
 def glu(t: Typing, op: Op) -> Dims:

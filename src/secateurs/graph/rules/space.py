@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from secateurs.graph.axes import Dim
-from secateurs.graph.trace import Op
+from secateurs.graph.ops import Op
 from secateurs.graph.typed import Dims, Typing
 
 

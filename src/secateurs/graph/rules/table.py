@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from secateurs.graph.ops import Op
 from secateurs.graph.rules.lookups import (
     embedding,
     embedding_bag,
@@ -24,6 +25,7 @@ from secateurs.graph.rules.shapes import (
     as_real,
     cat,
     diagonal,
+    diagonal_scatter,
     expand,
     glu,
     pad,
@@ -32,7 +34,9 @@ from secateurs.graph.rules.shapes import (
     repeat,
     repeat_interleave,
     select,
+    select_scatter,
     slice_,
+    slice_scatter,
     squeeze,
     stack,
     transpose,
@@ -41,7 +45,6 @@ from secateurs.graph.rules.shapes import (
     view,
 )
 from secateurs.graph.rules.space import channel_shuffle, col2im, im2col, pixel_shuffle, pixel_unshuffle, spatial, unfold
-from secateurs.graph.trace import Op
 from secateurs.graph.typed import Rule
 
 Names = dict[str, Rule]
@@ -53,21 +56,21 @@ def _rows(rule: Rule, names: str) -> Names:
 
 RULES: Names = {
     **_rows(identity, "clone detach alias contiguous lift lift_fresh lift_fresh_copy _to_copy dropout zeros_like ones_like "
-            "empty_like full_like fill fill_ zero zero_ detach_ positive _conj resolve_conj resolve_neg _neg_view data "
-            "new_empty_strided_like requires_grad_ relu_ special_expit"),
+            "empty_like full_like fill zero positive _conj resolve_conj resolve_neg _neg_view data "
+            "new_empty_strided_like special_expit"),
     **_rows(factory, "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"),
     **_rows(indexed_factory, "arange linspace logspace eye rand randn randint randperm range tril_indices triu_indices hann_window "
-            "rand_like randn_like randint_like bernoulli bernoulli_ uniform_ normal_ normal multinomial"),
-    **_rows(pointwise, "copy_ copy where masked_fill masked_fill_ lerp addcmul addcdiv bitwise_and bitwise_or logical_and logical_or "
+            "rand_like randn_like randint_like bernoulli uniform normal normal_functional multinomial"),
+    **_rows(pointwise, "copy where masked_fill lerp addcmul addcdiv bitwise_and bitwise_or logical_and logical_or "
             "logical_not isin bucketize nan_to_num complex polar view_as_real_like clamp clamp_min clamp_max expand_as rsub prelu "
             "_prelu_kernel rrelu_with_noise celu heaviside fmod remainder gelu silu mish hardswish hardsigmoid hardtanh leaky_relu elu "
             "softplus floor_divide softshrink threshold binary_cross_entropy mse_loss"),
     **_rows(pointwise_with_notes, "log_sigmoid_forward native_dropout"),
     **_rows(view, "view _unsafe_view reshape _reshape_alias flatten unflatten _reshape_copy view_copy ravel"),
     **_rows(permute, "permute"),
-    **_rows(transpose, "transpose t swapaxes transpose_ t_ numpy_T"),
-    **_rows(squeeze, "squeeze squeeze_"),
-    **_rows(unsqueeze, "unsqueeze unsqueeze_"),
+    **_rows(transpose, "transpose t swapaxes numpy_T"),
+    **_rows(squeeze, "squeeze"),
+    **_rows(unsqueeze, "unsqueeze"),
     **_rows(expand, "expand broadcast_to expand_copy"),
     **_rows(repeat, "repeat"),
     **_rows(repeat_interleave, "repeat_interleave"),
@@ -76,7 +79,9 @@ RULES: Names = {
     **_rows(pieces, "split split_with_sizes chunk unsafe_split unsafe_split_with_sizes unsafe_chunk tensor_split split_copy "
             "split_with_sizes_copy"),
     **_rows(slice_, "slice"),
+    **_rows(slice_scatter, "slice_scatter"),
     **_rows(select, "select"),
+    **_rows(select_scatter, "select_scatter"),
     **_rows(unbind, "unbind"),
     **_rows(pad, "constant_pad_nd"),
     **_rows(ordered("dims"), "flip"),
@@ -84,9 +89,9 @@ RULES: Names = {
     **_rows(ordered("dim"), "topk sort argsort"),
     **_rows(along("order"), "cumsum cumprod cummax cummin logcumsumexp"),
     **_rows(index, "index"),
-    **_rows(index_put, "index_put index_put_ _unsafe_index_put"),
+    **_rows(index_put, "index_put _unsafe_index_put"),
     **_rows(index_select, "index_select"),
-    **_rows(into(3), "index_add index_add_ index_copy index_copy_ index_fill index_fill_ scatter scatter_ scatter_add scatter_add_ "
+    **_rows(into(3), "index_add index_copy index_fill scatter scatter_add "
             "scatter_reduce"),
     **_rows(gather, "gather"),
     **_rows(embedding, "embedding"),
@@ -121,11 +126,12 @@ RULES: Names = {
     **_rows(pixel_unshuffle, "pixel_unshuffle"),
     **_rows(channel_shuffle, "channel_shuffle native_channel_shuffle"),
     **_rows(diagonal, "diagonal"),
+    **_rows(diagonal_scatter, "diagonal_scatter"),
     **_rows(glu, "glu"),
     **_rows(as_complex, "view_as_complex"),
     **_rows(as_real, "view_as_real"),
     **_rows(grouped_mm, "_grouped_mm"),
-    **_rows(ending(2), "tril triu tril_ triu_ linalg_inv_ex"),
+    **_rows(ending(2), "tril triu linalg_inv_ex"),
 }  # fmt: skip
 """ATen operation → its rule; those that ATen itself tags as pointwise need no line."""
 

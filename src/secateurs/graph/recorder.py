@@ -1,0 +1,206 @@
+"""Writes down the operations of a forward pass, each with values in place of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import TensorWeakRef
+
+from secateurs.forward import tensors_in
+from secateurs.graph.fake import DEVICE, Fakes
+from secateurs.graph.lines import where
+from secateurs.graph.memory import (
+    Known,
+    Memory,
+    Writes,
+    alike,
+    lies,
+    put_back,
+    replaced,
+    storage_of,
+    taken_from,
+    writes,
+)
+from secateurs.graph.ops import Op, Value
+
+aten = torch.ops.aten
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down each operation that passes; tensors that it does not know are constants of the model's code.
+
+    Each value is the output of one operation at most, and no operation reads what is no longer so: a tensor that was written in place,
+    itself or through another one that shares its memory, is another value from then on.
+
+    >>> with Recorder([""]) as recorder:
+    ...     x = torch.zeros(2, 3)
+    ...     _ = x[:, 1:].add_(1)
+    ...     y = x.exp()
+    >>> [op.name for op in recorder.ops]
+    ['zeros', 'slice', 'add', 'slice_scatter', 'exp']
+    >>> recorder.ops[4].inputs == recorder.ops[3].outputs
+    True
+    """
+
+    def __init__(self, stack: list[str], fakes: Fakes | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[Op] = []
+        self.stack = stack
+        self._run = _run if fakes is None else fakes.run
+        self._hold: Callable[[Tensor], Any] = TensorWeakRef if fakes is None else _held  # fakes take no memory
+        self._known: dict[int, tuple[Callable[[], Tensor | None], Known]] = {}
+        self._memories: dict[int, Memory] = {}
+        self._storages: list[StorageWeakRef] = []  # as long as they are referred to, no other one is at their address
+
+    def value(self, tensor: Tensor) -> Value:
+        """What a tensor is now."""
+        return self._now(self._find(tensor))
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """These tensors stand for some that lie in one storage: who writes one of them may write the others."""
+        memory = Memory()
+        for tensor in tensors:
+            if self._memory(tensor) is not memory:
+                self._memories[storage_of(tensor)._cdata] = memory
+
+    # ------------------------------------------------------------ what a tensor is now
+
+    def _memory(self, tensor: Tensor) -> Memory:
+        storage = storage_of(tensor)
+        if storage is None:
+            return Memory()
+        known = self._memories.get(storage._cdata)
+        if known is None:
+            known = self._memories[storage._cdata] = Memory()
+            self._storages.append(StorageWeakRef(storage))
+        return known
+
+    def _find(self, tensor: Tensor) -> Known:
+        held = self._known.get(id(tensor))
+        memory = self._memory(tensor)
+        if held is not None and held[0]() is tensor and (held[1].memory is memory or tensor.layout is not torch.strided):
+            return held[1]
+        # seen for the first time, or its ``data`` are another tensor's by now
+        known = Known(Value(tensor.shape, tensor.dtype), memory, lies(tensor), -1 if memory.computed else memory.version)
+        memory.latest = memory.latest or known
+        return self._keep(tensor, known)
+
+    def _keep(self, tensor: Tensor, known: Known) -> Known:
+        self._known[id(tensor)] = (self._hold(tensor), known)
+        return known
+
+    def _now(self, known: Known) -> Value:
+        """The value of a tensor; where its memory was written since, it is taken from its base again."""
+        memory = known.memory
+        if known.version == memory.version:
+            return known.value
+        known.base = known.base or memory.latest
+        if known.base is not None and known.base is not known:
+            of = self._now(known.base)
+            if known.op is None:
+                func, args = taken_from(known.base, known.layout)
+                made = self._note(func, args, {}, (known.value,), where())
+            else:
+                old = known.op
+                made = known.op = self._note(old.func, replaced(old.args, known.of, of), old.kwargs, old.outputs, old.where)
+                known.of = of
+            known.value = made.outputs[known.place]
+        known.version = memory.version
+        return known.value
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Sequence[Any], line: str) -> Op:
+        """One more operation; its results are as large as those values or tensors."""
+        outputs = tuple([Value(each.shape, each.dtype) for each in like])
+        self.ops.append(Op(func, args, kwargs, outputs, self.stack[-1], line))
+        return self.ops[-1]
+
+    # ------------------------------------------------------------ what an operation does
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is DEVICE:
+            return self._run(func, args, kwargs)  # torch itself asks, at every normalisation
+        taken: list[Known] = []
+        noted, named = self._noted(args, taken), self._noted(kwargs, taken) if kwargs else kwargs
+        wrote = writes(func)
+        out = self._run(func, args, kwargs)
+        results = [out] if isinstance(out, Tensor) else list(tensors_in(out))
+        if wrote is not None and not wrote.only_layout:
+            self._written(func, wrote, noted, named, wrote.tensors(args, kwargs), results)
+        elif results:
+            self._made(func if wrote is None else wrote.functional or func, noted, named, results, taken)
+        return out
+
+    def _noted(self, nest: Any, taken: list[Known]) -> Any:
+        if isinstance(nest, Tensor):
+            known = self._find(nest)
+            taken.append(known)
+            return self._now(known)
+        if isinstance(nest, dict):
+            return {key: self._noted(item, taken) for key, item in nest.items()}
+        if isinstance(nest, (tuple, list)):
+            return tuple([self._noted(item, taken) for item in nest])
+        return nest
+
+    def _made(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], taken: list[Known]) -> None:
+        """New tensors; those that share the memory of an operand are views of it."""
+        if func is aten.as_strided.default and alike(taken[0].layout, lies(results[0])):
+            func, args, kwargs = aten.alias.default, args[:1], {}  # torch only tidies the strides of single indices
+        op = self._note(func, args, kwargs, results, where())
+        for place, tensor in enumerate(results):
+            self._bind(tensor, op, place, taken)
+
+    def _bind(self, tensor: Tensor, op: Op, place: int, taken: Sequence[Known]) -> None:
+        memory = self._memory(tensor)
+        known = self._keep(tensor, Known(op.outputs[place], memory, lies(tensor), memory.version))
+        for base in taken:
+            if base.memory is memory:
+                known.base, known.op, known.place, known.of = base, op, place, base.value
+                return
+        if memory.latest is None:
+            memory.latest, memory.computed = known, True
+        else:
+            known.base = memory.latest
+
+    def _written(self, func: Any, wrote: Writes, args: Any, kwargs: Any, written: list[Tensor], results: list[Tensor]) -> None:
+        """Tensors that an operation wrote, beside those that it made."""
+        line, knowns = where(), [self._find(tensor) for tensor in written]
+        made = [tensor for place, tensor in enumerate(results) if place not in wrote.returned]
+        if wrote.functional is not None:
+            func, kwargs = wrote.functional, {name: value for name, value in kwargs.items() if name not in wrote.given}
+        op = self._note(func, args, kwargs, [*made, *written], line)
+        for place, tensor in enumerate(made):
+            self._bind(tensor, op, place, ())
+        for known, tensor, value in zip(knowns, written, op.outputs[len(made) :], strict=True):
+            if wrote.given and wrote.functional is not None and known.value.shape == value.shape:
+                value = self._note(aten.copy.default, (self._now(known), value), {}, (known.value,), line).outputs[0]
+            self._write(known, tensor, value, line)
+        for known, tensor in zip(knowns, (results[place] for place in wrote.returned), strict=False):
+            self._known.setdefault(id(tensor), (self._hold(tensor), known))  # fakes of real tensors are returned as others
+
+    def _write(self, known: Known, tensor: Tensor, value: Value, line: str) -> None:
+        """A tensor is another value now, and so is all that shares its memory."""
+        memory = known.memory
+        if known.layout != (now := lies(tensor)):  # ``out=`` made it larger or smaller: it is the base of what was there
+            known = self._keep(tensor, Known(value, memory, now, memory.version))
+        memory.version, memory.computed = memory.version + 1, True
+        known.value, known.version = value, memory.version
+        while (base := known.base) is not None:
+            func, args = put_back(known, base)
+            base.value = self._note(func, args, {}, (base.value,), line).outputs[0]
+            base.version = memory.version
+            known = base
+        memory.latest = known
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _held(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
