@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.optimizers import cut_state_, forget_shared_
 from secateurs.apply.pieces import LARGE, pieces
 from secateurs.apply.rewrite import REWRITES, RewrittenForward
 from secateurs.apply.step import Rewrite, Step
-from secateurs.forward import modules_in
+from secateurs.forward import modules_in, parameters_in
 from secateurs.types import FileError
 
 _STEPS = "_secateurs_steps"
@@ -55,13 +56,19 @@ def _slots(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
 
 
 @torch.no_grad()
-def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Keep only the indices given of each tensor: parameters with their gradients and what the optimizer holds of them, buffers."""
+def cut_(
+    model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[str, ...]:
+    """Keep only the indices given of each tensor: parameters with their gradients and what the optimizer holds of them, buffers.
+
+    Returns the parameters of which the optimizer could not keep what it held: it begins anew with them.
+    """
     slots = _slots(model)
     holding: dict[int, list[tuple[dict[str, Tensor | None], str]]] = {}
     for slots_of, key in slots.values():
         holding.setdefault(id(slots_of[key]), []).append((slots_of, key))
     done: set[int] = set()
+    anew: set[int] = set()
     for name, by_dim in cuts.items():
         holder, key = slots[name]
         tensor = holder[key]
@@ -69,7 +76,8 @@ def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: t
         if id(tensor) in done:
             continue
         if isinstance(tensor, nn.Parameter):
-            _cut_parameter(tensor, by_dim, undo, optimizer)
+            anew |= _cut_state(tensor, by_dim, undo, optimizer)
+            _cut_parameter(tensor, by_dim, undo)
             done.add(id(tensor))
         else:
             smaller = kept_of(tensor, by_dim)
@@ -80,18 +88,29 @@ def cut_(model: nn.Module, cuts: Mapping[str, Indices], undo: Undo, optimizer: t
     for module in modules_in(model).values():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
+    return tuple(name for name, parameter in parameters_in(model).items() if id(parameter) in anew)
 
 
-def _cut_parameter(parameter: nn.Parameter, by_dim: Indices, undo: Undo, optimizer: torch.optim.Optimizer | None) -> None:
-    data, gradient, shape = parameter.data, parameter.grad, parameter.shape
-    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    held = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == shape}
+def _cut_state(parameter: nn.Parameter, by_dim: Indices, undo: Undo, optimizer: torch.optim.Optimizer | None) -> set[int]:
+    """Cut what an optimizer holds of a parameter; returns the parameters (ids) with which it begins anew instead."""
+    if optimizer is None:
+        return set()
+    shared, back = forget_shared_(optimizer)
+    undo.add(back)
+    known, back = cut_state_(
+        optimizer, parameter, tuple(by_dim), lambda tensor, dims: kept_of(tensor, {dim: by_dim[dim] for dim in dims})
+    )
+    undo.add(back)
+    return {id(each) for each in shared} | (set() if known else {id(parameter)})
+
+
+def _cut_parameter(parameter: nn.Parameter, by_dim: Indices, undo: Undo) -> None:
+    data, gradient = parameter.data, parameter.grad
 
     def back() -> None:
         parameter.grad = None
         parameter.data = data
         parameter.grad = gradient
-        state.update(held)
 
     undo.add(back)
     parameter.grad = None
@@ -100,7 +119,6 @@ def _cut_parameter(parameter: nn.Parameter, by_dim: Indices, undo: Undo, optimiz
     parameter.data = kept_of(data, by_dim)
     if gradient is not None:
         parameter.grad = kept_of(gradient, by_dim)
-    state.update({key: kept_of(value, by_dim) for key, value in held.items()})
 
 
 def kept_of(tensor: Tensor, by_dim: Indices) -> Tensor:

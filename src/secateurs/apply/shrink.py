@@ -29,7 +29,8 @@ from secateurs.types import SecateursError, Skipped
 class Shrunk:
     """What `shrink_` did: units before and after by site, parameters before and after, and what could not be done, and why.
 
-    ``layers`` were taken out whole; ``folded`` constant units went into the biases of the layers that read them.
+    ``layers`` were taken out whole; ``folded`` constant units went into the biases of the layers that read them. ``anew`` are the
+    parameters of which the optimizer could not keep what it knew of them.
     """
 
     sites: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Shrunk:
     largest_difference: float = 0.0
     layers: tuple[str, ...] = ()
     folded: int = 0
+    anew: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -47,6 +49,9 @@ class Shrunk:
         lines += [f"  {name}: {was} -> {now}" for name, (was, now) in self.sites.items()]
         lines += [f"  taken out: {name}" for name in self.layers]
         lines += [f"  {self.folded} constant units folded into biases"] if self.folded else []
+        if self.anew:
+            more = f" and {len(self.anew) - 3} more" if len(self.anew) > 3 else ""
+            lines.append(f"  the optimizer begins anew with {', '.join(self.anew[:3])}{more}: what it held of them cannot be cut")
         lines += [f"  left as it was: {item.name}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
 
@@ -59,7 +64,8 @@ def shrink_(
     Units that pruning has made constant go too, once what they add is in the biases of the layers that read them; layers that do
     nothing any more (a residual block whose branch is gone) are taken out.
 
-    Gradients and the optimizer's state shrink with their parameters, which stay the same objects, so training goes on. Whether the
+    Gradients and the optimizer's state shrink with their parameters, which stay the same objects, so training goes on (L-BFGS, whose
+    history is of all parameters together, begins anew). Whether the
     smaller model gives the masked one's answers is checked on the example, in float64 where that is possible (large models first in
     float32, within the tolerance of float64); sites for which it does not are put back whole and listed. What `prune_` found out about
     the model is used again where nothing but the numbers in its tensors has changed since. ``example`` is by default the one that the
@@ -156,6 +162,7 @@ class _Work:
     undo: Undo = field(default_factory=Undo)
     done: list[Axis] = field(default_factory=list)
     cuts: Mapping[str, Indices] = field(default_factory=dict)
+    anew: tuple[str, ...] = ()
     difference: float = 0.0
 
     def grow(self, candidates: list[Axis], check: bool) -> None:
@@ -179,7 +186,7 @@ class _Work:
             raise SecateursError(f"the model behaves differently each time that it runs: {reason}")
         sites = {self.names.get(axis, repr(axis)): (axis.size, int(self.present[axis].sum())) for axis in self.accepted}
         skipped = tuple(Skipped(self.names.get(axis, repr(axis)), reason) for axis, reason in self.failed.items())
-        return Shrunk(sites, (before, _count(self.model)), skipped, self.difference)
+        return Shrunk(sites, (before, _count(self.model)), skipped, self.difference, anew=self.anew)
 
     def _attempt(self, axes: list[Axis], check: bool) -> str | None:
         """Shrink along these axes, from the model as it was; where that fails, why, and the model is as it was.
@@ -224,10 +231,10 @@ class _Work:
         model, structure = self.model, self.structure
         tensors = {**parameters_in(model, again=True), **buffers_in(model, again=True)}
         self.cuts, written = _cuts(structure, choice)
-        self.undo.add(partial(setattr, self, "cuts", {}))
+        self.undo.add(partial(self.__dict__.update, cuts={}, anew=()))
         shapes = {name: list(tensors[name].shape) for name in self.cuts}
         attributes: dict[str, dict[str, list[Any]]] = {}
-        cut_(model, self.cuts, self.undo, self.optimizer)
+        self.anew = cut_(model, self.cuts, self.undo, self.optimizer)
         self._set(attributes_of_code(model, structure, choice, follow), attributes)
         self._set(rescale_(model, structure, choice, self.undo), attributes)
         self._set(implied(model, structure.trace.computed), attributes)
