@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start too: threads that wait for each other waste time
+
 import pytest
 import torch
 from hypothesis import settings

@@ -8,9 +8,11 @@ import time
 from contextlib import closing
 
 import pytest
+import torch
 
 from secateurs import progress
-from secateurs.progress import track
+from secateurs.progress import tell, track, waiting
+from secateurs.recover import train_
 
 
 class Terminal(io.StringIO):
@@ -71,3 +73,45 @@ def test_a_generator_that_is_never_finished_does_not_block_the_next(monkeypatch:
     assert list(inner) == [2]
     assert progress._current == []
     assert list(track([5], "next")) == [5]
+
+
+def test_the_bar_tells_the_status_and_takes_no_text_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
+    for _ in track([1, 2], "a[/bold]b", status=lambda: "accuracy 0.9"):
+        pass
+    assert "a[/bold]b accuracy 0.9" in terminal.getvalue()
+
+
+def test_what_takes_long_is_a_line_in_a_log_and_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with waiting("measuring"):
+        tell("epoch 1/2")
+    with waiting("hidden", show=False):
+        tell("hidden", show=False)
+    assert capsys.readouterr() == ("", "measuring …\nepoch 1/2\n")
+    terminal = watched(monkeypatch)
+    with waiting("measuring"):
+        tell("epoch 1/2")
+    assert "measuring" in terminal.getvalue()
+    assert "epoch" not in terminal.getvalue()
+    assert progress._current == []
+
+
+def test_training_writes_a_line_an_epoch_where_nobody_watches(cnn_task, small_cnn, capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer = torch.optim.SGD(small_cnn.parameters(), lr=0.1)
+    run = train_(small_cnn, cnn_task, optimizer, epochs=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[1].endswith(
+        f"loss {run.history[1]['loss']:.4g}, validation accuracy {run.history[1]['validation']:.4g}, sparsity 0.0 %"
+    )
+    train_(small_cnn, cnn_task, optimizer, epochs=1, show=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_training_shows_the_metric_and_the_sparsity_in_the_bar(cnn_task, small_cnn, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
+    train_(small_cnn, cnn_task, torch.optim.SGD(small_cnn.parameters(), lr=0.1), epochs=1)
+    assert "validation accuracy" in terminal.getvalue()
+    assert "sparsity 0.0 %" in terminal.getvalue()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateurs.apply import Masks
 from secateurs.forward import call, check_fit, to_device
-from secateurs.progress import track
+from secateurs.progress import tell, track
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
 from secateurs.recover.evaluate import device_of, evaluate, size_of
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
@@ -44,7 +44,8 @@ def train_(
     validation's). ``amp`` is the dtype of automatic mixed precision: ``torch.bfloat16``, or ``torch.float16`` with gradient scaling.
     ``accumulate`` batches, of whatever sizes, make one optimizer step. ``checkpoint`` is a file that is written after each epoch;
     where it exists, training goes on from it, to the bit as if it had never stopped. ``seed`` seeds torch at the start. Batches are
-    moved to the model's device. Where the task has validation batches and a metric, they are measured after each epoch.
+    moved to the model's device. Where the task has validation batches and a metric, they are measured after each epoch. ``show``: bars
+    on a terminal, elsewhere a line an epoch on stderr.
 
     Raises `TaskError` for a missing or empty training loader, a missing loss, or one that returns no scalar; `NonFiniteError` where
     the loss is NaN or infinite; `FileError` for a checkpoint of another run.
@@ -71,7 +72,7 @@ def train_(
     try:
         for hook in hooks:
             hook.start(run)
-        with closing(track(range(start, epochs), "training", show=show)) as steps:
+        with closing(track(range(start, epochs), "training", show=show, status=lambda: _told(run))) as steps:
             for run.epoch in steps:
                 for hook in hooks:
                     hook.epoch(run)
@@ -79,6 +80,7 @@ def train_(
                 _finish_epoch(run, hooks, loss, show)
                 if checkpoint is not None:
                     write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
+                tell(f"epoch {run.epoch + 1}/{epochs}: {_told(run)}", show)
     finally:
         handle.remove()
         run.inputs = run.output = run.target = None
@@ -206,6 +208,15 @@ def _finish_epoch(run: Run, hooks: Sequence[Hook], loss: float, show: bool) -> N
     run.history.append(entry)
     for hook in hooks:
         hook.epoch_end(run)
+
+
+def _told(run: Run) -> str:
+    """What the last epoch came to, for who watches."""
+    last = run.history[-1]
+    parts = [f"loss {last['loss']:.4g}", f"sparsity {100 * last['sparsity']:.1f} %"]
+    if "validation" in last:
+        parts.insert(1, f"validation {run.task.metric_name} {last['validation']:.4g}")
+    return ", ".join(parts)
 
 
 def per_step(scheduler: Any) -> Hook:

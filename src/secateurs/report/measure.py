@@ -14,6 +14,7 @@ from torch import nn
 from secateurs.costs import file_bytes, nonzero_macs, nonzero_params, params, trace_macs
 from secateurs.forward import call, evaluating
 from secateurs.patterns import find_weights
+from secateurs.progress import waiting
 from secateurs.recover import evaluate
 from secateurs.report.record import Curve, Entry, Layer, Point
 from secateurs.types import Skipped, Task
@@ -51,13 +52,14 @@ def latencies(models: Sequence[nn.Module], example: Any, passes: int = 30, most:
     """
     times: list[list[float]] = [[] for _ in models]
     start = time.perf_counter()
-    for turn in range(-3, passes):
-        if turn > 0 and time.perf_counter() - start > most:
-            break
-        for model, found in zip(models, times, strict=True):
-            milliseconds = _timed(model, example)
-            if turn >= 0:
-                found.append(milliseconds)
+    with waiting("measuring latency"):
+        for turn in range(-3, passes):
+            if turn > 0 and time.perf_counter() - start > most:
+                break
+            for model, found in zip(models, times, strict=True):
+                milliseconds = _timed(model, example)
+                if turn >= 0:
+                    found.append(milliseconds)
     return tuple(median(found) for found in times)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateurs.progress import tell, track
 from secateurs.tasks.images import Images, Normalise, data_file, image_task, read_arrays
 from secateurs.types import FileError, SecateursError, Task
 
@@ -91,7 +92,8 @@ def decode(jpeg: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> Tensor:
     except ImportError as error:
         raise SecateursError('cifar10() needs Pillow to decode its images: pip install "secateurs[images]"') from error
     pixels = torch.empty(len(offsets) - 1, _SIDE, _SIDE, 3, dtype=torch.uint8, device="cpu")
-    for i, (start, end) in enumerate(pairwise(offsets)):
+    tell(f"decoding {len(pixels):,} images …")
+    for i, (start, end) in enumerate(track(pairwise(offsets), "decoding images", total=len(pixels))):
         try:
             with Image.open(io.BytesIO(jpeg[start:end].tobytes()), formats=["JPEG"]) as image:
                 pixels.numpy()[i] = np.asarray(image.convert("RGB"))
