@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "secateurs"
 ORDER = [
     {"types"},
     {"forward", "select", "progress"},
+    {"batch"},
     {"graph"},
     {"patterns", "costs"},
     {"observe", "criteria", "allocate", "solve"},

@@ -805,7 +805,7 @@ def test_evaluation_gives_each_module_its_mode_back(fail: bool) -> None:
     task = sc.Task(None, metric=lambda output, target: output.mean())
     try:
         value: float | None = sc.evaluate(model, task, [(torch.ones(2, 2), torch.ones(2))])
-    except RuntimeError:
+    except sc.TaskError:
         value = None
     assert (value is None) == fail
     assert {name: module.training for name, module in model.named_modules()} == modes

@@ -64,6 +64,12 @@ def nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is."""
+    first = next(iter(model.parameters()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def to_device(value: Any, device: torch.device) -> Any:
     """The same nesting with every tensor on `device`."""
     return nested(value, lambda tensor: tensor.to(device, non_blocking=True))

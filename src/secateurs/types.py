@@ -467,20 +467,15 @@ class Solver(Protocol):
 # ---------------------------------------------------------------- what the user brings
 
 
-def pair(batch: Any) -> tuple[Any, Any]:
-    """Splits a batch ``(inputs, target)``, the usual shape of a data loader's batches."""
-    inputs, target = batch
-    return inputs, target
-
-
 @dataclass(frozen=True)
 class Task:
     """What a user brings beside the model.
 
     ``example`` is what the model is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Batches come
-    from any iterable that can be walked again (a DataLoader, a list); ``unpack`` splits one into ``(inputs, target)``, and
-    ``loss(output, target)`` and ``metric(output, target)`` are means over a batch. ``validation`` is for choosing, ``test`` is for
-    reporting, once. ``calibration`` is what statistics are observed on, by default the training batches.
+    from any iterable that can be walked again (a DataLoader, a list): pairs ``(inputs, target)``, or mappings whose keys are the
+    model's arguments, with the target in ``labels``; of others ``unpack`` makes ``(inputs, target)``. ``loss(output, target)`` and
+    ``metric(output, target)`` are means over a batch; a model that returns its own ``loss`` needs no other. ``validation`` is for
+    choosing, ``test`` is for reporting, once. ``calibration`` is what statistics are observed on, by default the training batches.
 
     >>> task = Task(example=torch.zeros(1, 3), loss=nn.functional.mse_loss)
     >>> task.metric is None
@@ -496,7 +491,7 @@ class Task:
     metric: Callable[[Any, Any], Tensor | float] | None = None
     metric_name: str = "accuracy"
     higher_is_better: bool = True
-    unpack: Callable[[Any], tuple[Any, Any]] = pair
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None
     name: str = "task"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.forward import call, check_fit, evaluating
+from secateurs.batch import run_batch, split
+from secateurs.forward import check_fit, evaluating
 from secateurs.progress import track
 from secateurs.types import Accumulator, Sites, Statistic, Stats, Task, TaskError
 
@@ -40,9 +41,9 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     try:
         with evaluating(model), closing(track(batches, "observing")) as walk:
             for batch in walk:
-                inputs, _ = task.unpack(batch)
+                inputs, _ = split(model, task, batch)
                 check_fit(model, inputs, "a calibration batch")
-                call(model, inputs)
+                run_batch(model, inputs, "a calibration batch", task.example)
                 seen += 1
     finally:
         for hook in hooks:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateurs.forward import call, check_fit, evaluating, tensors_in, to_device
+from secateurs.batch import run_batch, split
+from secateurs.forward import check_fit, evaluating, tensors_in
 from secateurs.progress import track
 from secateurs.types import Task, TaskError
 
@@ -19,6 +19,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
 
     Raises `TaskError` where there is no metric or no batch.
 
+    >>> import torch
     >>> task = Task(example=torch.zeros(1, 2), metric=lambda output, target: (output.argmax(1) == target).float().mean())
     >>> model = nn.Identity()
     >>> evaluate(model, task, [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))])
@@ -28,14 +29,14 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
         raise TaskError("there is no metric to evaluate: give Task(metric=...), a mean over a batch of (output, target)")
     if batches is None:
         raise TaskError("there are no batches to evaluate: give Task(validation=...) or Task(test=...)")
-    total, count, device = 0.0, 0, device_of(model)
+    total, count = 0.0, 0
     with evaluating(model), closing(track(batches, "evaluating", show=show)) as walk:
         for batch in walk:
-            inputs, target = (to_device(part, device) for part in task.unpack(batch))
+            inputs, target = split(model, task, batch, scored="Task.metric")
             if not count:
                 check_fit(model, inputs, "an evaluation batch")
             size = size_of(inputs, target)
-            total += float(task.metric(call(model, inputs), target)) * size
+            total += float(task.metric(run_batch(model, inputs, "an evaluation batch", task.example), target)) * size
             count += size
     if not count:
         raise TaskError("the loader to evaluate is empty: it gave no batch")
@@ -51,9 +52,3 @@ def size_of(inputs: Any, target: Any) -> int:
     if isinstance(target, Sequence) and not isinstance(target, (str, Mapping)):
         return len(target)
     return 1
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter is."""
-    first: Tensor | None = next(iter(model.parameters()), None)
-    return torch.device("cpu") if first is None else first.device

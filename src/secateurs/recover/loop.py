@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.apply import Masks
-from secateurs.forward import call, check_fit, to_device
+from secateurs.batch import own_loss, run_batch, split
+from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.progress import tell, track
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
-from secateurs.recover.evaluate import device_of, evaluate, size_of
+from secateurs.recover.evaluate import evaluate, size_of
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
 
@@ -47,6 +48,8 @@ def train_(
     moved to the model's device. Where the task has validation batches and a metric, they are measured after each epoch. ``show``: bars
     on a terminal, elsewhere a line an epoch on stderr.
 
+    Without a loss in the task, the model's own is taken (``output.loss``).
+
     Raises `TaskError` for a missing or empty training loader, a missing loss, or one that returns no scalar; `NonFiniteError` where
     the loss is NaN or infinite; `FileError` for a checkpoint of another run.
 
@@ -57,6 +60,8 @@ def train_(
     True
     """
     _check(task, epochs, accumulate, hooks)
+    if task.loss is None:
+        _require_own_loss(model, task)
     run = Run(model, task, optimizer, epochs, scheduler, masks if masks is not None else Masks({}, model))
     device = device_of(model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
@@ -90,13 +95,25 @@ def train_(
 def _check(task: Task, epochs: int, accumulate: int, hooks: Sequence[Hook]) -> None:
     if task.train is None:
         raise TaskError("there is nothing to train on: give Task(train=...), batches that can be walked once an epoch")
-    if task.loss is None:
-        raise TaskError("there is no loss to train with: give Task(loss=...), a function of (output, target)")
     if epochs < 0 or accumulate < 1:
         raise SecateursError(f"train_: epochs={epochs} must be at least 0, and accumulate={accumulate} at least 1")
     names = [hook.name for hook in hooks]
     if len(set(names)) < len(names):
         raise SecateursError(f"train_: the hooks' names must differ, so that a checkpoint can tell them apart: {names}")
+
+
+def _require_own_loss(model: nn.Module, task: Task) -> None:
+    """Raise `TaskError` where there is no loss in the task and none in what the model makes of the first batch."""
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        for batch in task.train or ():
+            inputs, _ = split(model, task, batch)
+            check_fit(model, inputs, "a training batch")
+            if own_loss(run_batch(model, inputs, "a training batch", task.example)) is None:
+                raise TaskError(
+                    "there is no loss to train with: give Task(loss=...), a function of (output, target), or batches with labels of "
+                    "which the model makes a loss of its own (output.loss)"
+                )
+            return
 
 
 def _epoch(
@@ -146,7 +163,8 @@ class _Walk:
         """Gradients of the mean loss over the samples of some batches, of whatever sizes; returns that mean."""
         run = self.run
         run.optimizer.zero_grad()
-        parts = [[to_device(part, self.device) for part in run.task.unpack(batch)] for batch in group]
+        scored = None if run.task.loss is None else "Task.loss"
+        parts = [split(run.model, run.task, batch, scored) for batch in group]
         sizes = [size_of(inputs, target) for inputs, target in parts]
         mean = torch.zeros((), device=self.device)
         for (run.inputs, run.target), size in zip(parts, sizes, strict=True):
@@ -171,8 +189,8 @@ def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _loss(run: Run, hooks: Sequence[Hook]) -> Tensor:
-    run.output = call(run.model, run.inputs)
-    loss = run.task.loss(run.output, run.target)  # type: ignore[misc]
+    run.output = run_batch(run.model, run.inputs, "a training batch", run.task.example)
+    loss = own_loss(run.output) if run.task.loss is None else run.task.loss(run.output, run.target)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
         raise TaskError(
