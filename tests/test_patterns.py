@@ -446,12 +446,24 @@ def pruned_by_torch(model: nn.Module) -> nn.Module:
     return prune.l1_unstructured(model, "weight", amount=0.5)
 
 
+def old_weight_norm(model: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(model)
+
+
 @pytest.mark.parametrize(
     ("change", "name", "remedy"),
     [
-        (parametrized, "1.parametrizations.weight.original1", "remove_parametrizations"),
+        (parametrized, "1.parametrizations.weight.original1", "(WeightNorm); remove it first: torch.nn.utils.parametrize"),
         (nn.utils.parametrizations.orthogonal, "1.parametrizations.weight.original", "remove_parametrizations"),
-        (pruned_by_torch, "1.weight_orig", "torch.nn.utils.prune.remove"),
+        (
+            pruned_by_torch,
+            "1.weight_orig",
+            'a mask of torch; make that permanent first: torch.nn.utils.prune.remove(layer, "weight")',
+        ),
+        (nn.utils.spectral_norm, "1.weight_orig", 'torch.nn.utils.remove_spectral_norm(layer, "weight")'),
+        (old_weight_norm, "1.weight_g", 'torch.nn.utils.remove_weight_norm(layer, "weight")'),
+        (old_weight_norm, "1.weight_v", 'torch.nn.utils.remove_weight_norm(layer, "weight")'),
     ],
 )
 def test_weights_behind_a_parametrization_are_listed_with_a_way_out(change, name, remedy):

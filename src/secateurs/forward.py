@@ -195,3 +195,20 @@ def _held_in(model: nn.Module, where: str, again: bool) -> dict[str, Any]:
                 seen.add(id(tensor))
                 found[f"{path}.{key}" if path else key] = tensor
     return found
+
+
+def torch_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter → the mask that `torch.nn.utils.prune` has laid over it: numbers 1 and 0, which its layer's code multiplies with.
+
+    >>> from torch.nn.utils import prune
+    >>> layer = prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=3)
+    >>> {name: int(mask.sum()) for name, mask in torch_masks(layer).items()}
+    {'weight_orig': 1}
+    """
+    found: dict[str, Tensor] = {}
+    for path, module in modules_in(model, again=True).items():
+        for key, mask in module._buffers.items():
+            of = key.removesuffix("_mask") + "_orig"
+            if key.endswith("_mask") and mask is not None and module._parameters.get(of) is not None:
+                found[f"{path}.{of}" if path else of] = mask
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.apply.mask import Masks
 from secateurs.apply.pieces import pieces
-from secateurs.forward import parameters_in
+from secateurs.forward import parameters_in, torch_masks
 from secateurs.graph import Axis, Choice, Place, Structure, kept
 
 
@@ -52,20 +52,25 @@ class Nonzero:
 
     @staticmethod
     def of(model: nn.Module) -> Nonzero:
-        """Where a model's parameters are not zero."""
-        return Nonzero({name: parameter.detach() for name, parameter in parameters_in(model, again=True).items()})
+        """Where a model's parameters are not zero, under the masks of `torch.nn.utils.prune` if there are any."""
+        weights = {name: parameter.detach() for name, parameter in parameters_in(model, again=True).items()}
+        return Nonzero({**weights, **{name: weights[name] * mask for name, mask in torch_masks(model).items()}})
 
     @staticmethod
     def under(masks: Masks, model: nn.Module) -> Nonzero:
         """Where they are not zero once the masks are applied: both in one walk through the weights."""
-        there = Nonzero.of(model)
         names: dict[int, list[str]] = {}
+        hidden = torch_masks(model)
         for name, parameter in parameters_in(model, again=True).items():
-            names.setdefault(id(parameter), []).append(name)
+            if name not in hidden:
+                names.setdefault(id(parameter), []).append(name)
+        sides: dict[str, _Sides] = {}
         for parameter, parts in masks.applied_():
             if not parameter.numel():
                 continue  # nothing to set to zero, and nothing to see
-            there._sides.update(dict.fromkeys(names.get(id(parameter), ()), _Sides(parts)))
+            sides.update(dict.fromkeys(names.get(id(parameter), ()), _Sides(parts)))
+        there = Nonzero.of(model)
+        there._sides.update(sides)
         return there
 
     def along(self, name: str, dim: int) -> Tensor:

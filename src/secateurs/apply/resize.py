@@ -78,6 +78,7 @@ def cut_(
         if isinstance(tensor, nn.Parameter):
             anew |= _cut_state(tensor, by_dim, undo, optimizer)
             _cut_parameter(tensor, by_dim, undo)
+            _cut_computed(name, model, by_dim, undo)
             done.add(id(tensor))
         else:
             smaller = kept_of(tensor, by_dim)
@@ -119,6 +120,16 @@ def _cut_parameter(parameter: nn.Parameter, by_dim: Indices, undo: Undo) -> None
     parameter.data = kept_of(data, by_dim)
     if gradient is not None:
         parameter.grad = kept_of(gradient, by_dim)
+
+
+def _cut_computed(name: str, model: nn.Module, by_dim: Indices, undo: Undo) -> None:
+    """What a layer's hook made of a parameter in its last pass (``weight`` of ``weight_orig``) tells the layer's sizes until the next."""
+    path, _, key = name.rpartition(".")
+    slots = model.get_submodule(path).__dict__
+    made = slots.get(key.removesuffix("_orig"))
+    if key.endswith("_orig") and isinstance(made, Tensor):
+        undo.add(partial(setitem, slots, key.removesuffix("_orig"), made))
+        slots[key.removesuffix("_orig")] = kept_of(made.detach(), by_dim)
 
 
 def kept_of(tensor: Tensor, by_dim: Indices) -> Tensor:

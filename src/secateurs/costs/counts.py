@@ -10,18 +10,28 @@ import torch
 from torch import nn
 
 from secateurs.costs.trace import trace_macs
+from secateurs.forward import torch_masks
 from secateurs.types import Cost, Plan, PlanError
 
 
 def nonzero_params(model: nn.Module) -> int:
-    """Parameters that are not zero, tied ones once.
+    """Parameters that are not zero, tied ones once; what a mask of `torch.nn.utils.prune` hides is.
 
     >>> layer = nn.Linear(3, 2)
     >>> _ = torch.nn.init.ones_(layer.weight), torch.nn.init.zeros_(layer.bias)
     >>> nonzero_params(layer)
     6
     """
-    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    return sum(_nonzero(model).values())
+
+
+def _nonzero(model: nn.Module) -> dict[str, int]:
+    """Parameter → how many of its numbers the layers compute with and are not zero."""
+    hidden = torch_masks(model)
+    return {
+        name: int(torch.count_nonzero(parameter.detach() * hidden[name] if name in hidden else parameter))
+        for name, parameter in model.named_parameters()
+    }
 
 
 def nonzero_macs(model: nn.Module, example: Any) -> float:
@@ -35,9 +45,8 @@ def nonzero_macs(model: nn.Module, example: Any) -> float:
     3.0
     """
     trace = trace_macs(model, example)
-    parameters = dict(model.named_parameters())
-    read = {name: parameters[name] for name in trace.by_parameter}
-    fractions = {name: int(torch.count_nonzero(weight)) / max(1, weight.numel()) for name, weight in read.items()}
+    nonzero, sizes = _nonzero(model), _sizes(model)
+    fractions = {name: nonzero[name] / max(1, sizes[name]) for name in trace.by_parameter}
     return trace.between_activations + sum(macs * fractions[name] for name, macs in trace.by_parameter.items())
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.forward import run_example
+from secateurs.forward import run_example, torch_masks
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
+        self.masks = {mask.untyped_storage()._cdata for mask in torch_masks(model).values()}
         self.macs: dict[str, float] = defaultdict(float)
         self.alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused
 
@@ -104,8 +105,9 @@ class _Counter(TorchDispatchMode):
         return out
 
     def _follow(self, args: Any, out: Any) -> None:
-        """A weight that was only converted or copied (half precision under autocast, say) still counts as that weight."""
-        sources = [tensor for tensor in args if isinstance(tensor, Tensor)]
+        """A weight that was only converted, copied or masked (half precision under autocast, say) still counts as that weight."""
+        tensors = [tensor for tensor in args if isinstance(tensor, Tensor)]
+        sources = [tensor for tensor in tensors if tensor.untyped_storage()._cdata not in self.masks]
         if len(sources) == 1 and isinstance(out, Tensor) and out.numel() == sources[0].numel():
             name = self.owner.get(sources[0].untyped_storage()._cdata)
             if name and out.untyped_storage()._cdata not in self.owner:

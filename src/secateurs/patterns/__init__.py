@@ -5,7 +5,7 @@ from secateurs.patterns.coupled import Channel, Head, axis_names
 from secateurs.patterns.cut import Cut, cut, misfit
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import Selection, find_sites
-from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores
+from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of
 
 __all__ = [
     "LAYOUTS",
@@ -34,4 +34,5 @@ __all__ = [
     "size",
     "spread",
     "unit_scores",
+    "weight_of",
 ]

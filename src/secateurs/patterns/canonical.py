@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from secateurs.types import PatternError, Skipped
 
@@ -171,10 +175,22 @@ def _reason_to_skip(
         return (
             None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
         )
-    if attribute.startswith("parametrizations") or "original" in attribute:
-        return "behind a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
-    if attribute.endswith("_orig"):
-        return "behind a reparametrization; remove it first (torch.nn.utils.prune.remove, or remove_spectral_norm)"
-    if parameter.ndim < 2:
-        return None
+    if isinstance(module, ParametrizationList):
+        kinds = ", ".join(type(each).__name__.removeprefix("_") for each in module)
+        return f"behind a parametrization ({kinds}); remove it first: torch.nn.utils.parametrize.remove_parametrizations"
+    hooked = _hooked(module, attribute)
+    if hooked is not None or parameter.ndim < 2:
+        return hooked
     return f"no canonical view is known for {type(module).__name__}.{attribute}; add one to secateurs.patterns.LAYOUTS"
+
+
+def _hooked(module: nn.Module, attribute: str) -> str | None:
+    """How torch undoes what a hook computes from this parameter before each pass, in the older way; ``None`` where there is no such."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and attribute == f"{hook._tensor_name}_orig":
+            return f'behind a mask of torch; make that permanent first: torch.nn.utils.prune.remove(layer, "{hook._tensor_name}")'
+        if isinstance(hook, SpectralNorm) and attribute == f"{hook.name}_orig":
+            return f'behind a spectral norm; remove that first: torch.nn.utils.remove_spectral_norm(layer, "{hook.name}")'
+        if isinstance(hook, WeightNorm) and attribute in (f"{hook.name}_g", f"{hook.name}_v"):
+            return f'behind a weight norm; remove that first: torch.nn.utils.remove_weight_norm(layer, "{hook.name}")'
+    return None

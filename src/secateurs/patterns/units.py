@@ -8,13 +8,26 @@ from math import prod
 import torch
 from torch import Tensor
 
-from secateurs.types import Criterion, Evidence, Scores, Site
+from secateurs.types import Criterion, Evidence, Member, Scores, Site
+
+
+def weight_of(member: Member) -> Tensor:
+    """The numbers that a member's layer computes with: what a mask of `torch.nn.utils.prune` hides is zero.
+
+    >>> from torch.nn.utils import prune
+    >>> from secateurs.patterns import Element, find_sites
+    >>> member = find_sites(prune.l1_unstructured(torch.nn.Linear(2, 2), "bias", 1), Element())[0].members[0]
+    >>> bool((weight_of(member) == member.weight).all())
+    True
+    """
+    weight, attribute = member.weight.detach(), member.attribute
+    hidden = member.module._buffers.get(attribute.removesuffix("_orig") + "_mask") if attribute.endswith("_orig") else None
+    return weight if hidden is None else weight * hidden
 
 
 def as_units(site: Site, tensor: Tensor, member: int = 0) -> Tensor:
     """A tensor of a member's shape as ``(contests, competitors, *elements)``; copies only where the view cannot be flattened.
 
-    >>> import torch
     >>> from torch import nn
     >>> from secateurs.patterns import Block, find_sites
     >>> site = find_sites(nn.Linear(8, 4), Block(2, 2), skip=())[0]

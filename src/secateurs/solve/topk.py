@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from secateurs.patterns import joined_scores, unit_scores
+from secateurs.patterns import joined_scores, unit_scores, weight_of
 from secateurs.select import kth_largest
 from secateurs.types import (
     Criterion,
@@ -73,7 +73,7 @@ class TopK:
             scores = unit_scores(site, self.criterion, evidence[0][1])
         else:
             scores = joined_scores(site, self.criterion, evidence)
-        _require_finite(scores, [site.members[index].weight.detach() for index, _ in evidence], site, self.criterion)
+        _require_finite(scores, [weight_of(site.members[index]) for index, _ in evidence], site, self.criterion)
         return scores if site.alive is None else scores.masked_fill(~site.alive, -torch.inf)
 
 
@@ -98,7 +98,7 @@ def evidence_of(site: Site, criterion: Criterion, stats: Stats) -> list[tuple[in
 
 def _evidence(site: Site, index: int, criterion: Criterion, stats: Stats) -> Evidence:
     member = site.members[index]
-    weight = member.weight.detach()
+    weight = weight_of(member)
     if weight.is_meta:
         raise PatternError(f"{site.name}: its weight is on the meta device and has no values; load the weights first")
     observed = stats.get(member.parameter, {})
