@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import stat
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
-from secateurs.types import FileError, WriteError
+from secateurs.types import FileError, SecateursError, WriteError
+
+if sys.platform != "win32":
+    import fcntl
 
 _KEY = "secateurs"
 FORMAT = 1
+
+_DEEPEST = 100
+"""How many lists and objects may stand in each other in a document: many times what is ever written, far from Python's own limit."""
+
+
+# ---------------------------------------------------------------- whole or not at all
 
 
 @contextmanager
@@ -27,51 +42,199 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises `WriteError` where the disk is full or the folder is missing or read-only.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as probe:  # the umask's permissions; safetensors would let nobody but the owner read
-            mode = stat.S_IMODE(os.fstat(probe.fileno()).st_mode)
-        yield temporary
-        os.chmod(temporary, mode)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
+        with beside(target) as folder:
+            temporary = folder / target.name
+            with open(temporary, "wb") as probe:  # the umask's permissions; safetensors would let nobody but the owner read
+                mode = stat.S_IMODE(os.fstat(probe.fileno()).st_mode)
+            yield temporary
+            os.chmod(temporary, mode)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         raise WriteError(f"could not write {target}: {error}; what was there before is untouched") from error
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A hidden folder beside a file, for what is to take its place; it is gone when the block ends.
+
+    It is locked for as long as the process lives, whatever ends it: so the next one that writes the same file knows what a dead
+    process has left, and removes it.
+    """
+    tidy(target)
+    folder, lock = _locked_folder(target)
+    try:
+        yield folder
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def tidy(path: str | Path) -> None:
+    """Remove what dead processes left while they were writing this file; never what a living one is writing."""
+    target = Path(path)
+    left = re.compile(re.escape(f".{target.name}.") + r"[^.]+\.part")
+    try:
+        folders = [Path(entry) for entry in os.scandir(target.parent) if left.fullmatch(entry.name) and entry.is_dir()]
+    except OSError:
+        return
+    for folder in folders:
         try:
-            temporary.unlink(missing_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
         except OSError:
-            pass
+            continue
+        if _lock(lock, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        _lock(lock, wait=True)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)  # somebody took it for a dead one's before it was locked
+
+
+def _lock(handle: int, wait: bool) -> bool:
+    """Whether nobody else holds the lock of a folder; it is ours then, until the handle is closed or the process ends."""
+    if sys.platform == "win32":
+        return False  # it has no such locks: what a dead process leaves stays there
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # taken, or a file system without locks
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- tensors and a document
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON document as one safetensors file; the old file survives whatever goes wrong."""
-    text = json.dumps({"format": FORMAT, **document})
+    """Write tensors and a JSON document as one safetensors file; the old file survives whatever goes wrong.
+
+    Raises `WriteError` where the disk or the folder does not let it, `SecateursError` where the format has no place for a tensor.
+    """
+    _require_storable(tensors)
+    plain = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
+    whole = {"format": FORMAT, **document, "checksums": {name: _checksum(tensor) for name, tensor in plain.items()}}
+    if _nests_too_deep(whole):
+        raise SecateursError(f"could not write {path}: lists and dicts nest more than {_DEEPEST} deep in what is to be saved")
+    text = _sealed(json.dumps(whole))
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={_KEY: text})
+        save_file(plain, temporary, metadata={_KEY: text})
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and document of a file; the document is empty where another program wrote the file.
+
+    ``verify=False`` reads also what is not what was written, by its checksums.
 
     Raises `FileError` where the file is missing, truncated, corrupted or of a later format.
     """
+    with _opened(path) as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    document, checksums = _document(path, metadata, verify)
+    if verify and checksums is not None:
+        _require_as_written(path, tensors, checksums)
+    return tensors, document
+
+
+def read_document(path: str | Path, verify: bool = True) -> dict[str, Any]:
+    """The document alone, as `read` gives it."""
+    with _opened(path) as opened:
+        metadata = opened.metadata() or {}
+    return _document(path, metadata, verify)[0]
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError) as error:
+            yield opened
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"{path} is no readable safetensors file ({error}): is it complete, and the right file?") from error
+
+
+def _document(path: str | Path, metadata: Mapping[str, str], verify: bool) -> tuple[dict[str, Any], Any]:
+    """The document, and the checksums of the tensors."""
     if _KEY not in metadata:
-        return tensors, {}
+        return {}, None
+    text = metadata[_KEY]
     try:
-        document = json.loads(metadata[_KEY])
+        document = json.loads(text)
         version = document["format"]
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise FileError(f"{path}: its secateurs document is damaged ({type(error).__name__})") from error
-    if not isinstance(version, int):
+    if not isinstance(document, dict) or type(version) is not int:
         raise FileError(f"{path}: its secateurs document is damaged (its format is no number)")
     if version != FORMAT:
-        raise FileError(f"{path} is of format {version!r}; this version reads format {FORMAT}: update secateurs")
-    return tensors, document
+        raise FileError(f"{path} is of format {str(version)[:20]}; this version reads format {FORMAT}: update secateurs")
+    if _nests_too_deep(document):
+        raise FileError(f"{path}: its secateurs document is damaged (it nests more than {_DEEPEST} deep)")
+    if verify and "checksum" in document and text != _sealed(text[:_UNSEALED] + "}"):
+        raise FileError(f"{path}: its secateurs document {_NOT_AS_WRITTEN}")
+    document.pop("checksum", None)
+    return document, document.pop("checksums", None)
+
+
+def _nests_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inside = (item for each in level for item in (each.values() if isinstance(each, dict) else each))
+        level = [item for item in inside if isinstance(item, (dict, list, tuple))]
+        if not level:
+            return False
+    return True
+
+
+def _require_storable(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `SecateursError` for names and kinds of tensors that a safetensors file cannot give back."""
+    known: set[torch.dtype] = set()
+    for name, tensor in tensors.items():
+        if name == "__metadata__" or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise SecateursError(f"a tensor cannot be called {name!r} in a safetensors file; rename it in the model")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            what = "quantised" if tensor.is_quantized else str(tensor.layout)
+            raise SecateursError(
+                f"{name} is {what}, and safetensors files hold plain tensors; make it one first (to_dense, dequantize)"
+            )
+        if tensor.dtype not in known:
+            try:
+                save({"": torch.empty(0, dtype=tensor.dtype)})
+            except Exception as error:  # which one, depends on the version of safetensors
+                raise SecateursError(f"{name} is {tensor.dtype}, which safetensors files cannot hold; convert it first") from error
+            known.add(tensor.dtype)
+
+
+# ---------------------------------------------------------------- checksums
+
+_NOT_AS_WRITTEN = "is not what was written (its checksum differs): the file is damaged; get it again, or load(..., verify=False)"
+_UNSEALED = -len(', "checksum": "00000000"}')
+
+
+def _sealed(text: str) -> str:
+    """A JSON object with the checksum of all that stands before it."""
+    return f'{text[:-1]}, "checksum": "{zlib.crc32(text[:-1].encode("utf-8", "surrogatepass")):08x}"}}'
+
+
+def _checksum(tensor: Tensor) -> str:
+    """CRC-32 of a contiguous tensor's bytes."""
+    content = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+    return f"{zlib.crc32(content.numpy().data):08x}"
+
+
+def _require_as_written(path: str | Path, tensors: Mapping[str, Tensor], checksums: Any) -> None:
+    if not isinstance(checksums, dict) or checksums.keys() != tensors.keys():
+        raise FileError(f"{path}: its checksums are not those of its tensors; the file is damaged")
+    for name, tensor in tensors.items():
+        if checksums[name] != _checksum(tensor):
+            raise FileError(f"{path}: {name} {_NOT_AS_WRITTEN}")

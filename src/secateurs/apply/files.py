@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateurs.apply import container
-from secateurs.apply.mask import Masks
+from secateurs.apply.mask import INTEGERS, Masks
 from secateurs.apply.resize import Undo, replay_, steps_of
 from secateurs.apply.step import Step
 from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
@@ -22,6 +21,9 @@ from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteErr
 Model = TypeVar("Model", bound=nn.Module)
 
 _BITS = "::mask"
+
+_DIMENSIONS = 64
+"""More than a tensor can have in torch."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def save(
     weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone.
 
     Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
-    not made of tensors, or where a mask is of another model.
+    not made of tensors that the format can hold, or where a mask is of another model.
 
     >>> import tempfile
     >>> model = nn.Linear(64, 64)
@@ -67,6 +69,8 @@ def save(
     stored: dict[str, Tensor] = {}
     layouts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
+        if name.endswith(_BITS) and name.removesuffix(_BITS) in named:
+            raise SecateursError(f"{name} is where the mask of {name.removesuffix(_BITS)} is to be stored; rename it in the model")
         parts, layout = _stored(name, tensor, named.get(name), sparse)
         stored.update(parts)
         if layout:
@@ -119,8 +123,10 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be saved")
         if is_lazy(tensor) or tensor.is_meta:
             raise SecateursError(f"{name} is {'lazy' if is_lazy(tensor) else 'on the meta device'} and has no values to save")
+        if tensor.layout != torch.strided:
+            raise SecateursError(f"{name} is {tensor.layout}; only dense tensors can be saved: make it one first, with to_dense()")
         storage = tensor.untyped_storage()._cdata
-        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
         if tensor.numel() and key in seen:
             tied[name] = seen[key]
         else:
@@ -147,35 +153,36 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tup
     mask = mask.cpu()
     if sparse:
         layout = {"in": "bits", "shape": list(tensor.shape)}
-        return {name: tensor[mask], name + _BITS: _to_bits(mask)}, layout
-    if torch.equal(tensor != 0, mask):
+        return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + _BITS: _to_bits(mask)}, layout
+    there = _nonzero(tensor)
+    if there is not None and torch.equal(there, mask):
         return {name: tensor}, {"in": "zeros"}
     return {name: tensor, name + _BITS: _to_bits(mask)}, {"in": "bits"}
+
+
+def _whole_numbers(tensor: Tensor) -> Tensor:
+    """The bits of a tensor as whole numbers of the same size: torch cannot choose from, or scatter, every kind of 8-bit floats."""
+    return tensor.view(INTEGERS[tensor.element_size()]) if tensor.element_size() in INTEGERS else tensor
+
+
+def _nonzero(tensor: Tensor) -> Tensor | None:
+    """Where a tensor is not zero, or ``None`` where torch cannot tell (4-bit floats)."""
+    try:
+        return tensor != 0
+    except RuntimeError:
+        return None
 
 
 def _to_bits(mask: Tensor) -> Tensor:
     return torch.from_numpy(numpy.packbits(mask.numpy().reshape(-1)))
 
 
-def _from_bits(name: str, bits: Tensor | None, shape: list[int]) -> Tensor:
-    count = math.prod(shape)
-    if bits is None or bits.dtype != torch.uint8 or bits.ndim != 1 or bits.numel() != (count + 7) // 8:
-        raise FileError(f"{name}: the bits of its mask are missing or of the wrong length; the file is damaged")
-    unpacked = numpy.unpackbits(bits.numpy())
-    if unpacked[count:].any():
-        raise FileError(f"{name}: the bits of its mask go on after its end; the file is damaged")
-    try:
-        return torch.from_numpy(unpacked[:count].astype(bool)).view(shape)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise FileError(f"{name}: no tensor has the shape that its mask is said to have; the file is damaged") from error
-
-
-def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
+def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool = True) -> Model:
     """Load a file into a model, or into one that a class or function makes first; returns the model.
 
     A model that was shrunk before it was saved comes back as small as it was: the same is done to the fresh one of its class.
     Everything is checked before the first weight is touched: a model that was passed in is loaded whole or left as it was. Plain
-    safetensors files of other programs load too.
+    safetensors files of other programs load too. ``verify=False`` loads also what is no longer what was written, by its checksums.
 
     Raises `FileError` where the file is damaged or belongs to another model; the first difference is named.
     `SecateursError` where the model has no memory for values (lazy, or on the meta device).
@@ -188,7 +195,7 @@ def load(path: str | Path, model: Model | Callable[[], Model]) -> Model:
     >>> torch.equal(loaded.weight, model.weight)
     True
     """
-    tensors, document = container.read(_weights_in(path))
+    tensors, document = container.read(_weights_in(path), verify)
     loaded = cast(Model, _made(model, path))
     undo = _as_small_(loaded, str(path), document)
     try:
@@ -218,20 +225,31 @@ def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapp
     """The model with a file's values in it; whatever is wrong is found before the first one is written."""
     state = loaded.state_dict()
     for name, tensor in state.items():
-        if is_lazy(tensor) or (isinstance(tensor, Tensor) and tensor.is_meta):
-            raise SecateursError(
-                f"{name} has no memory to load values into: give a model that is neither lazy nor on the meta device "
-                '(model.to_empty(device="cpu") first)'
-            )
-    values, _ = _decoded(path, tensors, document)
-    _require_same(path, values, state)
+        _require_writable(name, tensor)
+    packed = _packed(path, tensors, document)
+    _require_same(path, packed, state)
+    values = {name: each.whole() for name, each in packed.items()}
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)
     return loaded
 
 
-def load_masks(path: str | Path, model: nn.Module) -> Masks:
+def _require_writable(name: str, tensor: Any) -> None:
+    """Raise `SecateursError` where a tensor of a model's state cannot take values."""
+    if not isinstance(tensor, Tensor):
+        raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be loaded")
+    if is_lazy(tensor) or tensor.is_meta:
+        raise SecateursError(
+            f"{name} has no memory to load values into: give a model that is neither lazy nor on the meta device "
+            '(model.to_empty(device="cpu") first)'
+        )
+    strides = tensor.stride() if tensor.numel() and tensor.layout == torch.strided else ()
+    if any(size > 1 and not step for size, step in zip(tensor.shape, strides, strict=False)):
+        raise SecateursError(f"{name} is expanded, many of its numbers in one place of memory; give it its own, with clone()")
+
+
+def load_masks(path: str | Path, model: nn.Module, *, verify: bool = True) -> Masks:
     """The masks that a file holds, for the model that it was loaded into: attach them, and training goes on.
 
     >>> import tempfile
@@ -241,8 +259,8 @@ def load_masks(path: str | Path, model: nn.Module) -> Masks:
     ...     load_masks(f"{folder}/model.safetensors", model)["weight"]
     tensor([[ True, False]])
     """
-    tensors, document = container.read(_weights_in(path))
-    _, masks = _decoded(str(path), tensors, document)
+    tensors, document = container.read(_weights_in(path), verify)
+    masks = {name: each.mask() for name, each in _packed(str(path), tensors, document).items() if each.masked}
     told = _told(str(path), document)
     try:
         return Masks(masks, model, told.plan, told.pattern)
@@ -250,18 +268,18 @@ def load_masks(path: str | Path, model: nn.Module) -> Masks:
         raise FileError(f"{path} belongs to another model: {error}") from error
 
 
-def read_saved(path: str | Path) -> Saved:
+def read_saved(path: str | Path, *, verify: bool = True) -> Saved:
     """What a file tells beside the weights: pattern, plan, metric, seed."""
-    return _told(str(path), container.read(_weights_in(path))[1])
+    return _told(str(path), container.read_document(_weights_in(path), verify))
 
 
 def _told(path: str, document: Mapping[str, Any]) -> Saved:
     metric, seed = document.get("metric", {}), document.get("seed")
     layouts = document.get("masks", {})
     model, pattern = document.get("model", ""), document.get("pattern", "")
-    sound = isinstance(metric, dict) and all(isinstance(value, (int, float)) for value in metric.values())
+    sound = isinstance(metric, dict) and all(type(value) in (int, float) for value in metric.values())
     sound &= isinstance(layouts, dict) and isinstance(model, str) and isinstance(pattern, str)
-    if not sound or not (seed is None or isinstance(seed, int)):
+    if not sound or not (seed is None or type(seed) is int):
         raise FileError(f"{path}: its secateurs document is damaged")
     return Saved(model, pattern, _plan(document), tuple(layouts), metric, seed)
 
@@ -270,57 +288,107 @@ def _plan(document: Mapping[str, Any]) -> Plan | None:
     text = document.get("plan")
     try:
         return Plan.from_json(text) if text is not None else None
-    except (PlanError, OverflowError) as error:
+    except PlanError as error:
         raise FileError(f"the file's plan is damaged: {error}") from error
 
 
-def _decoded(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Values of every parameter and buffer, and the masks."""
+@dataclass(frozen=True)
+class _Packed:
+    """One tensor of a model's state as a file has it: whole, or only its kept weights, with the shape that they are of.
+
+    Its mask, if it has one, is in bits, or is where it is not zero.
+    """
+
+    name: str
+    value: Tensor
+    masked: bool = False
+    bits: Tensor | None = None
+    kept_of: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape) if self.kept_of is None else self.kept_of
+
+    def mask(self) -> Tensor:
+        if self.bits is None:
+            there = _nonzero(self.value)
+            if there is None:
+                raise FileError(f"{self.name} is {self.value.dtype}, whose zeros tell no mask; the file is damaged")
+            return there
+        count, unpacked = torch.Size(self.shape).numel(), numpy.unpackbits(self.bits.numpy())
+        if unpacked[count:].any():
+            raise FileError(f"{self.name}: the bits of its mask go on after its end; the file is damaged")
+        mask = torch.from_numpy(unpacked[:count].astype(bool)).view(self.shape)
+        if self.kept_of is not None and self.value.numel() != int(mask.sum()):
+            raise FileError(f"{self.name}: {self.value.numel()} values for {int(mask.sum())} kept weights; the file is damaged")
+        return mask
+
+    def whole(self) -> Tensor:
+        """The tensor; +0.0 where the mask does not keep what is not there."""
+        mask = self.mask() if self.bits is not None else None
+        if mask is None or self.kept_of is None:
+            return self.value
+        kept = _whole_numbers(self.value)
+        return torch.zeros(self.shape, dtype=kept.dtype).masked_scatter_(mask, kept).view(self.value.dtype)
+
+
+def _packed(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> dict[str, _Packed]:
+    """Every parameter and buffer as the file has it; nothing of a size that the document claims is made yet."""
     layouts, tied = document.get("masks", {}), document.get("tied", {})
     if not isinstance(layouts, dict) or not isinstance(tied, dict):
         raise FileError(f"{path}: its secateurs document is damaged")
-    values = {name: tensor for name, tensor in tensors.items() if not (name.endswith(_BITS) and name[: -len(_BITS)] in layouts)}
-    masks = {}
+    bits = {name + _BITS for name in layouts}
+    packed = {name: _Packed(name, tensor) for name, tensor in tensors.items() if name not in bits}
     for name, layout in layouts.items():
-        if name not in values:
+        if name not in packed:
             raise FileError(f"{path}: there is a mask for {name}, but no such tensor; the file is damaged")
-        values[name], masks[name] = _decode_one(name, values[name], tensors.get(name + _BITS), layout)
+        packed[name] = _masked(name, tensors[name], tensors.get(name + _BITS), layout)
     for name, owner in tied.items():
-        if not isinstance(owner, str) or owner not in values or name in values:
+        if not isinstance(owner, str) or owner not in packed or name in packed:
             raise FileError(f"{path}: {name} is tied to a tensor that is not there, or is there itself; the file is damaged")
-        values[name] = values[owner]
-    return values, masks
+    return packed | {name: packed[owner] for name, owner in tied.items()}
 
 
-def _decode_one(name: str, value: Tensor, bits: Tensor | None, layout: Any) -> tuple[Tensor, Tensor]:
+def _masked(name: str, value: Tensor, bits: Tensor | None, layout: Any) -> _Packed:
     match layout:
         case {"in": "zeros"}:
-            return value, value != 0
-        case {"in": "bits", "shape": list(shape)} if all(type(n) is int and n >= 0 for n in shape):
-            mask = _from_bits(name, bits, shape)
-            if value.ndim != 1 or value.numel() != int(mask.sum()):
-                raise FileError(f"{name}: {value.numel()} values for {int(mask.sum())} kept weights; the file is damaged")
-            return torch.zeros_like(mask, dtype=value.dtype).masked_scatter_(mask, value), mask
-        case {"in": "bits"} if "shape" not in layout:
-            return value, _from_bits(name, bits, list(value.shape))
-    raise FileError(f"{name}: its mask is stored in an unknown way; the file is damaged")
+            return _Packed(name, value, masked=True)
+        case {"in": "bits", "shape": list(shape)} if value.ndim == 1 and _counts(shape, bits):
+            return _Packed(name, value, True, bits, tuple(shape))
+        case {"in": "bits"} if "shape" not in layout and _counts(value.shape, bits):
+            return _Packed(name, value, True, bits)
+    raise FileError(
+        f"{name}: its mask is stored in an unknown way, or its bits are missing or of the wrong length; the file is damaged"
+    )
 
 
-def _require_same(path: str, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _counts(shape: Sequence[Any], bits: Tensor | None) -> bool:
+    """Whether there are as many bits as a tensor of a shape has numbers; no number of the shape is used before it is bounded."""
+    if bits is None or bits.dtype != torch.uint8 or bits.ndim != 1 or len(shape) > _DIMENSIONS:
+        return False
+    count = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size < 2**63 or count * max(size, 1) >= 2**63:
+            return False
+        count *= max(size, 1)
+    return (0 if 0 in shape else count + 7) // 8 == bits.numel()
+
+
+def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor]) -> None:
     """Raise `FileError` at the first difference between what a file holds and what a model expects."""
-    missing, unexpected = state.keys() - values.keys(), values.keys() - state.keys()
+    missing, unexpected = state.keys() - packed.keys(), packed.keys() - state.keys()
     if missing or unexpected:
         name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
         raise FileError(
             f"{path} belongs to another model: it {problem} {name} "
             f"({len(missing)} tensors are missing, {len(unexpected)} are not expected)"
         )
-    for name, value in values.items():
-        if value.shape != state[name].shape:
-            there, here = tuple(value.shape), tuple(state[name].shape)
-            raise FileError(f"{path} belongs to another model: {name} is {there} in the file and {here} in the model")
-        if value.dtype != state[name].dtype:
+    for name, there in packed.items():
+        if there.shape != tuple(state[name].shape):
+            here = tuple(state[name].shape)
+            raise FileError(f"{path} belongs to another model: {name} is {there.shape} in the file and {here} in the model")
+        if there.value.dtype != state[name].dtype:
             raise FileError(
-                f"{path}: {name} is {value.dtype} in the file and {state[name].dtype} in the model; "
-                f"convert the model first: model.to({value.dtype})"
+                f"{path}: {name} is {there.value.dtype} in the file and {state[name].dtype} in the model; "
+                f"convert the model first: model.to({there.value.dtype})"
             )

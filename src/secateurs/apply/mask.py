@@ -213,7 +213,7 @@ class Masks(Mapping[str, Tensor]):
 
 _living: WeakValueDictionary[int, Masks] = WeakValueDictionary()
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes → the whole numbers of that size."""
 
 
@@ -222,7 +222,7 @@ def _zeroed_(weight: Tensor, mask: Tensor) -> Iterator[Tensor]:
 
     Gives each piece while it is still in the processor's cache.
     """
-    bits = _INTEGERS.get(weight.element_size())
+    bits = INTEGERS.get(weight.element_size())
     if bits is None:
         yield weight.masked_fill_(~mask, 0)
         return

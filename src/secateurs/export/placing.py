@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from secateurs.apply import container
 from secateurs.types import WriteError
 
 
@@ -20,6 +20,7 @@ def placing(path: str | Path) -> Iterator[Path]:
 
     Raises `WriteError` where the disk is full, the folder is missing or read-only, or the path is a folder.
 
+    >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     with placing(f"{folder}/model.onnx") as file:
     ...         _ = file.write_text("graph")
@@ -30,9 +31,9 @@ def placing(path: str | Path) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise IsADirectoryError("it is a folder; name a file in it")
-        with TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
-            yield Path(folder) / target.name
-            for written in sorted(Path(folder).iterdir(), key=lambda each: each.name == target.name):
+        with container.beside(target) as folder:
+            yield folder / target.name
+            for written in sorted(folder.iterdir(), key=lambda each: each.name == target.name):
                 with open(written, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(written, target.with_name(written.name))
