@@ -202,7 +202,8 @@ def _require_fit(pattern: Tiling, weights: list[Weight]) -> None:
 def _site(weight: Weight, pattern: Tiling) -> Site:
     falls = cut(pattern, weight.shape)
     member = Member(weight.parameter, weight.module, weight.attribute, weight.layout.canonical, falls.view)
-    return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern)
+    kind = f"{type(weight.module).__name__}.{weight.attribute}"
+    return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern, kind=kind)
 
 
 def _with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
