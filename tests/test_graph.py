@@ -100,6 +100,15 @@ TOKENS: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
     "inplace": ("first", lambda m, h: h.add_(m.a).relu_().mul_(2), lambda: {"a": values(8)}),
     "inplace view": ("first", lambda m, h: writing(h, lambda h: h[:, 1:].mul_(m.a)), lambda: {"a": values(8)}),
     "copy_": ("first", lambda m, h: h.new_zeros(h.shape).copy_(h), dict),
+    "copy_ slice": ("first", lambda m, h: writing(h.new_zeros(h.shape), lambda z: z[:, 1:].copy_(h[:, 1:])), dict),
+    "channels written": (
+        "first[0:5]; first[5:8]",
+        lambda m, h: writing(h, lambda h: h[..., :5].copy_(m.a(h))),
+        lambda: {"a": nn.Linear(8, 5)},
+    ),
+    "row written": ("first", lambda m, h: writing(h, lambda h: h[:, 2].mul_(h[:, 1])), dict),
+    "diagonal written": ("first", lambda m, h: h @ writing(h.mT @ h, lambda g: g.diagonal(dim1=1, dim2=2).add_(1)), dict),
+    "out=": ("first", lambda m, h: torch.mul(h.detach(), m.a.detach(), out=torch.empty(2, 4, 8).to(h)), lambda: {"a": values(8)}),
     "outer broadcast": ("first", lambda m, h: h[:, :, None] + m.a(h)[:, None], lambda: {"a": nn.Linear(8, 8)}),
     "residual": ("first; a", lambda m, h: h + m.b(m.a(h).relu()), lambda: {"a": nn.Linear(8, 6), "b": nn.Linear(6, 8)}),
     "prelu": ("first", lambda m, h: m.a(h.transpose(1, 2)).transpose(1, 2), lambda: {"a": nn.PReLU(8)}),
@@ -126,6 +135,15 @@ TOKENS: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
     "narrow": ("first[0:2]; first[2:6]; first[6:8]", lambda m, h: h.narrow(-1, 2, 4), dict),
     "slice": ("first[0:2]; first[2:6]; first[6:8]", lambda m, h: h[..., 2:6], dict),
     "slice neg": ("first[0:5]; first[5:8]", lambda m, h: h[..., -3:], dict),
+    "list": ("first[0:2]; first[2:6]; first[6:8]", lambda m, h: h[..., [2, 3, 4, 5]], dict),
+    "list neg": ("first[0:5]; first[5:8]", lambda m, h: h[:, 1:][None, ..., [-3, -2, -1]][0], dict),
+    "list stride": ("first:4", lambda m, h: h.transpose(0, 2)[[0, 2, 4, 6]].transpose(0, 2), dict),
+    "list rows": ("first", lambda m, h: h[:, [2, 1, 1]], dict),
+    "list written": (
+        "first",
+        lambda m, h: writing(h, lambda h: h.__setitem__((slice(None), [1, 2]), m.a)),
+        lambda: {"a": values(8)},
+    ),
     "stride": ("first:4", lambda m, h: h[..., ::2], dict),
     "select row": ("first", lambda m, h: h[:, 0], dict),
     "unbind rows": ("first", lambda m, h: h.unbind(1)[2], dict),
@@ -235,6 +253,11 @@ def test_what_is_done_with_tokens(name):
 
 IMAGES: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]]] = {
     "conv": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, padding=1)}),
+    "conv of rows": (
+        "first; b",
+        lambda m, h: m.b(h.flatten(2).mT * m.a(h.flatten(2).mT)).mT.unflatten(2, (6, 6)),
+        lambda: {"a": nn.Conv1d(36, 36, 1), "b": nn.Linear(8, 5)},
+    ),
     "conv nobias stride": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, stride=2, bias=False)}),
     "conv circular": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular")}),
     "conv reflect": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect")}),
@@ -367,13 +390,33 @@ KIND = {
     ),
     "vectors": lambda m, h: h * torch.vdot(h[0, 0], h[0, 1]) + (h[0] @ h[0, 0])[:, None],
     "an inverse": lambda m, h: torch.linalg.inv(h @ h.mT + 9 * torch.eye(4).to(h)) @ h,
-    "a random mask": lambda m, h: h * (torch.rand(h.shape[1], 1) < 2),
+    "activations in place": lambda m, h: nn.Threshold(0.1, 0.0, True)(
+        nn.Mish(True)(nn.Hardswish(True)(nn.RReLU(inplace=True)(h * 1)))
+    ),
 }
 
 
 @pytest.mark.parametrize("name", KIND)
 def test_what_goes_channel_by_channel(name):
     check("first", *around(KIND[name], dict, images=False))
+
+
+def test_noise_that_stays_on_is_no_obstacle():
+    """Of every kind, however its size is told; the answers are compared without it."""
+
+    def op(m: Any, h: Tensor) -> Tensor:
+        noise = (
+            torch.randn_like(h) + torch.randn(2, 4, 8) * torch.rand(8) + torch.empty_like(h).normal_(1, 2) + torch.normal(h * 0, 1)
+        )
+        return functional.dropout(h, 0.5 * m.on, True) * torch.bernoulli(1 - torch.full_like(h, 0.3 * m.on)) + noise * m.on
+
+    model, example = around(op, lambda: {"on": 1.0}, images=False)
+    masks = prune(model, example)
+    masked = copy.deepcopy(model)
+    shrunk = sc.shrink_(model, masks)
+    assert (shrunk.sites, shrunk.skipped) == ({"first": (8, 4)}, ())
+    model.on = masked.on = 0.0
+    torch.testing.assert_close(model(example + 1), masked(example + 1), rtol=1e-9, atol=1e-9)
 
 
 def unpooled(h: Tensor) -> Tensor:
@@ -470,6 +513,7 @@ PINNED: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
     "select": ("first[1:8]: indexed by number at {here}", lambda m, h: h[..., 0:1] * h[..., 3].unsqueeze(-1), dict),
     "unbind": ("indexed by number at {here}", lambda m, h: torch.stack(h.unbind(-1)[:3], -1), dict),
     "index": ("looked up by index at {here}", lambda m, h: h[..., torch.tensor([0, 2, 3])], dict),
+    "list uneven": ("looked up by index at {here}", lambda m, h: h[..., [0, 2, 3]], dict),
     "flip channels": ("flip at {here} depends on the order of its indices", lambda m, h: h.flip(-1), dict),
     "roll channels": ("roll at {here} depends on the order of its indices", lambda m, h: h.roll(1, -1), dict),
     "cumsum channels": ("cumsum at {here} depends on the order of its indices", lambda m, h: h.cumsum(-1), dict),
@@ -588,6 +632,28 @@ def test_the_heads_of_attention(name):
     assert model.attention.num_heads == 2
 
 
+def test_heads_over_learned_queries():
+    """The queries of a decoder's first self-attention depend on weights alone, and so do its keys and values."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.first, self.last = values(3, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+            self.itself, self.across = (nn.MultiheadAttention(8, 4, batch_first=True) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.queries.expand(x.shape[0], -1, -1)
+            q = q + self.itself(q, q, torch.zeros_like(q), need_weights=False)[0]
+            return self.last(self.across(q, self.first(x), self.first(x), need_weights=False)[0])
+
+    model, example = Decoder().double().eval(), torch.randn(2, 4, 6).double()
+    assert [site.name for site in sc.find_sites(model, sc.Head(), example)] == ["itself:heads", "across:heads"]
+    masks = prune(model, example, sc.Head())
+    expected = model(example)
+    assert sc.shrink_(model, masks).sites == {"itself:heads": (4, 2), "across:heads": (4, 2)}
+    torch.testing.assert_close(model(example), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_keys_and_values_of_other_widths():
     model = Attending(lambda a, h: a(h, h[..., :5], h[..., 2:8])[0], kdim=5, vdim=6).double().eval()
     check("first[0:2]; first[2:5]; first[5:8]; attention:heads; attention.out_proj", model, torch.randn(2, 4, 6).double())
@@ -688,6 +754,58 @@ def test_the_width_of_heads_is_pruned_where_it_is_named():
     torch.testing.assert_close(model(example), masked(example), rtol=1e-9, atol=1e-9)
 
 
+# ------------------------------------------------------------------------------------------------ fake quantisation
+
+
+class Quantised(nn.Module):
+    """What quantisation-aware training does to weights (a step size each row) and activations (one step size), in three ways."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last, self.kind = nn.Linear(6, 8), nn.Linear(8, 3), kind
+        self.step, self.size = nn.Parameter(torch.full((8,), 0.01)), nn.Parameter(torch.tensor([0.02]))
+        self.zeros = nn.Parameter(torch.zeros(8), requires_grad=False)
+        for name, start in (("on", torch.ones(1)), ("low", torch.full((8,), -1.0)), ("high", torch.full((8,), 1.0))):
+            self.register_buffer(name, start)
+        self.register_buffer("scales", torch.full((8,), 0.01))
+        self.zero = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.register_buffer("point", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("points", torch.zeros(8, dtype=torch.int32))
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """A weight, each row with its own step size."""
+        if self.kind == "fixed":
+            return torch.fake_quantize_per_channel_affine(weight, self.scales, self.points, 0, -128, 127)
+        if self.kind == "learned":
+            return torch._fake_quantize_learnable_per_channel_affine(weight, self.step, self.zeros, 0, -128, 127, 1.0)
+        if self.kind == "divided":
+            return (weight / self.step[:, None]).round() * self.step[:, None]
+        on = self.on.long()
+        state = (self.low, self.high, self.scales, self.points)
+        return torch.fused_moving_avg_obs_fake_quant(weight, on, on, *state, 0.01, -128, 127, 0, True, True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.linear(x, self.rounded(self.first.weight), self.first.bias).relu()
+        if self.kind == "fixed":
+            h = torch.fake_quantize_per_tensor_affine(h, 0.02, 0, -128, 127)
+            h = torch.fake_quantize_per_tensor_affine(h, self.size.detach(), self.point, -128, 127)
+        elif self.kind == "learned":
+            h = torch._fake_quantize_learnable_per_tensor_affine(h, self.size, self.zero, -128, 127, 1.0)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned", "divided", "observed"])
+def test_fake_quantisation_is_seen_through(kind):
+    model, example = Quantised(kind).eval(), torch.randn(4, 6)
+    masks = prune(model, example)
+    masked = copy.deepcopy(model)
+    shrunk = sc.shrink_(model, masks)
+    assert (shrunk.sites, shrunk.skipped) == ({"first": (8, 4)}, ())
+    other = torch.randn(5, 6)
+    torch.testing.assert_close(model(other), masked(other))
+    assert torch.isfinite(model(other)).all()
+
+
 # ------------------------------------------------------------------------------------------------ the unknown
 
 
@@ -711,6 +829,25 @@ def test_an_unknown_operation_pins_what_it_touches_and_is_listed():
     assert reasons[f"operation {name}"] == f"no rule is known for it, so what it touches is pinned (first at {where})"
     assert reasons["first"] == f"{name} at {where}"
     check("a", model, example)
+
+
+def test_what_only_a_normalisation_is_in_the_way_of_is_told():
+    """A network of token mixing alone: the layer and the way out are named, and the way out is one."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.mix, self.down = nn.Linear(6, 16), nn.LayerNorm(8), nn.Conv1d(4, 4, 1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            u, v = self.up(x).chunk(2, -1)
+            return self.down(u * self.mix(self.norm(v)))
+
+    model, example = Gated().double(), torch.randn(2, 4, 6).double()
+    with pytest.raises(sc.PatternError, match=r"reduces over it, in norm; .*; Channel\(approximate=True\) prunes what a normal"):
+        sc.find_sites(model, sc.Channel(), example)
+    assert sc.shrink_(model, prune(model, example, sc.Channel(approximate=True))).sites == {"up[0:8]": (8, 4)}
+    assert (model.up.out_features, model.norm.normalized_shape, model.mix.in_channels) == (8, (4,), 4)
 
 
 def test_what_reduces_over_channels_does_not_matter_where_nobody_uses_it():

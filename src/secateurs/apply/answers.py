@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.still import Stilled
 from secateurs.forward import modules_in, nested, parameters_in, run_example, tensors_in
 from secateurs.graph import plain, untouched
 from secateurs.types import SecateursError
@@ -83,7 +84,7 @@ class Check:
 
     def _answers(self, double: bool) -> list[Tensor]:
         """The model's outputs, in float64 if so wished and the model can do that."""
-        with untouched(self.model), plain(kernels=not double):
+        with untouched(self.model), plain(kernels=not double), Stilled():
             if double and self._doubles:
                 try:
                     with _in_double(self.model):

@@ -163,7 +163,7 @@ class _Comparing(TorchFunctionMode):
         changed = {each.path: each.new for each in rewrites}
         for path, given in _given(wanted, args, kwargs):
             if path not in changed:
-                self._right.add((name, wanted.name, path, given))
+                self._right.add((name, wanted.name, path, _hashable(given)))
             for outer, _ in self.stack[:-1]:  # sees the calls of the modules within, too
                 self._right.add((outer, wanted.name, path, _hashable(changed.get(path, given))))
         return rewritten(func, args, kwargs, rewrites)
@@ -174,10 +174,10 @@ class _Comparing(TorchFunctionMode):
         for name, entries in self._found.items():
             alike: dict[Any, set[Any]] = {}
             for each in entries.values():
-                alike.setdefault((each.name, each.path, each.given), set()).add(str(each.new))
+                alike.setdefault((each.name, each.path, _hashable(each.given)), set()).add(str(each.new))
             everywhere = {key for key, news in alike.items() if len(news) == 1 and (name, *key) not in self._right}
             anywhere = [
-                replace(each, ordinal=None) if (each.name, each.path, each.given) in everywhere else each
+                replace(each, ordinal=None) if (each.name, each.path, _hashable(each.given)) in everywhere else each
                 for each in entries.values()
             ]
             found[name] = list({str(each): each for each in anywhere}.values())
@@ -210,7 +210,7 @@ def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tupl
     for path, new in wanted.numbers:
         given = at(args, kwargs, path)
         if new is not None and given not in (new, -1):
-            yield tuple(path), None if given is None else int(given), new
+            yield tuple(path), list(map(int, given)) if isinstance(given, list) else None if given is None else int(given), new
 
 
 def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example: Any) -> dict[str, list[Rewrite]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import Dim
-from secateurs.graph.ops import Op
+from secateurs.graph.ops import Op, Value
 from secateurs.graph.rms import rms_norms
 from secateurs.graph.rules import rule_of
 from secateurs.graph.trace import Trace
@@ -22,11 +22,14 @@ def infer(trace: Trace) -> Typing:
     [['8', '3!'], ['8'], ['2!', '8'], ['2!']]
     """
     typing = Typing()
+    moving = _moving(trace)
     for held in (trace.parameters, trace.buffers):
         for name, value in held.items():
             typing.types.setdefault(value, [Dim.fresh(size) for size in value.shape])
-            if name not in trace.written:
+            if value not in moving:
                 typing.fixed.setdefault(value, frozenset([name]) if held is trace.parameters else frozenset())
+            if held is trace.parameters:
+                typing.zero_with[value] = frozenset([name])
             if held is trace.parameters and not value.dtype.is_floating_point:
                 typing.pin(typing.types[value], f"{name} is of {value.dtype}; only floating-point weights are pruned")
     for value in trace.inputs:
@@ -56,6 +59,21 @@ def _by_output(found: list[Dims] | Dims | None, op: Op) -> list[Dims]:
     return [found] if isinstance(found[0], Dim) else found
 
 
+def _moving(trace: Trace) -> set[Value]:
+    """The parameters and buffers into which the pass writes what depends on its inputs."""
+    before = {**trace.parameters, **trace.buffers}
+    found: set[Value] = set()
+    while True:
+        reached = {*trace.inputs, *found}
+        for op in trace.ops if trace.written else ():
+            if not reached.isdisjoint(op.inputs):
+                reached.update(op.outputs)
+        more = {before[name] for name, value in trace.written.items() if name in before and value in reached} - found
+        if not more:
+            return found
+        found |= more
+
+
 def _used(trace: Trace) -> list[bool]:
     """Which operations' results find their way into the outputs, or into what the next pass begins with."""
     needed, used = {*trace.outputs, *trace.written.values()}, []
@@ -67,8 +85,12 @@ def _used(trace: Trace) -> list[bool]:
 
 
 def _apply(typing: Typing, op: Op) -> None:
+    _watch_divisors(typing, op)
+    products = len(typing.products)
     found = rule_of(op)(typing, op)
     inputs = list(op.inputs)
+    if len(typing.products) > products or any(value in typing.computed for value in inputs):
+        typing.computed.update(op.outputs)
     fixed = all(typing.is_fixed(value) for value in inputs)
     origins = frozenset(name for value in inputs for name in typing.fixed.get(value, ()))
     results = _by_output(found, op)
@@ -88,3 +110,24 @@ def _apply(typing: Typing, op: Op) -> None:
             typing.fixed.setdefault(value, origins)
         else:
             typing.fixed.pop(value, None)
+
+
+_ZERO_STAYS = (
+    *("view", "_unsafe_view", "unsqueeze", "squeeze", "permute", "transpose", "t", "expand", "slice", "select", "split"),
+    *("clone", "detach", "alias", "_to_copy", "mul", "div", "neg", "abs", "sqrt", "pow", "relu"),
+    *("fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask"),
+)
+"""Operations whose result is zero where their operand is."""
+
+
+def _watch_divisors(typing: Typing, op: Op) -> None:
+    """Note which parameters something is divided by: where they are zero, the answer is no number."""
+    if op.name in ("div", "reciprocal", "rsqrt"):
+        divisor = op.args[min(1, len(op.args) - 1)]
+        if isinstance(divisor, Value):
+            typing.divisors.update(typing.zero_with.get(divisor, ()))
+    if op.name in _ZERO_STAYS:
+        operands = op.inputs if op.name == "mul" else op.inputs[:1]
+        names = frozenset(name for value in operands for name in typing.zero_with.get(value, ()))
+        if names:
+            typing.zero_with.update(dict.fromkeys(op.outputs, names))

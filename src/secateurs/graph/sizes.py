@@ -159,7 +159,7 @@ class SizeCalls(TorchFunctionMode):
         for arg in args if func.__name__ in _SCALING else ():
             if isinstance(arg, Measured):
                 arg.told()
-        out = func(*_plain(args), **_plain(kwargs))  # what torch's own code divides by is none of the model's business
+        out = _called(func, _plain(args), _plain(kwargs))  # what torch's own code divides by is none of the model's business
         if isinstance(out, torch.Size):
             return torch.Size([self._measured(args[0], dim, size) for dim, size in enumerate(out)])
         if func.__name__ == "size":
@@ -223,6 +223,43 @@ def _plain(value: Any) -> Any:
     if isinstance(value, slice):
         return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
     return value
+
+
+def _called(func: Any, args: Any, kwargs: Any) -> Any:
+    """A call; a list of indices that is a stretch of every n-th of them is written as a slice, which tells more."""
+    if func not in (Tensor.__getitem__, Tensor.__setitem__) or (index := as_slices(args[0].shape, args[1])) is None:
+        return func(*args, **kwargs)
+    out = func(args[0], index, *args[2:], **kwargs)
+    return out if out is None else out.clone()
+
+
+def as_slices(shape: torch.Size, index: Any) -> tuple[Any, ...] | None:
+    """An index that holds one list, with a slice in its place; nothing where that would not be the same.
+
+    >>> as_slices(torch.Size([4, 6, 5]), (..., [-2, -1], slice(None)))
+    (Ellipsis, slice(4, 6, 1), slice(None, None, None))
+    """
+    parts = list(index) if type(index) is tuple else [index]
+    lists = [place for place, part in enumerate(parts) if type(part) is list]
+    if len(lists) != 1 or any(isinstance(part, (Tensor, bool)) for part in parts):
+        return None
+    (place,) = lists
+    dims = [part is not None for part in parts]
+    behind = sum(dims[place:])
+    dim = len(shape) - behind if Ellipsis in parts[:place] else sum(dims[:place])
+    given = parts[place]
+    if (
+        not given
+        or dim < 0
+        or dim >= len(shape)
+        or not all(type(item) is int and -shape[dim] <= item < shape[dim] for item in given)
+    ):
+        return None
+    taken = [item % shape[dim] for item in given]
+    step = taken[1] - taken[0] if taken[1:] else 1
+    if step < 1 or taken != list(range(taken[0], taken[-1] + 1, step)):
+        return None
+    return (*parts[:place], slice(taken[0], taken[-1] + 1, step), *parts[place + 1 :])
 
 
 Note = Callable[[Any, Any, Any], "list[Number] | tuple[list[Number], Pieces | None]"]
@@ -310,8 +347,10 @@ def _getitem(args: Any, kwargs: Any, out: Any) -> list[Number]:
     for place, part in enumerate(parts):
         if part is Ellipsis:
             dim = tensor.ndim - sum(other is not None for other in parts[place + 1 :])
+        here: Path = (1, place) if nested else (1,)
+        if type(part) is list and as_slices(tensor.shape, _plain(index)) is not None:
+            numbers.append(Number(here, part, tensor, dim, _listed(part)))
         elif isinstance(part, slice) and part.step in (None, 1):
-            here: Path = (1, place) if nested else (1,)
             numbers += [
                 Number((*here, end), at, tensor, dim, _edge(at))
                 for end in ("start", "stop")
@@ -319,6 +358,16 @@ def _getitem(args: Any, kwargs: Any, out: Any) -> list[Number]:
             ]
         dim += part is not None and part is not Ellipsis
     return numbers
+
+
+def _listed(given: list[int]) -> Measure:
+    """A list of indices: those that stay, counted among those that stay, from the end where they were."""
+
+    def measure(kept: Tensor) -> list[int]:
+        places = (kept.cumsum(0) - 1).tolist()
+        return [int(places[at]) - (int(kept.sum()) if at < 0 else 0) for at in given if kept[at]]
+
+    return measure
 
 
 def _edge(at: int) -> Measure:
@@ -413,6 +462,8 @@ TABLE: dict[Any, Note] = {
     torch.ones: _shape(0, "size"),
     torch.empty: _shape(0, "size"),
     torch.full: _shape(0, "size"),
+    torch.rand: _shape(0, "size"),
+    torch.randn: _shape(0, "size"),
     Tensor.new_zeros: _shape(1, "size"),
     Tensor.new_ones: _shape(1, "size"),
     Tensor.new_empty: _shape(1, "size"),

@@ -60,15 +60,24 @@ class Structure:
     @cached_property
     def producers(self) -> dict[Axis, list[str]]:
         """Axis → the parameters that make it, in the order of the pass."""
-        return {axis: list(names) for axis, names in _by_axis(self.typing.produced).items()}
+        return {axis: list(names) for axis, names in self._made.items()}
+
+    @cached_property
+    def _made(self) -> dict[Axis, dict[str, None]]:
+        made = _by_axis(self.typing.produced)
+        return {axis: {name: None for name in names if not self._divides(name)} for axis, names in made.items()}
+
+    def _divides(self, name: str) -> bool:
+        """Whether something is divided by the numbers of a parameter, one for each unit: none may become zero on the way."""
+        return name in self.typing.divisors and sum(dim.size > 1 for dim in self.parameters[name]) == 1
 
     @cached_property
     def places(self) -> dict[Axis, list[Place]]:
-        """Axis → everywhere that it occurs in a parameter; producers first."""
-        made, read = _by_axis(self.typing.produced), _by_axis(self.typing.consumed)
+        """Axis → everywhere that it occurs in a parameter that may be set to zero; producers first."""
+        made, read = self._made, _by_axis(self.typing.consumed)
         found: dict[Axis, list[Place]] = {}
         for name, dims in self.parameters.items():
-            for place, dim in enumerate(dims):
+            for place, dim in enumerate(() if self._divides(name) else dims):
                 for axis, view in views(dim):
                     parts = [role for role, names in (("producer", made), ("consumer", read)) if name in names.get(axis, ())]
                     found.setdefault(axis, []).append(Place(name, place, view, self._role(name, place, dim, parts)))

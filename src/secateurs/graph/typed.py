@@ -23,12 +23,17 @@ class Typing:
     ``produced``, ``consumed`` and ``scaled`` say which dimensions of a weight play which part; ``groups``, in how many groups a
     convolution's weight falls; ``products``, over which dimensions each matrix product and convolution runs (their product is its
     MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand;
-    ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted`` while an operation is looked at whose
-    result nobody uses: it must run, but what it reduces over does not matter.
+    ``computed``, what products make of weights alone (queries that are learned, say); ``zero_with``, by which parameters being zero a
+    value is zero; ``divisors``, the parameters that something is divided by; ``rms_norms``, those that can be rescaled, by the
+    operation's ``place`` in the trace. ``muted`` while an operation is looked at whose result nobody uses: it must run, but what it
+    reduces over does not matter.
     """
 
     types: dict[Value, Dims] = field(default_factory=dict)
     fixed: dict[Value, frozenset[str]] = field(default_factory=dict)
+    zero_with: dict[Value, frozenset[str]] = field(default_factory=dict)
+    divisors: set[str] = field(default_factory=set)
+    computed: set[Value] = field(default_factory=set)
     produced: list[tuple[frozenset[str], Dim]] = field(default_factory=list)
     consumed: list[tuple[frozenset[str], Dim]] = field(default_factory=list)
     scaled: list[tuple[frozenset[str], Dim]] = field(default_factory=list)
@@ -103,6 +108,10 @@ class Typing:
         """Whether a tensor depends on weights alone, and not on the input."""
         self.dims(value)
         return value in self.fixed
+
+    def are_activations(self, a: Value, b: Value) -> bool:
+        """Whether both sides of a product depend on the input, or are computed from weights as activations are."""
+        return (not self.is_fixed(a) and not self.is_fixed(b)) or (a in self.computed and b in self.computed)
 
     def contraction(self, a: Value, b: Value, a_free: Sequence[Dim], b_free: Sequence[Dim], common: Dim) -> None:
         """Note what a product of matrices makes of the weights in it: one side's free dimension is produced, the common one consumed."""

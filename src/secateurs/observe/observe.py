@@ -15,7 +15,7 @@ from secateurs.types import Accumulator, Sites, Statistic, Stats, Task, TaskErro
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
-    """Statistics of every weight of the sites, from the task's calibration batches (else its training batches), on the model's device.
+    """Statistics of every weight of the sites, from the task's calibration batches (else its training batches).
 
     Without needs it does nothing. Raises `TaskError` where there are no batches or none passes.
 

@@ -91,9 +91,20 @@ def _coupled(
     skipped = (*sites.skipped, *left_alone)
     if not found:
         why = "it multiplies no activations" if pattern.only_heads and not skipped else _listed(list(skipped))
-        raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {why}")
+        raise PatternError(f"{pattern} finds no site in {type(model).__name__}; {why}{_way_out(pattern, skipped)}")
     whole = {site.name: site.units for site in sites if site.name in gone}
     return replace(sites, found=found, skipped=skipped, extents=extents_without(sites.extents, whole))
+
+
+def _way_out(pattern: Coupling, skipped: Iterable[Skipped]) -> str:
+    """What to do where nothing but a normalisation or a softmax is in the way."""
+    approximate = any(item.reason.startswith("approximate: ") for item in skipped)
+    if pattern.only_heads or not approximate:
+        return ""
+    return (
+        "; Channel(approximate=True) prunes what a normalisation or a softmax runs over as well: removing is not quite the same as "
+        "zeroing there, so train afterwards"
+    )
 
 
 def _selected(site: Site, selection: Selection) -> bool:
@@ -202,8 +213,7 @@ def _require_fit(pattern: Tiling, weights: list[Weight]) -> None:
 def _site(weight: Weight, pattern: Tiling) -> Site:
     falls = cut(pattern, weight.shape)
     member = Member(weight.parameter, weight.module, weight.attribute, weight.layout.canonical, falls.view)
-    kind = f"{type(weight.module).__name__}.{weight.attribute}"
-    return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern, kind=kind)
+    return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern)
 
 
 def _with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:

@@ -23,6 +23,21 @@ def pointwise_with_notes(t: Typing, op: Op) -> list[Dims]:
     return [pointwise(t, op), *([Dim.fresh(size) for size in value.shape] for value in op.outputs[1:])]
 
 
+def fake_quantised(t: Typing, op: Op) -> list[Dims]:
+    """Rounded to what few bits can hold, zero stays zero; one step size for all, or one for each index of a dimension."""
+    dims = t.dims(op.args[0])
+    axis = dims[op.argument("axis", op.argument("ch_axis", 0))] if dims else ONE
+    for name in ("scale", "zero_point", "running_min", "running_max"):
+        value = op.argument(name)
+        if isinstance(value, Value) and value.shape == (axis.size,):
+            t.same(axis, t.dims(value)[0], op)
+    sizes = tuple([dim.size for dim in dims])
+    return [
+        dims if value.shape == sizes else [axis] if value.shape == (axis.size,) else [Dim.fresh(size) for size in value.shape]
+        for value in op.outputs
+    ]
+
+
 def broadcast(t: Typing, op: Op, value: Value, dims: Dims) -> None:
     """An operand lines up with these dimensions from the right."""
     for dim, other in zip(reversed(dims), reversed(t.dims(value)), strict=False):

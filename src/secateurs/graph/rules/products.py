@@ -32,7 +32,7 @@ def bmm(t: Typing, op: Op) -> Dims:
     t.same(common, other, op)
     t.contraction(a, b, [rows], [columns], common)
     t.products.append([batch, rows, common, columns])
-    if not t.is_fixed(a) and not t.is_fixed(b):
+    if t.are_activations(a, b):
         t.heads([batch], op)
     if op.name.startswith("baddbmm"):
         broadcast(t, op, op.args[0], [batch, rows, columns])
@@ -98,9 +98,19 @@ def convolution(t: Typing, op: Op) -> Dims:
         t.same(made, t.dims(bias)[0], op)
     t.pin(kernel, "the kernel's extent")
     before = t.dims(x)[len(x.shape) - spatial :]
-    after = new_space(t, op, before, op.outputs[0].shape[-spatial:])
+    after = [
+        dim if alone else new_space(t, op, [dim], [size])[0]
+        for dim, size, alone in zip(before, op.outputs[0].shape[-spatial:], _alone(op, kernel), strict=True)
+    ]
     t.products.append([*batch, group, inputs, outputs, *kernel, *(before if transposed else after)])
     return [*batch, made, *after]
+
+
+def _alone(op: Op, kernel: Dims) -> list[bool]:
+    """Along which dimensions a convolution looks at one position at a time: they are no space, but rows of a matrix."""
+    settings = (op.argument(name) for name in ("stride", "padding", "output_padding"))
+    stride, padding, more = (given * len(kernel) if len(given) == 1 else given for given in settings)
+    return [dim.size == 1 and numbers == [1, 0, 0] for dim, *numbers in zip(kernel, stride, padding, more, strict=True)]
 
 
 def bilinear(t: Typing, op: Op) -> Dims:

@@ -8,6 +8,11 @@ from secateurs.graph.rules.pointwise import broadcast
 from secateurs.graph.typed import Dims, Rule, Typing
 
 
+def reduces(op: Op, what: str = "reduces over it") -> str:
+    """Why removing from a dimension is not the same as zeroing, and in which layer."""
+    return f"{op.name} at {op.where} {what}" + (f", in {op.module}" if op.module else "")
+
+
 def reduction(kind: str) -> Rule:
     """``kind`` is "sum" where a zero adds nothing, "mean" where the number of terms matters, "order" where the index does."""
 
@@ -21,7 +26,7 @@ def reduction(kind: str) -> Rule:
         over = [dims[place] for place in chosen]
         t.summed += over
         if kind == "mean" and t.place not in t.rms_norms:
-            t.approximate(over, f"{op.name} at {op.where} reduces over it")
+            t.approximate(over, reduces(op))
         elif kind == "order":
             t.pin(over, f"{op.name} at {op.where} depends on the order of its indices")
         keep = bool(op.argument("keepdim", False))
@@ -41,7 +46,7 @@ def along(kind: str) -> Rule:
             if kind == "order":
                 t.pin([over], f"{op.name} at {op.where} depends on the order of its indices")
             else:
-                t.approximate([over], f"{op.name} at {op.where} mixes along it")
+                t.approximate([over], reduces(op, "mixes along it"))
         return [dims for _ in op.outputs]
 
     return rule
@@ -51,7 +56,7 @@ def batch_norm(t: Typing, op: Op) -> list[Dims]:
     """One number for each channel, from elsewhere, or in training from all the other dimensions."""
     dims = list(t.dims(op.args[0]))
     if op.argument("training", False):  # a weight that is standardised, say
-        t.approximate([dims[0], *dims[2:]], f"{op.name} at {op.where} reduces over it")
+        t.approximate([dims[0], *dims[2:]], reduces(op))
     for value in op.args[1:5]:
         if isinstance(value, Value):
             t.same(dims[1], t.dims(value)[0], op)
@@ -67,7 +72,7 @@ def layer_norm(t: Typing, op: Op) -> list[Dims]:
     last = dims[len(dims) - len(shape) :]
     t.summed += last
     if t.place not in t.rms_norms:
-        t.approximate(last, f"{op.name} at {op.where} reduces over it")
+        t.approximate(last, reduces(op))
     for value in op.args[2:4]:
         if isinstance(value, Value):
             t.same_all(last, t.dims(value), op)
@@ -80,7 +85,7 @@ def group_norm(t: Typing, op: Op) -> list[Dims]:
     x, weight, bias, groups = op.args[0], op.args[1], op.args[2], op.args[6]
     dims = list(t.dims(x))
     group, inner = t.split(dims[1], dims[1].size // groups, op)
-    t.approximate([inner], f"{op.name} at {op.where} reduces over it")
+    t.approximate([inner], reduces(op))
     for value in (weight, bias):
         if isinstance(value, Value):
             t.same(dims[1], t.dims(value)[0], op)

@@ -17,7 +17,7 @@ from secateurs.graph.rules.lookups import (
     ordered,
     unknown,
 )
-from secateurs.graph.rules.pointwise import factory, identity, indexed_factory, pointwise, pointwise_with_notes
+from secateurs.graph.rules.pointwise import factory, fake_quantised, identity, indexed_factory, pointwise, pointwise_with_notes
 from secateurs.graph.rules.products import bilinear, bmm, cdist, convolution, dot, grouped_mm, linear, mm, mv
 from secateurs.graph.rules.reductions import along, batch_norm, group_norm, layer_norm, reduction, weight_norm
 from secateurs.graph.rules.shapes import (
@@ -58,9 +58,16 @@ RULES: Names = {
     **_rows(identity, "clone detach alias contiguous lift lift_fresh lift_fresh_copy _to_copy dropout zeros_like ones_like "
             "empty_like full_like fill zero positive _conj resolve_conj resolve_neg _neg_view data "
             "new_empty_strided_like special_expit"),
-    **_rows(factory, "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor"),
-    **_rows(indexed_factory, "arange linspace logspace eye rand randn randint randperm range tril_indices triu_indices hann_window "
-            "rand_like randn_like randint_like bernoulli uniform normal normal_functional multinomial"),
+    **_rows(factory, "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided scalar_tensor rand randn "
+            "randint"),
+    **_rows(indexed_factory, "arange linspace logspace eye randperm range tril_indices triu_indices hann_window multinomial"),
+    **_rows(identity, "rand_like randn_like randint_like normal_functional uniform random exponential cauchy log_normal geometric"),
+    **_rows(pointwise, "bernoulli normal poisson binomial"),
+    **_rows(pointwise_with_notes, "rrelu_with_noise_functional"),
+    **_rows(fake_quantised, "fake_quantize_per_tensor_affine fake_quantize_per_tensor_affine_cachemask "
+            "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams fake_quantize_per_channel_affine "
+            "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine "
+            "_fake_quantize_learnable_per_channel_affine _fused_moving_avg_obs_fq_helper_functional"),
     **_rows(pointwise, "copy where masked_fill lerp addcmul addcdiv bitwise_and bitwise_or logical_and logical_or "
             "logical_not isin bucketize nan_to_num complex polar view_as_real_like clamp clamp_min clamp_max expand_as rsub prelu "
             "_prelu_kernel rrelu_with_noise celu heaviside fmod remainder gelu silu mish hardswish hardsigmoid hardtanh leaky_relu elu "
