@@ -402,7 +402,10 @@ def test_a_pattern_that_fits_no_layer_is_an_error_with_the_reasons():
     [
         (nn.ReLU(), "ReLU has no prunable weight; it has no parameters"),
         (nn.LayerNorm(4), "LayerNorm has no prunable weight; left alone: .*a normalisation, never pruned"),
-        (nn.Bilinear(2, 3, 4), r"left alone: weight: no canonical view is known for Bilinear.weight; add one to .*LAYOUTS"),
+        (
+            nn.Bilinear(2, 3, 4),
+            r"no canonical view is known for Bilinear.weight; an example may show how .*, or add one to .*LAYOUTS",
+        ),
     ],
 )
 def test_a_model_without_a_prunable_weight_is_an_error(model, message):
@@ -411,8 +414,13 @@ def test_a_model_without_a_prunable_weight_is_an_error(model, message):
 
 
 def test_an_unknown_layer_with_a_matrix_is_listed_with_a_way_out():
-    sites = find_sites(nn.Sequential(nn.Linear(4, 4), nn.Bilinear(2, 3, 4)), Element())
-    assert reasons(sites) == {"1.weight": "no canonical view is known for Bilinear.weight; add one to secateurs.patterns.LAYOUTS"}
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.table = nn.Parameter(torch.ones(3, 4))
+
+    sites = find_sites(Scaled(), Element())
+    assert reasons(sites) == {"table": "no canonical view is known for Scaled.table; add one to secateurs.patterns.LAYOUTS"}
 
 
 def test_tied_weights_are_pruned_once():

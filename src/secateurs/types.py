@@ -110,6 +110,7 @@ class Member:
 
     ``canonical`` maps a tensor of the parameter's shape to its view ``(groups, outputs, inputs, *kernel)``; ``cut`` maps that view
     to ``(*contests, *competitors, *elements)``. Both return views, so writing through them writes the parameter (or its mask).
+    ``stacked``: the groups are matrices that each meet inputs of their own, as those of experts; each is observed by itself.
     """
 
     parameter: str
@@ -118,6 +119,7 @@ class Member:
     canonical: Callable[[Tensor], Tensor]
     cut: Callable[[Tensor], Tensor]
     role: Role = "producer"
+    stacked: bool = False
 
     @property
     def weight(self) -> nn.Parameter:
@@ -209,6 +211,8 @@ class Statistic:
 
     ``start(member)`` returns an accumulator for one weight; it is called with ``(inputs, output)`` of each forward pass of the
     weight's module. A criterion's ``result()`` broadcasts against the canonical view of the weight; a solver's may have any shape.
+    Of stacked matrices each has an accumulator of its own, whose member is a stack of one; the results are joined along the first
+    dimension.
     """
 
     name: str

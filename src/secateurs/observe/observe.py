@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from secateurs.batch import run_batch, split
 from secateurs.forward import check_fit, evaluating
+from secateurs.products import Product, Products
 from secateurs.progress import track
-from secateurs.types import Accumulator, Sites, Statistic, Stats, Task, TaskError
+from secateurs.types import Accumulator, Member, SecateursError, Sites, Statistic, Stats, Task, TaskError
+
+Accumulators = Mapping[Statistic, Accumulator]
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
     """Statistics of every weight of the sites, from the task's calibration batches (else its training batches).
 
-    Without needs it does nothing. Raises `TaskError` where there are no batches or none passes.
+    Each expert of a mixture is observed with the tokens that reach it; where none does, the mean of the others stands for it, with a
+    warning. Without needs it does nothing. Raises `TaskError` where there are no batches or none passes.
 
     >>> import torch
     >>> from secateurs.patterns import Element, find_sites
@@ -34,23 +41,31 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
         names = ", ".join(statistic.name for statistic in needs)
         raise TaskError(f"{names} must be observed on data: give Task(calibration=...) or Task(train=...)")
     # of coupled weights those are watched that make the units; one that makes two kinds of units, once
-    members = list({member.parameter: member for site in sites for member in site.members if member.role == "producer"}.values())
-    accumulators = {member.parameter: {need: need.start(member) for need in needs} for member in members}
-    hooks = [member.module.register_forward_hook(_feed(list(accumulators[member.parameter].values()))) for member in members]
+    members = {member.parameter: member for site in sites for member in site.members if member.role == "producer"}
+    layers = {name: {need: need.start(member) for need in needs} for name, member in members.items() if not member.stacked}
+    stacks = {name: _Stack(member, needs) for name, member in members.items() if member.stacked}
     seen = 0
+    with _fed(members, layers), _watched(stacks), evaluating(model), closing(track(batches, "observing")) as walk:
+        for batch in walk:
+            inputs, _ = split(model, task, batch)
+            check_fit(model, inputs, "a calibration batch")
+            run_batch(model, inputs, "a calibration batch", task.example)
+            seen += 1
+    if not seen:
+        raise TaskError("the calibration loader is empty: it gave no batch to observe")
+    found = {name: {need: value.result() for need, value in layer.items()} for name, layer in layers.items()}
+    return found | {name: stack.results() for name, stack in stacks.items()}
+
+
+@contextmanager
+def _fed(members: Mapping[str, Member], layers: Mapping[str, Accumulators]) -> Iterator[None]:
+    """While it is entered, each layer feeds its accumulators with what passes it."""
+    hooks = [members[name].module.register_forward_hook(_feed(list(layer.values()))) for name, layer in layers.items()]
     try:
-        with evaluating(model), closing(track(batches, "observing")) as walk:
-            for batch in walk:
-                inputs, _ = split(model, task, batch)
-                check_fit(model, inputs, "a calibration batch")
-                run_batch(model, inputs, "a calibration batch", task.example)
-                seen += 1
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
-        raise TaskError("the calibration loader is empty: it gave no batch to observe")
-    return {name: {need: value.result() for need, value in found.items()} for name, found in accumulators.items()}
 
 
 def _feed(accumulators: list[Accumulator]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
@@ -59,3 +74,46 @@ def _feed(accumulators: list[Accumulator]) -> Callable[[nn.Module, tuple[Any, ..
             accumulator.add(inputs, output)
 
     return hook
+
+
+def _watched(stacks: Mapping[str, _Stack]) -> Any:
+    """While it is entered, each product of a stack's matrix feeds the accumulators of that matrix."""
+    if not stacks:
+        return nullcontext()
+    return Products({name: stack.member.weight for name, stack in stacks.items()}, lambda seen: stacks[seen.parameter].add(seen))
+
+
+class _Stack:
+    """The accumulators of matrices that lie in one parameter and meet inputs of their own."""
+
+    def __init__(self, member: Member, needs: Sequence[Statistic]) -> None:
+        self.member, self.needs = member, needs
+        self.parts: dict[int, Accumulators] = {}
+
+    def add(self, seen: Product) -> None:
+        if seen.index not in self.parts:
+            one = replace(self.member, canonical=lambda tensor: self.member.canonical(tensor)[seen.index : seen.index + 1])
+            self.parts[seen.index] = {need: need.start(one) for need in self.needs}
+        for accumulator in self.parts[seen.index].values():
+            accumulator.add((seen.inputs,), seen.output)
+
+    def results(self) -> dict[Statistic, Tensor]:
+        count, name = self.member.weight.shape[0], self.member.parameter
+        if not self.parts:
+            raise SecateursError(
+                f"{name}: none of its {count} matrices was seen at work, so its inputs are unknown: fused kernels hide them (in "
+                'Hugging Face, model.set_experts_implementation("eager") does not), or skip it with skip=[...]'
+            )
+        if len(self.parts) < count:
+            unreached = [index for index in range(count) if index not in self.parts]
+            shown = ", ".join(map(str, unreached[:8])) + (", …" if len(unreached) > 8 else "")
+            warnings.warn(
+                f"{name}: no calibration token reached {len(unreached)} of {count} experts ({shown}); the mean of the others stands "
+                "for them: observe more or other batches",
+                stacklevel=4,
+            )
+        return {need: self._joined({index: part[need].result() for index, part in self.parts.items()}) for need in self.needs}
+
+    def _joined(self, results: Mapping[int, Tensor]) -> Tensor:
+        mean = torch.stack(list(results.values())).mean(0)
+        return torch.cat([results.get(index, mean) for index in range(self.member.weight.shape[0])])

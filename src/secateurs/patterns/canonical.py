@@ -1,13 +1,14 @@
 """Where a model's prunable weights are, and the canonical view ``(groups, outputs, inputs, *kernel)`` of each.
 
 Groups are the parts that never mix: the groups of a convolution, the gates of an LSTM, the query, key and value projections of an
-attention. No unit straddles two of them.
+attention, the experts of a mixture. No unit straddles two of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -18,15 +19,21 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from secateurs.forward import run_example
+from secateurs.products import Products
 from secateurs.types import PatternError, Skipped
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter lies in memory: groups stacked along its first dimension; ``transposed`` = inputs before outputs."""
+    """How a parameter lies in memory: groups along its first dimension; ``transposed`` = inputs before outputs.
+
+    ``stacked`` = the first dimension counts the groups and nothing else, as that of all experts' matrices in one parameter.
+    """
 
     groups: int = 1
     transposed: bool = False
+    stacked: bool = False
 
     def canonical(self, tensor: Tensor) -> Tensor:
         """The view ``(groups, outputs, inputs, *kernel)``.
@@ -35,9 +42,11 @@ class Layout:
         >>> Layout(groups=2, transposed=True).canonical(torch.zeros(6, 5, 3, 3)).shape
         torch.Size([2, 5, 3, 3, 3])
         """
-        one = self.groups == 1
-        grouped = tensor.unsqueeze(0) if one else tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
+        grouped = tensor if self.stacked else tensor.unsqueeze(0) if self.groups == 1 else self._unflattened(tensor)
         return grouped.transpose(1, 2) if self.transposed else grouped
+
+    def _unflattened(self, tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (self.groups, tensor.shape[0] // self.groups))
 
     def restore(self, view: Tensor) -> Tensor:
         """The way back from the canonical view to the parameter's own shape.
@@ -48,7 +57,7 @@ class Layout:
         torch.Size([6, 5, 3, 3])
         """
         grouped = view.transpose(1, 2) if self.transposed else view
-        return grouped.squeeze(0) if self.groups == 1 else grouped.flatten(0, 1)
+        return grouped if self.stacked else grouped.squeeze(0) if self.groups == 1 else grouped.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def layout_of(module: nn.Module, attribute: str) -> Layout | None:
     """The layout of one parameter of a layer, or ``None`` where it is not a prunable weight.
 
     >>> layout_of(nn.ConvTranspose2d(6, 4, 3, groups=2), "weight")
-    Layout(groups=2, transposed=True)
+    Layout(groups=2, transposed=True, stacked=False)
     """
     for base in type(module).__mro__:
         if base in LAYOUTS:
@@ -127,12 +136,16 @@ def layout_of(module: nn.Module, attribute: str) -> Layout | None:
     # Hugging Face's Conv1D is a Linear with its weight transposed; transformers need not be installed.
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and attribute == "weight":
         return Layout(transposed=True)
+    # Its mixtures of experts say themselves how the matrices of all experts lie in one parameter.
+    if hasattr(module, "has_gate") and hasattr(module, "is_transposed") and getattr(module, attribute).ndim == 3:
+        return Layout(stacked=True, transposed=bool(module.is_transposed))
     return None
 
 
-def find_weights(model: nn.Module) -> tuple[list[Weight], list[Skipped]]:
+def find_weights(model: nn.Module, example: Any = None) -> tuple[list[Weight], list[Skipped]]:
     """Every prunable weight of a model, tied ones once, and what is left alone.
 
+    Where there is an example, it shows how stacks of matrices are multiplied that no layout is known of, as those of experts.
     Raises `PatternError` for lazy modules that have not seen an input yet.
 
     >>> weights, skipped = find_weights(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
@@ -142,10 +155,12 @@ def find_weights(model: nn.Module) -> tuple[list[Weight], list[Skipped]]:
     weights: list[Weight] = []
     skipped: list[Skipped] = []
     owner: dict[int, str] = {}
+    at_work = _seen_at_work(model, example) if example is not None else {}
     for name, module, attribute, parameter in _parameters(model):
         full_name = f"{name}.{attribute}" if name else attribute
-        layout = None if isinstance(parameter, UninitializedParameter) else layout_of(module, attribute)
-        reason = _reason_to_skip(full_name, module, attribute, parameter, layout)
+        layout = None if isinstance(parameter, UninitializedParameter) else layout_of(module, attribute) or at_work.get(full_name)
+        remedy = "an example may show how it is multiplied, or " if example is None and parameter.ndim == 3 else ""
+        reason = _reason_to_skip(full_name, module, attribute, parameter, layout, remedy)
         if id(parameter) in owner:
             skipped.append(Skipped(full_name, f"tied to {owner[id(parameter)]}, pruned there"))
         elif layout is not None and reason is None:
@@ -163,8 +178,25 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Para
             yield name, module, attribute, parameter
 
 
+def _seen_at_work(model: nn.Module, example: Any) -> dict[str, Layout]:
+    """The layout of each stack of matrices that no layout is known of and that the example multiplies one by one, always alike."""
+    stacks = {
+        f"{name}.{attribute}" if name else attribute: parameter
+        for name, module, attribute, parameter in _parameters(model)
+        if not isinstance(parameter, UninitializedParameter)
+        and parameter.ndim == 3
+        and min(parameter.shape) > 1
+        and layout_of(module, attribute) is None
+    }
+    found: dict[str, set[bool]] = {}
+    if stacks:
+        with Products(stacks, lambda product: found.setdefault(product.parameter, set()).add(product.inputs_first)):
+            run_example(model, example)
+    return {name: Layout(stacked=True, transposed=ways.pop()) for name, ways in found.items() if len(ways) == 1}
+
+
 def _reason_to_skip(
-    full_name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, layout: Layout | None
+    full_name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, layout: Layout | None, remedy: str
 ) -> str | None:
     """Why a parameter is not a prunable weight; ``None`` where it is one, and for the biases, which nobody expects to see."""
     if isinstance(parameter, UninitializedParameter):
@@ -179,9 +211,9 @@ def _reason_to_skip(
         kinds = ", ".join(type(each).__name__.removeprefix("_") for each in module)
         return f"behind a parametrization ({kinds}); remove it first: torch.nn.utils.parametrize.remove_parametrizations"
     hooked = _hooked(module, attribute)
-    if hooked is not None or parameter.ndim < 2:
+    if hooked is not None or parameter.ndim < 2 or attribute.endswith("bias"):
         return hooked
-    return f"no canonical view is known for {type(module).__name__}.{attribute}; add one to secateurs.patterns.LAYOUTS"
+    return f"no canonical view is known for {type(module).__name__}.{attribute}; {remedy}add one to secateurs.patterns.LAYOUTS"
 
 
 def _hooked(module: nn.Module, attribute: str) -> str | None:

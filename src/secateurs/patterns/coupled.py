@@ -180,7 +180,8 @@ def _member(place: Place, modules: Mapping[str, nn.Module]) -> Member:
     def cut(view: Tensor) -> Tensor:
         return place.view(view if layout is None else layout.restore(view), place.dim)
 
-    return Member(place.parameter, module, attribute, _as_it_is if layout is None else layout.canonical, cut, place.role)
+    canonical, stacked = (_as_it_is, False) if layout is None else (layout.canonical, layout.stacked)
+    return Member(place.parameter, module, attribute, canonical, cut, place.role, stacked)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

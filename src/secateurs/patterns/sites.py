@@ -53,7 +53,7 @@ def find_sites(
         return _coupled(model, pattern, example, only, skip, masks)
     if not isinstance(pattern, Tiling):
         raise PatternError(f"{pattern!r} is no pattern: neither a Tiling of single weights nor a Coupling (see secateurs.types)")
-    weights, skipped = find_weights(model)
+    weights, skipped = find_weights(model, example)
     if not weights:
         raise PatternError(f"{type(model).__name__} has no prunable weight; {_listed(skipped)}")
     weights = _in_order(model, weights, example)
@@ -212,7 +212,8 @@ def _require_fit(pattern: Tiling, weights: list[Weight]) -> None:
 
 def _site(weight: Weight, pattern: Tiling) -> Site:
     falls = cut(pattern, weight.shape)
-    member = Member(weight.parameter, weight.module, weight.attribute, weight.layout.canonical, falls.view)
+    layout = weight.layout
+    member = Member(weight.parameter, weight.module, weight.attribute, layout.canonical, falls.view, stacked=layout.stacked)
     return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern)
 
 

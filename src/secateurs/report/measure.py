@@ -86,7 +86,7 @@ def layers(model: nn.Module, example: Any = None) -> tuple[Layer, ...]:
     """
     macs = trace_macs(model, example).by_parameter if example is not None else {}
     rows = []
-    for weight in find_weights(model)[0]:
+    for weight in find_weights(model, example)[0]:
         size, nonzero = weight.value.numel(), int(torch.count_nonzero(weight.value))
         kind, shape = type(weight.module).__name__, tuple(weight.value.shape)
         rows.append(Layer(weight.name, kind, shape, size, nonzero, macs.get(weight.parameter, 0.0) * nonzero / size))
