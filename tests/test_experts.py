@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -168,6 +169,8 @@ def test_experts_of_hugging_face_are_pruned_by_default_and_observed_alike_in_eac
         model.set_experts_implementation(how)
         masks = wanda_(model, sc.Task(batch, calibration=[batch]), sparsity=0.5)
         assert masks["model.layers.0.mlp.experts.down_proj"].float().mean() == 0.5
+        told = re.match(r"\d parameters masked, sparsity 0.5000; of the whole model (0\.\d+)\nleft alone, \d+\.\d % of", str(masks))
+        assert float(told[1]) == pytest.approx(sum(int((~mask).sum()) for mask in masks.values()) / sc.params(model), abs=1e-4)
         found.append(masks)
     assert all(first.equal(other) for masks in found[1:] for first, other in zip(found[0].values(), masks.values(), strict=True))
     inputs = found[0]["model.layers.0.mlp.experts.gate_up_proj"].sum(1 if make is _gpt_oss else 2)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 import secateurs as sc
-from secateurs.types import SecateursError
+from secateurs.types import SecateursError, Skipped
 
 Batch = tuple[Tensor, Tensor]
 
@@ -466,3 +466,20 @@ def test_what_a_mask_leaves_is_bit_for_bit_what_a_choice_of_numbers_is(
     expected = torch.where(mask, weight, torch.zeros((), dtype=dtype))
     found, wanted = (each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (module[0], expected))
     assert torch.equal(found, wanted)
+
+
+def test_print_tells_the_sparsity_of_the_whole_model_and_what_was_left_alone_largest_first():
+    model = nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 50))
+    model[3].weight = model[0].weight
+    masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), sc.Task(torch.zeros(1, 1).long()))
+    whole = 200 + 16 + 8 + 50
+    first, *left = str(masks).splitlines()
+    assert first == f"1 parameter masked, sparsity 0.5000; of the whole model {8 / whole:.4f}"
+    assert left[0].startswith(f"left alone, {200 / whole:.1%} of the parameters: 0: an embedding".replace("%", " %"))
+    assert left[1].startswith(f"left alone, {8 / whole:.1%} of the parameters: 2: a normalisation".replace("%", " %"))
+    assert str(masks.bind(model)) == str(masks)
+
+
+def test_of_many_reasons_the_first_are_told():
+    skipped = tuple(Skipped(f"{n}", f"reason {n}") for n in range(11))
+    assert str(sc.Masks({}, nn.Linear(1, 1), skipped=skipped)).endswith("\nand for 3 reasons more, see masks.skipped")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,7 @@ from secateurs.graph import Snapshot, Structure
 from secateurs.types import Plan, SecateursError, Skipped
 
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
+_SHOWN = 8  # reasons that print(masks) tells
 
 
 class Masks(Mapping[str, Tensor]):
@@ -58,6 +60,8 @@ class Masks(Mapping[str, Tensor]):
                     f"not {mask.dtype} of shape {tuple(mask.shape)}"
                 )
             self._masks[name], self._parameters[name] = mask, parameter
+        masked = set(map(id, self._parameters.values()))
+        self._unmasked = {name: each.numel() for name, each in parameters_in(model).items() if id(each) not in masked}
         _living[id(self)] = self
 
     def __getitem__(self, name: str) -> Tensor:
@@ -71,6 +75,41 @@ class Masks(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
+
+    def __str__(self) -> str:
+        """The sparsity of the masked weights and of the whole model, then what was left alone, largest first, and why.
+
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))
+        >>> masks = Masks({"0.weight": torch.eye(2).bool()}, model, skipped=(Skipped("1", "a normalisation, never pruned"),))
+        >>> print(masks)
+        1 parameter masked, sparsity 0.5000; of the whole model 0.2500
+        left alone, 50.0 % of the parameters: 1: a normalisation, never pruned
+        """
+        masked = sum(mask.numel() for mask in self.values())
+        whole = masked + sum(self._unmasked.values())
+        removed = masked - sum(int(torch.count_nonzero(mask)) for mask in self.values())
+        counted = f"{len(self)} parameter{'' if len(self) == 1 else 's'} masked"
+        lines = [f"{counted}, sparsity {self.sparsity:.4f}; of the whole model {removed / whole if whole else 0.0:.4f}"]
+        reasons: dict[str, list[str]] = {}
+        for item in self.skipped:
+            reasons.setdefault(item.reason, []).append(item.name)
+        shares = {reason: self._unmasked_in(names) / whole if whole else 0.0 for reason, names in reasons.items()}
+        for reason in sorted(shares, key=shares.__getitem__, reverse=True)[:_SHOWN]:
+            names = reasons[reason]
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            share = f", {shares[reason]:.1%} of the parameters".replace("%", " %") if shares[reason] else ""
+            lines.append(f"left alone{share}: {shown}: {reason}")
+        more = len(shares) - _SHOWN
+        return "\n".join([*lines, f"and for {more} reasons more, see masks.skipped"] if more > 0 else lines)
+
+    def _unmasked_in(self, names: Iterable[str]) -> int:
+        """How many numbers the parameters of some layers hold that no mask reaches."""
+        wanted = set(names)
+        return sum(
+            size
+            for name, size in self._unmasked.items()
+            if any(part in wanted for part in accumulate(name.split("."), "{}.{}".format))
+        )
 
     @property
     def kept(self) -> int:
@@ -173,7 +212,7 @@ class Masks(Mapping[str, Tensor]):
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters = dict(other._masks), dict(other._parameters)
         self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
-        self._structure = other._structure
+        self._structure, self._unmasked = other._structure, other._unmasked
         self.apply_()
 
     def require_of(self, model: nn.Module) -> None:
