@@ -387,7 +387,7 @@ def test_a_flipped_bit_is_named_with_the_way_out(original: Path) -> None:
     content = original.read_bytes()
     for old, new, where in ((b"\0\0\0\xbf", b"\0\0\1\xbf", "bias"), (b"0.5", b"0.7", "its secateurs document")):
         original.write_bytes(content.replace(old, new, 1))
-        with pytest.raises(FileError, match=rf"{where} is not what was written .* load\(\.\.\., verify=False\)"):
+        with pytest.raises(FileError, match=rf"{where} is not what was written .* get it again \(load takes verify=False\)"):
             sc.load(original, nn.Linear(5, 2))
         sc.load(original, nn.Linear(5, 2), verify=False)
     assert sc.read_saved(original, verify=False).metric == {"accuracy": 0.7}
@@ -753,10 +753,17 @@ def test_what_is_no_data_cannot_go_into_a_tree() -> None:
         tree.pack({"a": [object()]})
 
 
-@pytest.mark.parametrize("document", [{"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}])
+NO_TREES: list[Any] = [
+    *({"tensor": "nope"}, {"tensor": 1}, {"dict": [[1]]}, {"dict": 1}, {"list": 1}, {}, {"a": 1}, [1], {"list": [], "tuple": []}),
+    *({"dict": [[{"list": []}, 1]]}, {"dict": [["a", 1], ["a", 2]]}, {"dict": [[{"tuple": [{"list": []}]}, 1]]}),
+    *({"list": [{"tensor": "there"}, {"tensor": "there"}]}, {"dict": [[{"tensor": "there"}, 1]]}),
+]
+
+
+@pytest.mark.parametrize("document", NO_TREES)
 def test_what_is_no_tree_is_refused(document: Any) -> None:
     with pytest.raises(FileError, match="no part of the format"):
-        tree.unpack({}, document)
+        tree.unpack({"there": torch.ones(1)}, document)
 
 
 def test_documents_and_tensors_come_back_from_the_container(tmp_path: Path) -> None:

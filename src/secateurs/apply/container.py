@@ -217,7 +217,7 @@ def _require_storable(tensors: Mapping[str, Tensor]) -> None:
 
 # ---------------------------------------------------------------- checksums
 
-_NOT_AS_WRITTEN = "is not what was written (its checksum differs): the file is damaged; get it again, or load(..., verify=False)"
+_NOT_AS_WRITTEN = "is not what was written (its checksum differs): the file is damaged; get it again (load takes verify=False)"
 _UNSEALED = -len(', "checksum": "00000000"}')
 
 

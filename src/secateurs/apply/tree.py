@@ -43,19 +43,42 @@ def pack(tree: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def unpack(tensors: Mapping[str, Tensor], document: Any) -> Any:
-    """The data that `pack` took apart; raises `FileError` where the document is not one of its."""
-    if not isinstance(document, dict):
-        return document
-    match document:
-        case {"tensor": str(path)} if path in tensors:
-            return tensors[path]
-        case {"dict": list(items)} if all(isinstance(item, list) and len(item) == 2 for item in items):
-            return {unpack(tensors, key): unpack(tensors, item) for key, item in items}
-        case {"list": list(items)}:
-            return [unpack(tensors, item) for item in items]
-        case {"tuple": list(items)}:
-            return tuple(unpack(tensors, item) for item in items)
-    raise FileError(f"a checkpoint holds {str(document)[:80]!r}, which is no part of the format")
+    """The data that `pack` took apart; raises `FileError` where the document is not one of its.
+
+    Each tensor stands in one place: two that share their memory would change each other in training.
+    """
+    used: set[str] = set()
+
+    def decode(value: Any) -> Any:
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case {"tensor": str(path)} if len(value) == 1 and path in tensors and path not in used:
+                used.add(path)
+                return tensors[path]
+            case {"dict": list(items)} if len(value) == 1 and all(isinstance(item, list) and len(item) == 2 for item in items):
+                found = {_key(decode(key)): decode(item) for key, item in items}
+                if len(found) == len(items):
+                    return found
+            case {"list": list(items)} if len(value) == 1:
+                return [decode(item) for item in items]
+            case {"tuple": list(items)} if len(value) == 1:
+                return tuple(decode(item) for item in items)
+        raise _no_part(value)
+
+    return decode(document)
+
+
+def _key(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    raise _no_part(value)
+
+
+def _no_part(value: Any) -> FileError:
+    return FileError(f"a checkpoint holds {str(value)[:80]!r}, which is no part of the format")
 
 
 def random_state() -> dict[str, Any]:
@@ -84,3 +107,24 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def require_random_state(state: Mapping[str, Any]) -> None:
+    """Raise, whatever it is, where `restore_random_state` could not use a state; nothing is changed."""
+    import random
+
+    import numpy
+
+    random.Random().setstate(state["python"])
+    if not isinstance(state["python"][2], (float, type(None))):
+        raise TypeError("the state of Python's random numbers is none")
+    place = state["numpy"]["state"]["pos"]
+    if type(place) is not int or not 0 <= place <= 624:  # NumPy reads there without a look
+        raise ValueError(f"the state of NumPy's random numbers stands at {place}")
+    numpy.random.RandomState().set_state(state["numpy"])
+    torch.Generator().set_state(state["torch"])
+    if not isinstance(state["cuda"], list):
+        raise TypeError("the state of CUDA's random numbers is none")
+    if torch.cuda.is_available():
+        for device, each in enumerate(state["cuda"]):
+            torch.Generator(f"cuda:{device}").set_state(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.apply import Masks, container, load, tree
+from secateurs.apply.resize import Undo
+from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
 
@@ -37,34 +40,92 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
 def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: Any) -> int:
     """Restore what `write_checkpoint` wrote, and return the number of epochs that are done.
 
+    Everything is checked first, optimizer and scheduler with a step on the side: where it is refused, all is as it was.
+
     Raises `FileError` where the file is damaged or belongs to another model, optimizer or set of hooks.
     """
+    container.tidy(path)
+    state = _read(path)
+    undo = Undo()
+    try:
+        masks = _checked(path, state, run, hooks, scaler)
+        _restore(state, run, hooks, scaler, undo)
+        run.masks.replace_(masks)
+    except Exception as error:  # a file may hold anything, and whom it is given may say anything to it
+        undo()
+        raise _refused(path, error, "belongs to another training run, or is damaged; give another checkpoint= path") from error
+    except BaseException:
+        undo()
+        raise
+    return int(state["epochs_done"])
+
+
+def _read(path: str | Path) -> Any:
     tensors, document = container.read(path)
     if "checkpoint" not in document:
         raise FileError(f"{path} is no checkpoint of a training run; give another checkpoint= path")
-    try:
-        state = tree.unpack(tensors, document["checkpoint"])
-        _require_same_run(path, state, run, hooks)
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.scheduler is not None:
-            run.scheduler.load_state_dict(state["scheduler"])
-        scaler.load_state_dict(state["scaler"])
-        for hook in hooks:
-            hook.restore(state["hooks"][hook.name])
-        run.step, run.history = state["step"], state["history"]
-        for generator, saved in zip(_generators(run.task.train), state["generators"], strict=True):
-            generator.set_state(saved)
-        tree.restore_random_state(state["random"])
-        done, masks = int(state["epochs_done"]), _masks(state, run.model)
-        run.model.load_state_dict(state["model"])
-        run.masks.replace_(masks)
-        return done
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(
-            f"{path} belongs to another training run, or is damaged ({error}); give another checkpoint= path"
-        ) from error
+    return tree.unpack(tensors, document["checkpoint"])
+
+
+def _refused(path: str | Path, error: Exception, what: str) -> FileError:
+    if isinstance(error, FileError) and str(path) in str(error):
+        return error
+    told = (str(error).splitlines() or [""])[0][:200]
+    return FileError(f"{path} {what} ({told if isinstance(error, FileError) else f'{type(error).__name__}: {told}'})")
+
+
+def _checked(path: str | Path, state: Any, run: Run, hooks: Sequence[Hook], scaler: Any) -> Masks:
+    """The masks of a checkpoint, all else of which fits the run; raises, whatever it is, where it does not. Changes nothing."""
+    _require_same_run(path, state, run, hooks)
+    for key in ("epochs_done", "step"):
+        if type(state[key]) is not int or state[key] < 0:
+            raise FileError(f"{key} is {str(state[key])[:60]!r}")
+    _require_history(state["history"], state["epochs_done"])
+    require_optimizer_goes_on(run.optimizer, state["optimizer"])
+    if run.scheduler is not None:
+        require_scheduler_goes_on(run.scheduler, state["scheduler"])
+    require_alike(scaler.state_dict(), state["scaler"], "scaler")
+    tree.require_random_state(state["random"])
+    for generator, saved in zip(_generators(run.task.train), state["generators"], strict=True):
+        torch.Generator(generator.device).set_state(saved)
+    return _masks(state, run.model)
+
+
+def _require_history(history: Any, epochs_done: int) -> None:
+    """One dict of numbers for each epoch that is done."""
+    numbers = ("epoch", "loss", "lr", "sparsity", "validation")
+    if not isinstance(history, list) or len(history) != epochs_done or not all(isinstance(entry, dict) for entry in history):
+        raise FileError(f"its history is not one of {epochs_done} epochs")
+    for entry in history:
+        if not all(type(entry[key]) in (int, float) for key in numbers if key in entry):
+            raise FileError("its history holds what is no number")
+
+
+def _restore(state: Mapping[str, Any], run: Run, hooks: Sequence[Hook], scaler: Any, undo: Undo) -> None:
+    """Write a checkpoint's state into all that takes part in a run."""
+    parts = [(run.optimizer, state["optimizer"]), (run.scheduler, state["scheduler"]), (scaler, state["scaler"])]
+    for part, saved in parts:
+        if part is not None:
+            undo.add(partial(part.load_state_dict, part.state_dict()))
+            part.load_state_dict(saved)
+    for hook in hooks:
+        undo.add(partial(hook.restore, hook.state()))
+        hook.restore(state["hooks"][hook.name])
+    for key in ("step", "history"):
+        undo.add(partial(setattr, run, key, getattr(run, key)))
+        setattr(run, key, state[key])
+    for generator, saved in zip(_generators(run.task.train), state["generators"], strict=True):
+        undo.add(partial(generator.set_state, generator.get_state()))
+        generator.set_state(saved)
+    undo.add(partial(tree.restore_random_state, tree.random_state()))
+    tree.restore_random_state(state["random"])
+    _load_state(run.model, state["model"], undo)
+
+
+def _load_state(model: nn.Module, weights: Mapping[str, Any], undo: Undo) -> None:
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
+    undo.add(partial(model.load_state_dict, before))
+    model.load_state_dict(weights)
 
 
 def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hooks: Sequence[Hook]) -> None:
@@ -81,11 +142,15 @@ def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hook
         )
 
 
-def _require_same_state(path: str | Path, here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+def _require_same_state(path: str | Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     for name in [*here, *there]:
-        same = name in here and name in there and (here[name].shape, here[name].dtype) == (there[name].shape, there[name].dtype)
-        if not same:
+        if name not in here or name not in there or _kind(here[name]) != _kind(there[name]):
             raise FileError(f"{path} belongs to another model: they differ in {name}; give the path of another checkpoint")
+
+
+def _kind(value: Any) -> Any:
+    """Shape and dtype of a tensor; a model's state may have other things as well."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
 def _kinds(run: Run) -> list[str]:
@@ -130,13 +195,14 @@ def _plain(value: Any) -> Any:
 
 def load_weights(path: str | Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint of `train_`, or of a file of `save`, into a model; all of them, or none."""
-    tensors, document = container.read(path)
-    if "checkpoint" not in document:
+    if "checkpoint" not in container.read_document(path):
         load(path, model)
         return
+    undo = Undo()
     try:
-        weights = tree.unpack(tensors, document["checkpoint"])["model"]
+        weights = _read(path)["model"]
         _require_same_state(path, model.state_dict(), weights)
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path}: the checkpoint is damaged ({error!r})") from error
+        _load_state(model, weights, undo)
+    except Exception as error:
+        undo()
+        raise _refused(path, error, "is damaged") from error

@@ -17,7 +17,7 @@ from secateurs.prune import prune_
 from secateurs.recover.checkpoint import load_weights
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.schedules import Schedule
-from secateurs.types import Allocator, Coupling, Hook, Pattern, Run, SecateursError, Solver
+from secateurs.types import Allocator, Coupling, FileError, Hook, Pattern, Run, SecateursError, Solver
 
 Rewind = Literal["weights", "learning_rate"]
 
@@ -151,6 +151,13 @@ class _Gradual:
         return {"dropout": self.original_dropout, "weights": self.weights, "beginning": self.beginning}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        beginning = state["beginning"]
+        sound = all(type(rate) in (int, float) and 0 <= rate <= 1 for rate in state["dropout"].values())
+        sound &= all(isinstance(tensor, Tensor) for tensor in state["weights"].values())
+        if not sound or (
+            beginning and not (beginning["optimizer"].keys() >= {"state", "param_groups"} and "scheduler" in beginning)
+        ):
+            raise FileError("gradual: the checkpoint holds no state of this hook")
         self.original_dropout, self.weights = dict(state["dropout"]), dict(state["weights"])
         self.beginning = dict(state["beginning"])
 

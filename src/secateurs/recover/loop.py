@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.progress import tell, track
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
 from secateurs.recover.evaluate import evaluate, size_of
+from secateurs.recover.trial import needs_closure, require_scheduler_goes_on
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
 
@@ -66,13 +66,13 @@ def train_(
     device = device_of(model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     autocast = torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
-    if scaler.is_enabled() and _needs_closure(optimizer):
+    if scaler.is_enabled() and needs_closure(optimizer):
         raise SecateursError(f"train_: {type(optimizer).__name__} cannot scale gradients: use amp=torch.bfloat16, or none")
     start = 0
-    if seed is not None:
-        torch.manual_seed(seed)
     if checkpoint is not None and Path(checkpoint).exists():
         start = read_checkpoint(checkpoint, run, hooks, scaler)
+    elif seed is not None:
+        torch.manual_seed(seed)
     handle = run.masks.attach(optimizer)
     try:
         for hook in hooks:
@@ -133,7 +133,7 @@ def _epoch(
     walk = _Walk(run, hooks, scaler, autocast, device)
     batches = iter(track(run.task.train or (), f"epoch {run.epoch + 1}/{run.epochs}", show=show))
     while group := list(islice(batches, accumulate)):
-        if _needs_closure(run.optimizer):
+        if needs_closure(run.optimizer):
             run.optimizer.step(partial(walk.backward, group))  # type: ignore[arg-type]
         else:
             walk.backward(group)
@@ -180,12 +180,6 @@ class _Walk:
         for hook in self.hooks:
             hook.gradients(run)
         return mean
-
-
-def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether each step of an optimizer evaluates the loss itself, as that of L-BFGS does."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _loss(run: Run, hooks: Sequence[Hook]) -> Tensor:
@@ -244,12 +238,12 @@ def per_step(scheduler: Any) -> Hook:
     >>> per_step(torch.optim.lr_scheduler.StepLR(optimizer, 10)).name
     'per_step'
     """
-    return Hook(
-        "per_step",
-        stepped=lambda run: scheduler.step(),
-        state=scheduler.state_dict,
-        restore=lambda state: scheduler.load_state_dict(dict(state)),
-    )
+
+    def restore(state: Mapping[str, Any]) -> None:
+        require_scheduler_goes_on(scheduler, state)
+        scheduler.load_state_dict(dict(state))
+
+    return Hook("per_step", stepped=lambda run: scheduler.step(), state=scheduler.state_dict, restore=restore)
 
 
 def clip_gradients(norm: float) -> Hook:
