@@ -23,12 +23,13 @@ from secateurs.allocate import (
     uniform,
     within_budget,
 )
-from secateurs.costs import bytes_, macs, params
+from secateurs.apply import Masks
+from secateurs.costs import bytes_, macs, nonzero_params, params
 from secateurs.criteria import magnitude
 from secateurs.patterns import Channel, Element, Filter, Kernel, NofM, find_sites
-from secateurs.prune import masks_of
+from secateurs.prune import masks_of, prune_
 from secateurs.solve import TopK
-from secateurs.types import Budget, PlanError, SecateursError, Solution
+from secateurs.types import Budget, PlanError, SecateursError, Solution, Task
 
 ALLOCATORS = [uniform, erdos_renyi, global_threshold]
 
@@ -187,10 +188,37 @@ def test_a_site_that_an_earlier_pruning_emptied_keeps_nothing(make):
     assert plan_with(make(keep=0.25), linears(6, 6, 6), masks=masks) == {"0": 0, "1": 18}
 
 
-def test_the_bounds_of_rows_that_are_uneven_come_from_the_fullest():
+def test_what_rows_that_are_uneven_keep_is_what_they_have():
     masks = {"weight": torch.tensor([[True] * 4, [True, False, False, False]])}
     site = find_sites(nn.Linear(4, 2), Element(within="row"), masks=masks)[0]
-    assert (bounds(site, 1).low, bounds(site, 1).high, bounds(site, 1).step) == (2, 8, 2)
+    found = bounds(site, 1)
+    assert (found.low, found.high) == (2, site.available) == (2, 5)
+    assert [found.at_most(wanted) for wanted in (0, 2.5, 3, 4.9, 9)] == [2, 2, 3, 4, 5]
+    assert [found.after(kept) for kept in (2, 4, 5)] == [3, 5, 5]
+
+
+@pytest.mark.parametrize("make", [uniform, erdos_renyi, lambda **fraction: by_layer({"*": 1 - fraction["keep"]})])
+@pytest.mark.parametrize("keep", [0.2, 0.35, 0.5])
+def test_a_plan_after_an_uneven_pruning_tells_what_stays(make, keep):
+    generator = torch.Generator().manual_seed(0)
+    masks = {f"{i}.weight": torch.rand(8, 8, generator=generator) < torch.linspace(0.3, 1, 8)[:, None] for i in range(2)}
+    sites = find_sites(linears(8, 8, 8), Element(within="row"), masks=masks)
+    plan = make(keep=keep)(sites, no_scores)
+    kept = {site.name: int(TopK(magnitude())(site, plan[site.name], {}).kept.sum()) for site in sites}
+    assert kept == dict(plan)
+    assert keep * 128 - 16 < sum(plan.values()) <= keep * 128 + (8 if make not in (uniform, erdos_renyi) else 0)
+
+
+def test_a_budget_after_an_uneven_pruning_is_used_up():
+    model = linears(8, 4)
+    with torch.no_grad():
+        model[0].bias.zero_()
+    masks = Masks({"0.weight": torch.arange(8) < torch.tensor([[8], [6], [7], [5]])}, model).apply_()
+    budget = within_budget(Budget(params, limit=4 + 23), uniform)
+    task = Task(example=torch.zeros(1, 8))
+    masks = prune_(model, Element(within="row"), TopK(magnitude()), budget, task, masks=masks)
+    assert masks.plan.promised == {"params": 27}
+    assert (masks["0.weight"].sum(1).tolist(), nonzero_params(model)) == ([6, 6, 6, 5], 23)
 
 
 def test_one_contest_over_the_model_is_one_threshold():
@@ -212,7 +240,7 @@ def test_allocators_that_need_no_scores_compute_none(make):
 
 def test_sparsities_by_hand_are_rounded_to_whole_units():
     kept = plan_with(by_layer({"0": 0.5, "1": 0.85}), linears(3, 3, 3, 3))
-    assert kept == {"0": 4, "1": 1, "2": 9}  # 4.5 to the even one
+    assert kept == {"0": 4, "1": 1, "2": 9}  # 4.5 to the smaller one
 
 
 def test_the_first_name_or_glob_that_means_a_layer_counts_and_the_others_take_the_default():

@@ -13,7 +13,7 @@ from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_thre
 from secateurs.apply import Masks, save
 from secateurs.costs import bytes_, macs, nonzero_macs, nonzero_params, params
 from secateurs.criteria import magnitude, random
-from secateurs.observe import input_norm
+from secateurs.observe import input_norm, observe
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
 from secateurs.solve import TopK
 from secateurs.testing import (
@@ -27,13 +27,28 @@ from secateurs.testing import (
     check_pattern,
     check_solver,
 )
-from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, PatternError, Solver
+from secateurs.types import (
+    Allocator,
+    Budget,
+    Cost,
+    Coupling,
+    Criterion,
+    Pattern,
+    PatternError,
+    Site,
+    Solution,
+    Solver,
+    Stats,
+    Task,
+)
 
 ALL = {specimen.name for specimen in LAYERS}
 CONVOLUTIONS = {name for name in ALL if name.startswith("Conv") and name != "Conv1D (transposed)"}
 WITH_HEIGHT = {name for name in CONVOLUTIONS if "1d" not in name}
 EVEN = ALL - {"Linear of awkward size"}
 SEVERAL_INPUTS = EVEN - {"Conv2d, depthwise"}
+
+OBSERVED = {name for name in ALL if name.startswith(("Linear", "Conv"))}
 
 # Each pattern, and the layers that it fits.
 PATTERNS: list[tuple[Pattern, set[str]]] = [
@@ -63,6 +78,7 @@ PATTERNS: list[tuple[Pattern, set[str]]] = [
     (Block(4, 2, within="row"), SEVERAL_INPUTS),
     (Filter(), ALL),
     (Filter(within="model"), ALL),
+    (Element(within="isomorphic"), ALL),
 ]
 
 ALL_NETWORKS = {specimen.name for specimen in COUPLED}
@@ -90,12 +106,21 @@ CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
     (magnitude(p=1) * random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
 ]
 
+
+class Doubling(TopK):
+    """Writes all that it may write."""
+
+    def __call__(self, site: Site, kept: int, stats: Stats) -> Solution:
+        return Solution(super().__call__(site, kept, stats).kept, {member.parameter: member.weight * 2 for member in site.members})
+
+
 SOLVERS: list[Solver] = [
     TopK(magnitude()),
     TopK(magnitude(members="all")),
     TopK(random()),
     TopK(magnitude(p=1) * input_norm()),
     TopK(magnitude(members="all") * input_norm()),
+    Doubling(magnitude()),
 ]
 
 
@@ -166,9 +191,18 @@ def test_each_criterion_keeps_its_laws(criterion, laws):
     assert check_criterion(criterion, **laws) is None
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"TopK({solver.criterion.name})")
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: f"{type(solver).__name__}({solver.criterion.name})")
 def test_each_solver_keeps_its_laws(solver):
     assert check_solver(solver) is None
+
+
+@pytest.mark.parametrize("specimen", [specimen for specimen in LAYERS if specimen.name in OBSERVED], ids=repr)
+def test_each_layer_is_observed_where_the_model_is(specimen):
+    model, norm = specimen.model().to("meta"), input_norm()
+    (stats, *_) = observe(
+        model, find_sites(model, Element(), skip=()), [norm], Task(example=None, calibration=[(specimen.example, None)])
+    ).values()
+    assert stats[norm].device.type == "meta"
 
 
 @pytest.mark.parametrize(("name", "make", "exact"), ALLOCATORS, ids=[row[0] for row in ALLOCATORS])

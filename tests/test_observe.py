@@ -128,6 +128,11 @@ def test_batches_are_moved_to_the_models_device():
     assert observed(nn.Linear(4, 2, device="meta"), [torch.ones(2, 4)])["weight"].is_meta
 
 
+def test_calibration_batches_are_moved_to_where_the_model_is():
+    norms = observed(nn.Linear(4, 2).to("meta"), [(torch.ones(2, 4),)])
+    assert norms["weight"].device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("model", "batch", "name"),
     [

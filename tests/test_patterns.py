@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from secateurs.allocate import uniform
 from secateurs.criteria import magnitude
 from secateurs.patterns import (
     Block,
@@ -30,6 +31,7 @@ from secateurs.patterns import (
     spread,
     unit_scores,
 )
+from secateurs.solve import TopK
 from secateurs.testing import check_pattern
 from secateurs.types import Evidence, PatternError, Skipped, TaskError
 
@@ -191,8 +193,8 @@ def test_a_tail_that_is_kept_is_all_that_is_left_dense(pattern, shape, rest):
         ),
         (lambda: Element(within=1), r"a whole number of at least 2, not 1"),
         (lambda: Element(within=True), r"a whole number of at least 2, not True"),
-        (lambda: Filter(within="row"), r'filters compete within "layer" or "model"'),
-        (lambda: Filter(within=4), r'filters compete within "layer" or "model"'),
+        (lambda: Filter(within="row"), r'filters compete within "layer", "isomorphic" or "model"'),
+        (lambda: Filter(within=4), r'filters compete within "layer", "isomorphic" or "model"'),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused_when_it_is_made(make, message):
@@ -553,3 +555,14 @@ def test_a_layer_that_looks_like_hugging_faces_conv1d_keeps_the_laws():
     assert len(lookalike) == 1
     assert find_weights(lookalike[0].model())[0][0].layout.transposed
     assert check_pattern(NofM(2, 4), on=lookalike) is None
+
+
+def test_single_weights_compete_with_those_of_layers_of_their_kind():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        for factor, layer in zip((1, 100, 1000, 10000), (model[0], model[1], model[3], model[4]), strict=True):
+            layer.weight.copy_(factor * (1 + torch.rand(layer.weight.shape)))
+    sites = find_sites(model, Element(within="isomorphic"))
+    assert [(site.kind, site.contest_count) for site in sites] == [("Conv2d.weight", 1)] * 2 + [("Linear.weight", 1)] * 2
+    plan = uniform(keep=0.5)(sites, lambda: TopK(magnitude()).scores(sites, {}))
+    assert dict(plan) == {"0": 1, "1": 26, "3": 12, "4": 8}

@@ -14,7 +14,7 @@ from secateurs.apply import Masks
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm
-from secateurs.patterns import Block, Element, Filter, Kernel, NofM, Vector, find_sites
+from secateurs.patterns import Block, Channel, Element, Filter, Kernel, NofM, Vector, find_sites
 from secateurs.prune import prune_
 from secateurs.solve import TopK
 from secateurs.types import (
@@ -190,6 +190,65 @@ def test_what_a_solver_writes_is_written_and_masked():
     before = model[0].weight.detach().clone()
     masks = prune_(model, Element(), Doubling(magnitude()), uniform(keep=0.5), EXAMPLE)
     assert torch.equal(model[0].weight, torch.where(masks["0.weight"], before * 2, 0))
+
+
+class Writing(TopK):
+    """Keeps what TopK keeps, and writes what a function makes of each weight of a site."""
+
+    def __init__(self, value):
+        super().__init__(magnitude())
+        object.__setattr__(self, "value", value)
+
+    def __call__(self, site, kept, stats):
+        weights = {member.parameter: self.value(site, member) for member in site.members}
+        return Solution(super().__call__(site, kept, stats).kept, weights)
+
+
+def three_linears() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+
+
+def test_what_a_solver_writes_for_two_sites_with_a_weight_in_common_is_kept_of_both():
+    model = three_linears()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masks = prune_(model, Channel(), Writing(lambda site, member: member.weight * 2), uniform(keep=0.5), EXAMPLE)
+    factors = {"0.weight": 2, "2.weight": 4, "4.weight": 2, "0.bias": 2, "2.bias": 2, "4.bias": 1}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] * factors[name] * masks.get(name, 1))
+
+
+def test_what_was_written_is_taken_back_where_a_later_site_fails():
+    def value(site, member):
+        if site.name == "2":
+            raise RuntimeError("singular")
+        return member.weight * 2
+
+    model = three_linears()
+    with left_as_it_was(model), pytest.raises(RuntimeError, match="singular"):
+        prune_(model, Channel(), Writing(value), uniform(keep=0.5), EXAMPLE)
+
+
+def test_a_weight_of_another_shape_or_another_site_is_an_error_that_names_it():
+    model = two_linears()
+    with left_as_it_was(model), pytest.raises(SecateursError, match=r"^0: the solver writes 0.weight as \(\), but it is \(8, 8\)"):
+        prune_(model, Element(), Writing(lambda site, member: member.weight.sum()), uniform(keep=0.5), EXAMPLE)
+
+    class Elsewhere(TopK):
+        def __call__(self, site, kept, stats):
+            return Solution(super().__call__(site, kept, stats).kept, {"0.bias": torch.ones(8)})
+
+    with left_as_it_was(model), pytest.raises(SecateursError, match=r"^0: the solver writes 0.bias .* is none of 0.weight"):
+        prune_(model, Element(), Elsewhere(magnitude()), uniform(keep=0.5), EXAMPLE)
+
+
+def test_a_solver_that_keeps_another_number_than_planned_is_an_error():
+    class OneLess(TopK):
+        def __call__(self, site, kept, stats):
+            return super().__call__(site, kept - 1, stats)
+
+    model = two_linears()
+    with left_as_it_was(model), pytest.raises(PlanError, match=r"^0: the plan keeps 32 units, but the solver chose 31"):
+        prune_(model, Element(), OneLess(magnitude()), uniform(keep=0.5), EXAMPLE)
 
 
 # ------------------------------------------------------------------------------------------------ again and again

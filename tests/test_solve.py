@@ -179,16 +179,28 @@ def test_rows_that_an_earlier_pruning_left_uneven_keep_at_most_their_number():
     layer = nn.Linear(4, 3)
     masks = {"weight": torch.tensor([[True] * 4, [True, False, False, False], [False] * 4])}
     site = find_sites(layer, Element(within="row"), masks=masks)[0]
-    assert TopK(magnitude())(site, 9, {}).kept.sum(1).tolist() == [3, 1, 0]
-    assert torch.equal(TopK(magnitude())(site, 12, {}).kept, masks["weight"])
+    assert (site.available, site.fullest) == (5, 4)
+    assert TopK(magnitude())(site, 4, {}).kept.sum(1).tolist() == [3, 1, 0]
+    assert torch.equal(TopK(magnitude())(site, 5, {}).kept, masks["weight"])
+    with pytest.raises(PlanError, match=r"^weight: the plan keeps 6 units, but only 5 of 12 can be kept"):
+        TopK(magnitude())(site, 6, {})
+    wide = find_sites(
+        nn.Linear(4, 2), Element(within="row"), masks={"weight": torch.tensor([[True] * 4, [True, True, False, False]])}
+    )
+    with pytest.raises(
+        PlanError, match=r"the same number or all that an earlier pruning left of it, .* can keep 2 or 4 units, not 3"
+    ):
+        TopK(magnitude())(wide[0], 3, {})
 
 
 def test_two_of_four_after_an_earlier_pruning_keeps_at_most_two():
     layer = nn.Linear(8, 1)
     masks = {"weight": torch.tensor([[True, False, False, False, True, True, True, True]])}
     site = find_sites(layer, NofM(2, 4), masks=masks)[0]
-    kept = TopK(magnitude())(site, 4, {}).kept
-    assert kept.sum(1).tolist() == [1, 2]
+    assert site.available == 3
+    assert TopK(magnitude())(site, 3, {}).kept.sum(1).tolist() == [1, 2]
+    with pytest.raises(PlanError, match=r"^weight: the plan keeps 4 units, but only 3 of 8 can be kept"):
+        TopK(magnitude())(site, 4, {})
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -214,7 +226,7 @@ def test_more_units_than_an_earlier_pruning_left_is_an_error():
 
 def test_a_number_that_rows_cannot_share_is_an_error():
     _, site = one_linear(Element(within="row"))
-    with pytest.raises(PlanError, match=r"^weight: Element\(within='row'\) lets 4 groups compete.* a multiple of 4 units, not 6"):
+    with pytest.raises(PlanError, match=r"^weight: Element\(within='row'\) lets 4 groups compete.* keep 4 or 8 units, not 6"):
         TopK(magnitude())(site, 6, {})
 
 

@@ -579,7 +579,7 @@ def exactly(scores: Tensor, site: Any, kept: int) -> Tensor:
     """As many of each contest as wanted, the lowest first, of those that are alive."""
     alive = torch.ones(scores.shape, dtype=torch.bool) if site.alive is None else site.alive
     order = torch.where(alive, scores, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    return (order < kept // site.contest_count) & alive
+    return (order < site.each_of(kept)) & alive
 
 
 def lowest_first(site: Any, kept: int, chosen: Tensor) -> Solution:
@@ -597,7 +597,7 @@ def reviving(site: Any, kept: int, chosen: Tensor) -> Solution:
 
 
 def one_less(site: Any, kept: int, chosen: Tensor) -> Solution:
-    return TopK(magnitude())(site, max(kept - site.contest_count, 0), {})
+    return TopK(magnitude())(site, site.kept_by(max(site.each_of(kept) - 1, 0)), {})
 
 
 def changing(site: Any, kept: int, chosen: Tensor) -> Solution:
@@ -681,7 +681,7 @@ def test_a_solver_that_is_not_deterministic_is_found_even_where_choice_is_not_by
 def test_a_solver_that_keeps_more_than_there_are_is_found():
     class Lenient(OwnSolver):
         def __call__(self, site: Any, kept: int, stats: Any) -> Any:
-            return super().__call__(site, min(kept, site.units), stats)
+            return super().__call__(site, min(kept, site.available), stats)
 
     with pytest.raises(AssertionError, match="must be a PlanError"):
         check_solver(Lenient(), on=LINEAR)
@@ -753,9 +753,9 @@ ALLOCATORS: dict[str, tuple[Callable[..., Any], str]] = {
     "one too few": (with_counts(lambda kept, site: max(kept - site.contest_count, site.contest_count)), "units in all, not"),
     "empties a site": (with_counts(lambda kept, site: 0), "is emptied"),
     "more than there are": (with_counts(lambda kept, site: site.units + site.contest_count), "can be kept"),
-    "uneven contests": (with_counts(lambda kept, site: kept - (site.contest_count > 1)), "same in each"),
-    "rounds to nothing": (with_counts(lambda kept, site: kept - (site.step > 1)), "no multiple of 4"),
-    "kinds pay for each other": (changed(less_of_kinds), r"Channel\(within='isomorphic'\).* units in all, not"),
+    "uneven contests": (with_counts(lambda kept, site: kept - (site.contest_count > 1)), "not the same in each"),
+    "rounds to nothing": (with_counts(lambda kept, site: kept - (site.step > 1)), "multiples of 4"),
+    "kinds pay for each other": (changed(less_of_kinds), r"within='isomorphic'\).* units in all, not"),
     "leaves a site out": (
         changed(lambda plan, sites: replace(plan, shares=dict(list(plan.shares.items())[1:]))),
         "not the sites",

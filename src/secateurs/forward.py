@@ -71,8 +71,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The same nesting with every tensor on `device`."""
-    return nested(value, lambda tensor: tensor.to(device, non_blocking=True))
+    """The same nesting with every tensor on `device`; one on the meta device stays there, as it has no values to move."""
+    return nested(value, lambda tensor: tensor if tensor.is_meta else tensor.to(device, non_blocking=True))
 
 
 @contextmanager

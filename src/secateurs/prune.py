@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.apply import Masks
-from secateurs.forward import parameters_in
 from secateurs.observe import observe
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
-from secateurs.types import Allocator, Pattern, Plan, PlanError, Site, Sites, Solution, Solver, Task
+from secateurs.types import Allocator, Pattern, Plan, PlanError, SecateursError, Site, Sites, Solution, Solver, Task
 
 
 def prune_(
@@ -46,14 +45,13 @@ def prune_(
     plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
     _require_these_sites(plan, sites)
     found: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    kept: dict[str, int] = {}
-    for site in track(sites, "pruning"):
-        solution = solver(site, plan[site.name], stats)
-        _restrict(found, site, solution)
-        weights.update(solution.weights)
-        kept[site.name] = int(torch.count_nonzero(solution.kept))
-    return _impose_(model, sites, _as_done(plan, kept), found, weights, masks)
+    with _taken_back_on_error() as write:
+        for site in track(sites, "pruning"):
+            solution = solver(site, plan[site.name], stats)
+            _require_count(site, plan[site.name], solution)
+            _restrict(found, site, solution)
+            write(site, solution.weights, found)
+        return _imposed_(model, sites, plan, found, masks)
 
 
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
@@ -84,26 +82,48 @@ def _require_these_sites(plan: Plan, sites: Sites) -> None:
         raise PlanError(f"the plan names {', '.join(unknown)}, but the sites are {', '.join(names)}: it belongs to another model")
 
 
-def _as_done(plan: Plan, kept: Mapping[str, int]) -> Plan:
-    """The plan with the counts that the solver reached: an earlier pruning may have left a contest with fewer units than planned."""
-    return replace(plan, shares={name: replace(share, kept=kept[name]) for name, share in plan.shares.items()})
+def _require_count(site: Site, planned: int, solution: Solution) -> None:
+    kept = int(torch.count_nonzero(solution.kept))
+    if kept != planned:
+        raise PlanError(
+            f"{site.name}: the plan keeps {planned} units, but the solver chose {kept}: what a plan promises would be wrong; "
+            "see site.each_of, and check the solver with secateurs.testing.check_solver"
+        )
 
 
-def _impose_(
-    model: nn.Module,
-    sites: Sites,
-    plan: Plan,
-    found: dict[str, Tensor],
-    weights: Mapping[str, Tensor],
-    earlier: Masks | None,
-) -> Masks:
-    """Write what was decided to the model, everything together, once nothing can fail any more."""
+@contextmanager
+def _taken_back_on_error() -> Iterator[Callable[[Site, Mapping[str, Tensor], Mapping[str, Tensor]], None]]:
+    """Gives what writes a site's new weights, with what the masks remove at zero; if the block fails, all are as they were.
+
+    They are written before the next site is solved, so that of two sites with a weight in common the later one starts from what the
+    earlier one made of it.
+    """
+    before: dict[nn.Parameter, Tensor] = {}
+
+    @torch.no_grad()
+    def write(site: Site, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        members = {member.parameter: member.weight for member in site.members}
+        for name, value in weights.items():
+            if name not in members or value.shape != members[name].shape:
+                here = f"is {tuple(members[name].shape)}" if name in members else f"is none of {', '.join(members)}"
+                raise SecateursError(f"{site.name}: the solver writes {name} as {tuple(value.shape)}, but it {here}")
+            weight = members[name]
+            before.setdefault(weight, weight.detach().clone())
+            weight.copy_(value).masked_fill_(~masks[name], 0)
+
+    try:
+        yield write
+    except BaseException:
+        with torch.no_grad():
+            for weight, value in before.items():
+                weight.copy_(value)
+        raise
+
+
+def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tensor], earlier: Masks | None) -> Masks:
+    """The masks of what was found and of an earlier pruning together, applied."""
     for name, mask in (earlier or {}).items():
         found[name] = found[name] & mask.to(found[name].device) if name in found else mask
     masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
-    parameters = parameters_in(model)
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
     masks.remember(model, sites.structure)
     return masks.apply_()

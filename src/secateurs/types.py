@@ -7,8 +7,10 @@ A *pattern* cuts weights into *units*; a *criterion* scores units; an *allocator
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 Within = Literal["model", "isomorphic", "layer", "row"] | int
-"""Among whom units compete: all sites together, those that are coupled in the same way (2407.04616), their own layer, their own
-output row, or each M consecutive inputs."""
+"""Among whom units compete: all sites together, those of one kind (2407.04616: the same weight of the same class of layer, coupled
+in the same way), their own layer, their own output row, or each M consecutive inputs."""
 
 Role = Literal["producer", "consumer", "scale"]
 """What a member does with the units of its site: it makes them, reads them, or passes them on one by one."""
@@ -131,8 +133,15 @@ class Site:
     """A named set of units that compete with each other.
 
     ``contests`` and ``competitors`` are the shapes of the leading parts of a cut; what trails them are a unit's elements.
-    ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first. A plan keeps
-    multiples of ``step`` units. ``kind`` is the same for sites that are coupled in the same way; ``note`` is for people.
+    ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first. All contests
+    keep the same number, a multiple of ``step``, or what they have. ``kind`` is the same for sites that are isomorphic;
+    ``note`` is for people.
+
+    >>> from secateurs.patterns import Element, find_sites
+    >>> masks = {"weight": torch.tensor([[True, True, True], [True, False, False]])}
+    >>> site = find_sites(nn.Linear(3, 2), Element(within="row"), masks=masks)[0]
+    >>> site.available, [site.kept_by(each) for each in (1, 2, 3)], site.each_of(3)
+    (4, [2, 3, 4], 2)
     """
 
     name: str
@@ -157,8 +166,39 @@ class Site:
 
     @property
     def available(self) -> int:
-        """How many units a plan may keep: those that are still alive."""
-        return self.units if self.alive is None else int(self.alive.sum())
+        """How many units a plan may keep: those that are still alive, of a pattern such as 2:4 no more than it lets stay."""
+        return self.kept_by(self.fullest)
+
+    @property
+    def fullest(self) -> int:
+        """How many units the fullest contest may keep."""
+        most, decided = self.left[-1][0], self.pattern.kept_of_each
+        return most if decided is None else min(most, decided)
+
+    @cached_property
+    def left(self) -> tuple[tuple[int, int], ...]:
+        """How many contests have so many units alive: ``((units, contests), …)``, the fullest last."""
+        if self.alive is None:
+            return ((torch.Size(self.competitors).numel(), self.contest_count),)
+        units, contests = self.alive.sum(1).unique(return_counts=True)
+        return tuple(zip(units.tolist(), contests.tolist(), strict=True))
+
+    def kept_by(self, each: int) -> int:
+        """How many units stay where every contest keeps `each`, or all that it has left."""
+        return sum(min(units, each) * contests for units, contests in self.left)
+
+    def each_of(self, kept: int) -> int:
+        """How many units every contest keeps, or all that it has left, so that `kept` stay; raises `PlanError` where none does."""
+        if not 0 <= kept <= self.available:
+            raise PlanError(f"{self.name}: the plan keeps {kept} units, but only {self.available} of {self.units} can be kept")
+        each = bisect_left(range(self.fullest), kept, key=self.kept_by)
+        if self.kept_by(each) != kept:
+            near = " or ".join(str(self.kept_by(number)) for number in (each - 1, each))
+            raise PlanError(
+                f"{self.name}: {self.pattern} lets {self.contest_count} groups compete, each keeping the same number "
+                f"or all that an earlier pruning left of it, so the plan can keep {near} units, not {kept}"
+            )
+        return each
 
 
 @dataclass(frozen=True)

@@ -133,12 +133,7 @@ def _admitted(sites: Sites, total: int, floor: int) -> int:
 def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]:
     """Counts rounded to the multiples that each site keeps."""
     limits = {site.name: bounds(site, floor) for site in sites}
-    return {
-        name: count
-        if limits[name].step == 1
-        else min(max(round(count / limits[name].step) * limits[name].step, limits[name].low), limits[name].high)
-        for name, count in counts.items()
-    }
+    return {name: limits[name].nearest(count) for name, count in counts.items()}
 
 
 def _counts_at_threshold(sites: Sites, scores: ScoresOf, k: int, pool: list[bool]) -> dict[str, int]:
@@ -197,13 +192,13 @@ def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: in
         for site in sites:
             sparsity = next((value for key, value in sparsities.items() if fnmatchcase(site.name, key)), default)
             limit = bounds(site, floor)
-            wanted = round((1 - sparsity) * site.units / limit.step) * limit.step
-            if wanted > limit.high:
+            wanted = (1 - sparsity) * site.units
+            if round(wanted) > site.available:
                 raise PlanError(
-                    f"{site.name}: by_layer keeps {wanted} units, but only {limit.high} of {site.units} can be kept: "
+                    f"{site.name}: by_layer keeps {round(wanted)} units, but only {site.available} of {site.units} can be kept: "
                     "what an earlier pruning removed stays gone, and a pattern such as 2:4 decides by itself"
                 )
-            kept[site.name] = max(wanted, limit.low)
+            kept[site.name] = limit.nearest(wanted)
         return plan_of(sites, kept)
 
     return allocate

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, field
 
 from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a site may keep: multiples of ``step`` from ``low`` to ``high``."""
+    """What a site may keep: from ``low`` to ``high`` units, those numbers that its contests make by keeping a multiple of ``step`` each."""
 
     low: int
     high: int
     step: int
+    site: Site = field(repr=False, compare=False)
+
+    def at_most(self, wanted: float) -> int:
+        """The largest number of units that is not above `wanted`, or ``low`` where all are."""
+        steps = bisect_right(range(self.site.fullest // self.step + 1), max(wanted, 0), key=self._made_by)
+        return max(self._made_by(steps - 1), self.low)
+
+    def after(self, kept: int) -> int:
+        """The next larger number of units, or `kept` where it is the largest."""
+        steps = bisect_right(range(self.site.fullest // self.step), kept, key=self._made_by)
+        return max(self._made_by(steps), kept)
+
+    def nearest(self, wanted: float) -> int:
+        """The number of units that is nearest to `wanted`, of two the smaller."""
+        below = self.at_most(wanted)
+        above = self.after(below)
+        return below if wanted - below <= above - wanted else above
+
+    def _made_by(self, steps: int) -> int:
+        return self.site.kept_by(steps * self.step)
 
 
 def bounds(site: Site, floor: int) -> Bounds:
-    """A site's bounds: all its contests keep the same number, at least `floor` units stay, at most those still alive.
+    """A site's bounds: all its contests keep the same number, or what they have left, and at least `floor` units stay.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
-    >>> bounds(find_sites(nn.Linear(8, 4), Element(within="row"))[0], floor=1)
-    Bounds(low=4, high=32, step=4)
+    >>> rows = bounds(find_sites(nn.Linear(8, 4), Element(within="row"))[0], floor=1)
+    >>> rows, rows.at_most(10), rows.after(8), rows.nearest(10)
+    (Bounds(low=4, high=32, step=1), 8, 12, 8)
     """
-    # Where an earlier pruning left contests unequal, the fullest one decides: "at most" is what the others then mean.
-    left = site.units if site.alive is None else int(site.alive.sum(1).max()) * site.contest_count
-    step = site.contest_count * max(1, min(site.step, left // site.contest_count))
+    step = max(1, min(site.step, site.fullest))
+    steps = site.fullest // step
+    high = site.kept_by(steps * step)
     if site.pattern.kept_of_each is not None:
-        return Bounds(site.pattern.kept_of_each * step, site.pattern.kept_of_each * step, step)
-    high = left // step * step
-    return Bounds(min(ceil(floor / step) * step, high), high, step)
+        return Bounds(high, high, step, site)
+    least = bisect_left(range(steps), floor, key=lambda number: site.kept_by(number * step))
+    return Bounds(site.kept_by(least * step), high, step, site)
 
 
 def fraction_kept(name: str, sparsity: float | None, keep: float | None) -> float:
@@ -65,13 +86,15 @@ def apportion(sites: Sites, weights: Sequence[float], total: int, floor: int, wh
     if low > total or total > high:
         raise PlanError(_out_of_bounds(sites, who, total, low, high, floor))
     wanted = _fill(weights, limits, total)
-    counts = [limit.low + int((w - limit.low) // limit.step) * limit.step for w, limit in zip(wanted, limits, strict=True)]
+    counts = [limit.at_most(share) for share, limit in zip(wanted, limits, strict=True)]
     rest = total - sum(counts)
-    by_remainder = sorted(range(len(counts)), key=lambda i: (counts[i] - wanted[i]) / limits[i].step)
+    gaps = [limit.after(count) - count for count, limit in zip(counts, limits, strict=True)]
+    by_remainder = sorted(range(len(counts)), key=lambda i: (counts[i] - wanted[i]) / max(1, gaps[i]))
     for i in [*by_remainder, *by_remainder]:
-        if limits[i].step <= rest and counts[i] + limits[i].step <= limits[i].high:
-            counts[i] += limits[i].step
-            rest -= limits[i].step
+        more = limits[i].after(counts[i]) - counts[i]
+        if more <= rest:
+            counts[i] += more
+            rest -= more
     return {site.name: count for site, count in zip(sites, counts, strict=True)}
 
 

@@ -27,10 +27,9 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
         cost = budget.cost.prepare(sites.model, sites.example)
         limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
         units = sum(site.units for site in sites)
-        limits = [bounds(site, floor) for site in sites]
-        low = max(1, sum(each.low for each in limits))
+        low = max(1, sum(bounds(site, floor).low for site in sites))
         # Sites that keep multiples round down by themselves, each from what it would keep.
-        high = sum(site.available if site.step > 1 else each.high for site, each in zip(sites, limits, strict=True))
+        high = sum(site.available for site in sites)
 
         def plan_with(total: int) -> Plan:
             return allocator(keep=total / units, floor=floor)(sites, scores)

@@ -21,7 +21,7 @@ Accumulators = Mapping[Statistic, Accumulator]
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
-    """Statistics of every weight of the sites, from the task's calibration batches (else its training batches).
+    """Statistics of every weight of the sites, from the task's calibration batches (else its training batches), on the model's device.
 
     Each expert of a mixture is observed with the tokens that reach it; where none does, the mean of the others stands for it, with a
     warning. Without needs it does nothing. Raises `TaskError` where there are no batches or none passes.

@@ -40,7 +40,7 @@ def cut(pattern: Tiling, shape: Sequence[int]) -> Cut:
     elements = [2 * dim + 1 for dim, size in enumerate(sizes) if size > 1]
     whole = [2 * dim + 1 for dim, size in enumerate(sizes) if size == 1]
     consecutive = pattern.within if isinstance(pattern.within, int) else 1
-    contest_dims = {"model": 0, "layer": 0, "row": 2}.get(str(pattern.within), len(shape))
+    contest_dims = {"model": 0, "isomorphic": 0, "layer": 0, "row": 2}.get(str(pattern.within), len(shape))
     ones = tuple(range(len(shape), len(shape) + len(whole)))
     leading = (*grid[:2], grid[2] // consecutive, *grid[3:])
 

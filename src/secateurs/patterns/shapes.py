@@ -212,7 +212,7 @@ class Filter:
     def __post_init__(self) -> None:
         check_within(self, self.within)
         if self.within == "row" or isinstance(self.within, int):
-            raise PatternError(f'{self}: a filter is a whole row, so filters compete within "layer" or "model"')
+            raise PatternError(f'{self}: a filter is a whole row, so filters compete within "layer", "isomorphic" or "model"')
 
     @property
     def kept_of_each(self) -> None:

@@ -16,7 +16,6 @@ from secateurs.types import (
     Evidence,
     NonFiniteError,
     PatternError,
-    PlanError,
     Scores,
     SecateursError,
     Site,
@@ -56,15 +55,8 @@ class TopK:
             yield self._scores(site, stats)
 
     def __call__(self, site: Site, kept: int, stats: Stats) -> Solution:
-        available = _available(site)
-        if not 0 <= kept <= available:
-            raise PlanError(f"{site.name}: the plan keeps {kept} units, but only {available} of {site.units} can be kept")
-        if kept % site.contest_count:
-            raise PlanError(
-                f"{site.name}: {site.pattern} lets {site.contest_count} groups compete, each keeping the same number, "
-                f"so the plan must keep a multiple of {site.contest_count} units, not {kept}"
-            )
-        chosen = highest(self._scores(site, stats), kept // site.contest_count)
+        each = site.each_of(kept)
+        chosen = highest(self._scores(site, stats), each)
         return Solution(chosen if site.alive is None else chosen & site.alive)
 
     def _scores(self, site: Site, stats: Stats) -> Scores:
@@ -112,13 +104,6 @@ def _evidence(site: Site, index: int, criterion: Criterion, stats: Stats) -> Evi
                 f"{why}, or skip=[{site.name!r}]"
             )
     return Evidence(member.parameter, member.canonical(weight).float(), observed)
-
-
-def _available(site: Site) -> int:
-    """Units that a plan may keep: contests keep at most their part of it, so the fullest one decides, or the pattern (2:4)."""
-    if site.alive is None or site.pattern.kept_of_each is not None:
-        return site.units
-    return int(site.alive.sum(1).max()) * site.contest_count
 
 
 def highest(scores: Scores, k: int) -> Tensor:

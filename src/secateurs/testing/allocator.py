@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from math import nan
+
+import torch
+from torch import Tensor
 
 from secateurs.criteria import magnitude
 from secateurs.patterns import Channel, Element, Filter, find_sites
@@ -12,7 +15,7 @@ from secateurs.solve import TopK
 from secateurs.testing.specimens import COUPLED, NETWORKS, Specimen, earlier_masks, sites_of, unchanged
 from secateurs.types import Allocator, Pattern, Plan, PlanError, Scores, SecateursError, Site, Sites
 
-_TILINGS: tuple[Pattern, ...] = (Element(), Element(within="row"), Filter(), Element(within="model"))
+_TILINGS: tuple[Pattern, ...] = (Element(), Element(within="row"), Filter(), Element(within="model"), Filter(within="isomorphic"))
 _COUPLINGS = (
     Channel(),
     Channel(within="model"),
@@ -103,7 +106,7 @@ def _check_fractions(make: Callable[..., Allocator], sites: Sites, exact: bool, 
         if exact and not rounded:
             _check_total(plan, sites, keep, said)
         if keep == 1:
-            everything = {site.name: site.units // _step(site) * _step(site) for site in sites}
+            everything = {site.name: _possible(site)[-1] for site in sites}
             assert dict(plan) == everything, f"{said}: keeps {dict(plan)}, not everything"
         assert make(keep=keep)(sites, _scores_of(sites)) == plan, f"{said}: another plan at the second call"
         if keep < 1:
@@ -120,34 +123,33 @@ def _check_plan(plan: Plan, sites: Sites, where: str) -> None:
     for site in sites:
         kept = plan[site.name]
         assert type(kept) is int, f"{where}: {site.name} keeps {kept!r}, which is no int"
-        assert kept % site.contest_count == 0, (
-            f"{where}: {site.name} keeps {kept}, not the same in each of {site.contest_count} contests"
+        least, *_, most = possible = _possible(site)
+        assert kept <= most, f"{where}: {site.name} keeps {kept} units, but only {most} can be kept"
+        assert kept > least or most == 0, f"{where}: {site.name} is emptied"
+        assert kept in possible, (
+            f"{where}: {site.name} keeps {kept}, which is not the same in each of {site.contest_count} contests, or all that it has, "
+            f"in multiples of {site.step}: {possible}"
         )
-        assert kept >= 1, f"{where}: {site.name} is emptied"
-        assert kept <= _available(site), f"{where}: {site.name} keeps {kept} units, but only {_available(site)} can be kept"
-        assert kept % _step(site) == 0, f"{where}: {site.name} keeps {kept} units, no multiple of {_step(site)}"
         share = plan.shares[site.name]
         expected = (site.units, _elements(site))
         assert (share.units, dict(share.elements)) == expected, f"{where}: the plan's share of {site.name} is {share}"
     assert Plan.from_json(plan.to_json()) == plan, f"{where}: the plan is another one after JSON"
 
 
-def _available(site: Site) -> int:
-    """Units that can be kept; contests keep at most their number, so the one with most alive decides."""
-    return site.units if site.alive is None else int(site.alive.sum(1).max()) * site.contest_count
-
-
-def _step(site: Site) -> int:
-    """What a site keeps multiples of; one that is smaller than that keeps what it has."""
-    return max(1, min(site.step, _available(site)))
+def _possible(site: Site) -> list[int]:
+    """All numbers of units that can stay: contests keep one number, or what they have; a site smaller than its step, what it has."""
+    alive = [site.units // site.contest_count] * site.contest_count if site.alive is None else site.alive.sum(1).tolist()
+    rounded = range(0, max(alive) + 1, site.step)
+    return [sum(min(each, count) for count in alive) for each in (rounded if len(rounded) > 1 else (0, max(alive)))]
 
 
 def _elements(site: Site) -> dict[str, int]:
     """Parameter → how many of its elements lie in one unit, in one member or in several."""
-    found = Counter[str]()
+    held: dict[str, Tensor] = {}
     for member in site.members:
-        found[member.parameter] += member.cut(member.canonical(member.weight)).numel() // site.units
-    return dict(found)
+        mask = held.setdefault(member.parameter, torch.zeros(member.weight.shape, dtype=torch.int64))
+        member.cut(member.canonical(mask)).add_(1)
+    return {name: int(mask.sum()) // site.units for name, mask in held.items()}
 
 
 def _check_total(plan: Plan, sites: Sites, keep: float, where: str) -> None:
@@ -156,8 +158,8 @@ def _check_total(plan: Plan, sites: Sites, keep: float, where: str) -> None:
         pool = [site for site in sites if site.kind == kind or not apart]
         wanted, total = round(keep * sum(site.units for site in pool)), sum(plan[site.name] for site in pool)
         if apart:
-            wanted = min(max(wanted, len(pool)), sum(map(_available, pool)))
-        step = max(site.contest_count for site in pool)
+            wanted = min(max(wanted, len(pool)), sum(_possible(site)[-1] for site in pool))
+        step = max(after - before for site in pool for before, after in pairwise(_possible(site)))
         assert total <= wanted, f"{where}: keeps {total} units in all, more than {wanted}"
         assert total > wanted - step, f"{where}: keeps {total} units in all, not {wanted}"
 

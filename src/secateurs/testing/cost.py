@@ -14,8 +14,10 @@ from secateurs.criteria import magnitude
 from secateurs.patterns import Element, find_sites
 from secateurs.prune import prune_
 from secateurs.solve import TopK
-from secateurs.testing.specimens import LAYERS, NETWORKS, Specimen, unchanged
-from secateurs.types import Cost, Plan, PlanError, Share, Task
+from secateurs.testing.specimens import LAYERS, NETWORKS, Specimen, earlier_masks, unchanged
+from secateurs.types import Cost, Pattern, Plan, PlanError, Share, Task
+
+_ELEMENT = Element()
 
 Counted = Callable[[nn.Module, Any, Masks], float]
 """``(pruned model, example, masks)`` → the cost as it is counted or measured there."""
@@ -28,7 +30,8 @@ def check_cost(cost: Cost, *, counted: Counted | None = None, on: Sequence[Speci
     - a plan that removes a quarter or more costs no more than the dense model, and a sparser plan no more than a denser one
     - the model is left as it was; the same plan costs the same
     - a plan of another model is a `PlanError`
-    - ``counted=``: what a plan promises is what is counted on the model that was really pruned
+    - ``counted=``: what a plan promises is what is counted on the model that was really pruned, also where an earlier pruning left
+      rows that compete apart with unequal numbers of weights
 
     >>> from secateurs.costs import nonzero_params, params
     >>> check_cost(params, counted=lambda model, example, masks: nonzero_params(model))
@@ -44,8 +47,8 @@ def check_cost(cost: Cost, *, counted: Counted | None = None, on: Sequence[Speci
             _check_promise(cost, counted, specimen, where)
 
 
-def _plan(model: nn.Module, keep: float) -> Plan:
-    sites = find_sites(model, Element(), skip=())
+def _plan(model: nn.Module, keep: float, pattern: Pattern = _ELEMENT, masks: Masks | None = None) -> Plan:
+    sites = find_sites(model, pattern, skip=(), masks=masks)
     return uniform(keep=keep)(sites, lambda: TopK(magnitude()).scores(sites, {}))
 
 
@@ -72,13 +75,21 @@ def _check_plans(cost: Cost, model: nn.Module, example: Any, where: str) -> None
 
 
 def _check_promise(cost: Cost, counted: Counted, specimen: Specimen, where: str) -> None:
-    for keep in (0.5, 0.2):
+    for keep, pattern, uneven in ((0.5, _ELEMENT, False), (0.2, _ELEMENT, False), (0.4, Element(within="row"), True)):
         model = specimen.model()
-        plan = _plan(model, keep)
+        masks = _uneven_(model) if uneven else None
+        plan = _plan(model, keep, pattern, masks)
         promised = cost(model, specimen.example, plan)
         solver, task = TopK(magnitude()), Task(example=specimen.example)
-        masks = prune_(model, Element(), solver, lambda sites, scores, plan=plan: plan, task, skip=())
+        masks = prune_(model, pattern, solver, lambda sites, scores, plan=plan: plan, task, skip=(), masks=masks)
         found = counted(model, specimen.example, masks)
+        said = f"{where}: keep={keep}" + (" after an earlier pruning" if uneven else "")
         assert isclose(promised, found, rel_tol=1e-9), (
-            f"{where}: keep={keep} promises {promised} {cost.unit}, but {found} are counted on the pruned model"
+            f"{said} promises {promised} {cost.unit}, but {found} are counted on the pruned model"
         )
+
+
+def _uneven_(model: nn.Module) -> Masks:
+    """An earlier pruning of every weight, after which rows have unequal numbers of weights."""
+    names = [member.parameter for site in find_sites(model, _ELEMENT, skip=()) for member in site.members]
+    return Masks(earlier_masks(model, names), model).apply_()

@@ -107,7 +107,7 @@ def _check_contests(site: Site, unit_of: Tensor, tile: Sequence[int], where: str
     within, competitors = site.pattern.within, prod(site.competitors)
     kept_of_each = site.pattern.kept_of_each
     assert kept_of_each is None or 0 < kept_of_each < competitors, f"{where}: keeps {kept_of_each} of each {competitors} units"
-    if within in ("model", "layer"):
+    if within in ("model", "isomorphic", "layer"):
         assert site.contest_count == 1, f"{where}: {site.contest_count} contests, though units compete within the {within}"
         return
     contest_of = torch.where(unit_of >= 0, unit_of // competitors, -1)

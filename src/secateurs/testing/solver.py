@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from secateurs.allocate import uniform
 from secateurs.patterns import Channel, Element, Filter, NofM, find_sites, misfit
 from secateurs.patterns.canonical import find_weights
+from secateurs.prune import masks_of, prune_
 from secateurs.testing.specimens import COUPLED, LAYERS, Specimen, earlier_masks, sites_of, unchanged, with_evidence
-from secateurs.types import NonFiniteError, Pattern, PlanError, SecateursError, Site, Sites, Solution, Solver, Stats, Tiling
+from secateurs.types import (
+    NonFiniteError,
+    Pattern,
+    PlanError,
+    Scores,
+    SecateursError,
+    Site,
+    Sites,
+    Solution,
+    Solver,
+    Statistic,
+    Stats,
+    Task,
+    Tiling,
+)
 
 _PATTERNS: tuple[Tiling, ...] = (Element(), Element(within="row"), NofM(2, 4), Filter())
 
@@ -31,6 +48,7 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
     - units that an earlier pruning removed stay removed; more units than are left are a `PlanError`
     - a `SecateursError` is a fair answer to coupled weights
     - the same site gives the same solution, new weights are finite and of the parameter's shape, and the model is untouched
+    - where sites have a weight in common, `prune_` asks for each with what it wrote for those before in place, so nothing is lost
 
     >>> from secateurs.criteria import magnitude
     >>> from secateurs.solve import TopK
@@ -44,6 +62,7 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
     for specimen in on or COUPLED:
         for earlier in (False, True):
             checked += _check_sites(solver, specimen, Channel(), sites_of(specimen, Channel(), earlier), by_score)
+        _check_shared(solver, specimen)
     assert checked, f"{solver!r}: what it needs can be observed on none of {[specimen.name for specimen in on or LAYERS]}"
 
 
@@ -93,15 +112,17 @@ def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where:
     assert not torch.isnan(scores).any(), f"{where}: a score is NaN"
     alive = torch.ones(shape, dtype=torch.bool) if site.alive is None else site.alive
     left = alive.sum(1)
-    for each in sorted({0, 1, int(left.max()) // 2, int(left.max())}):
+    most = min(int(left.max()), site.pattern.kept_of_each or shape[1])
+    for each in sorted({0, min(1, most), most // 2, most}):
         said = f"{where}, {each} of each {shape[1]}"
-        solution = solver(site, each * shape[0], stats)
+        expected = left.clamp(max=each)
+        solution = solver(site, int(expected.sum()), stats)
         _check_solution(solution, site, said)
         kept = solution.kept
         assert not (kept & ~alive).any(), f"{said}: units that an earlier pruning removed came back"
-        got, expected = kept.sum(1), left.clamp(max=each)
+        got = kept.sum(1)
         assert torch.equal(got, expected), f"{said}: it keeps {got.tolist()} in the contests, not {expected.tolist()}"
-        assert torch.equal(kept, solver(site, each * shape[0], stats).kept), f"{said}: another solution at the second call"
+        assert torch.equal(kept, solver(site, int(expected.sum()), stats).kept), f"{said}: another solution at the second call"
         if by_score:
             lowest_kept = scores.masked_fill(~kept, torch.inf).amin(1)
             highest_removed = scores.masked_fill(kept | ~alive, -torch.inf).amax(1)
@@ -110,10 +131,52 @@ def _check_site(solver: Solver, site: Site, stats: Stats, by_score: bool, where:
             passed_over = (tied & ~kept).cumsum(1) > 0
             assert not (tied & kept & passed_over).any(), f"{said}: of units that score the same, the first must stay"
     try:
-        solver(site, site.units + site.contest_count, stats)
+        solver(site, int(left.clamp(max=most).sum()) + 1, stats)
     except PlanError:
         return
     raise AssertionError(f"{where}: to keep more units than there are must be a PlanError")
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A solver that is seen at work: which weights it found, and what it made of them."""
+
+    solver: Solver
+    written: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        return self.solver.needs
+
+    def scores(self, sites: Iterable[Site], stats: Stats) -> Iterator[Scores]:
+        """Those of the solver."""
+        return self.solver.scores(sites, stats)
+
+    def __call__(self, site: Site, kept: int, stats: Stats) -> Solution:
+        for member in site.members:
+            before = self.written.get(member.parameter, member.weight)
+            assert torch.equal(before, member.weight), (
+                f"{self.solver!r}: {site.name} is solved without what was written to {member.parameter} for a site before"
+            )
+        solution = self.solver(site, kept, stats)
+        masks = masks_of(site, solution)
+        for name, value in solution.weights.items():
+            self.written[name] = torch.where(masks[name], value, 0).detach()
+        return solution
+
+
+def _check_shared(solver: Solver, specimen: Specimen) -> None:
+    """What it writes for two sites that have a weight in common stays, from the first to the last."""
+    model, task = specimen.model(), Task(example=specimen.example, calibration=[(specimen.example, None)])
+    watched = _Watched(solver)
+    try:
+        masks = prune_(model, Channel(), watched, uniform(keep=0.5), task)
+    except SecateursError:  # a fair answer to coupled weights
+        return
+    parameters = dict(model.named_parameters())
+    for name, value in watched.written.items():
+        left = torch.where(masks[name], value, 0) if name in masks else value
+        assert torch.equal(parameters[name], left), f"{solver!r} on the {specimen.name}: what it wrote to {name} is lost"
 
 
 def _check_solution(solution: Solution, site: Site, where: str) -> None:
