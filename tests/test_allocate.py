@@ -20,6 +20,7 @@ from secateurs.allocate import (
     erdos_renyi,
     fraction_kept,
     global_threshold,
+    limits_of,
     uniform,
     within_budget,
 )
@@ -131,12 +132,12 @@ def test_erdos_renyi_counts_the_outputs_of_all_groups():
 )
 def test_shares_are_exact_and_within_their_bounds(sizes, fraction, floor, weights):
     sites = find_sites(linears(*sizes), Element())
-    limits = [bounds(site, floor) for site in sites]
-    low, high = sum(limit.low for limit in limits), sum(limit.high for limit in limits)
+    limits = limits_of(sites, floor)
+    low, high = sum(limit.low for limit in limits.values()), sum(limit.high for limit in limits.values())
     total = round(low + fraction * (high - low))
-    counts = apportion(sites, weights[: len(sites)], total, floor, "mine")
+    counts = apportion(sites, weights[: len(sites)], total, limits, "mine")
     assert sum(counts.values()) == total
-    assert all(limit.low <= count <= limit.high for limit, count in zip(limits, counts.values(), strict=True))
+    assert all(limits[name].low <= count <= limits[name].high for name, count in counts.items())
 
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.floats(0.3, 1))
@@ -326,7 +327,9 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 @pytest.mark.parametrize("make", ALLOCATORS)
 def test_a_sparsity_that_the_floors_do_not_admit_is_an_error_that_says_so(make):
-    with pytest.raises(PlanError, match=r"keeps 2 of 32 units, but a floor of 2 in each of 2 sites already takes 4: ask for less"):
+    with pytest.raises(
+        PlanError, match=r"keeps 2 of 32 units, but what floor= and .* in each of 2 sites already takes 4: ask for less"
+    ):
         plan_with(make(keep=2 / 32, floor=2), linears(4, 4, 4))
 
 
@@ -335,6 +338,47 @@ def test_more_than_an_earlier_pruning_left_in_all_is_an_error_that_says_so(make)
     masks = {"0.weight": torch.eye(4) > 0}
     with pytest.raises(PlanError, match=r"keeps 8 of 16 units, but only 4 are left by the earlier pruning: .* more sparsity"):
         plan_with(make(keep=0.5), linears(4, 4), masks=masks)
+
+
+@pytest.mark.parametrize("pattern", [Element(), Element(within="model"), Filter(), Element(within="isomorphic")], ids=repr)
+def test_a_ceiling_keeps_a_ranking_of_all_layers_from_stripping_the_last_ones(pattern):
+    model = linears(20, 20, 20, 10, 10)
+    with torch.no_grad():
+        model[2].weight.mul_(1e-6)
+    units = {site.name: site.units for site in find_sites(model, pattern)}
+    bare = plan_with(global_threshold(sparsity=0.6), model, pattern)
+    capped = plan_with(global_threshold(sparsity=0.6, ceiling=0.7), model, pattern)
+    assert bare["2"] == 1
+    assert capped["2"] == round(0.3 * units["2"])
+    assert sum(capped.values()) == sum(bare.values()) == round(0.4 * sum(units.values()))
+    assert all(kept >= 0.3 * units[name] for name, kept in capped.items())
+
+
+@pytest.mark.parametrize("make", [uniform, erdos_renyi, lambda ceiling, sparsity: by_layer({"*": sparsity}, ceiling=ceiling)])
+def test_every_allocator_has_a_ceiling(make):
+    sites = find_sites(linears(40, 30, 20, 10), Element(within="row"))
+    plan = make(sparsity=0.65, ceiling=0.7)(sites, no_scores)
+    assert all(plan[site.name] >= 0.3 * site.units for site in sites)
+
+
+def test_a_ceiling_holds_in_a_budget_and_counts_what_an_earlier_pruning_took():
+    model = linears(8, 8, 8)
+    sites = find_sites(model, Element(), masks={"0.weight": torch.arange(64).view(8, 8) < 40})
+    plan = within_budget(Budget(params, limit=16 + 64), uniform, ceiling=0.5)(sites, no_scores)
+    assert dict(plan) == {"0": 32, "1": 32}
+    sites = find_sites(model, Element(), masks={"0.weight": torch.arange(64).view(8, 8) < 20})
+    plan = within_budget(Budget(params, limit=16 + 53), uniform, ceiling=0.5)(sites, no_scores)
+    assert dict(plan) == {"0": 20, "1": 33}
+    with pytest.raises(PlanError, match="params can fall to 68 parameters at the least"):
+        within_budget(Budget(params, limit=67), uniform, ceiling=0.5)(sites, no_scores)
+
+
+def test_a_ceiling_or_floor_out_of_range_is_an_error():
+    for arguments in ({"ceiling": 0.0}, {"ceiling": 1.5}, {"ceiling": float("nan")}, {"floor": -1}):
+        with pytest.raises(SecateursError, match=r"0.8 lets no site lose more than 80 % of its units"):
+            plan_with(uniform(keep=0.5, **arguments), linears(4, 4, 4))
+    with pytest.raises(PlanError, match=r"already takes 24: ask for less sparsity, a lower floor= or a higher ceiling="):
+        plan_with(uniform(keep=0.5, ceiling=0.25), linears(4, 4, 4))
 
 
 # ------------------------------------------------------------------------------------------------ coupled weights
@@ -376,7 +420,7 @@ def test_a_small_kind_of_sites_keeps_its_floor_and_the_others_their_fraction():
     assert dict(global_threshold(keep=0.2)(sites, scores_of(sites))) == {"0": 8, "1": 1}
     budget = within_budget(Budget(params, keep=0.2), global_threshold)(sites, scores_of(sites))
     assert all(budget.values())
-    with pytest.raises(PlanError, match="a floor of 1 in each of 2 sites already takes 2"):
+    with pytest.raises(PlanError, match="in each of 2 sites already takes 2"):
         global_threshold(keep=0.02)(sites, scores_of(sites))
 
 

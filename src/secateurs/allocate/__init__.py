@@ -1,11 +1,12 @@
 """How much where."""
 
 from secateurs.allocate.allocators import as_pattern, by_layer, erdos_renyi, global_threshold, uniform
-from secateurs.allocate.apportion import Bounds, apportion, bounds, fraction_kept, plan_of
+from secateurs.allocate.apportion import Bounds, Limits, apportion, bounds, fraction_kept, limits_of, plan_of
 from secateurs.allocate.budget import within_budget
 
 __all__ = [
     "Bounds",
+    "Limits",
     "apportion",
     "as_pattern",
     "bounds",
@@ -13,6 +14,7 @@ __all__ = [
     "erdos_renyi",
     "fraction_kept",
     "global_threshold",
+    "limits_of",
     "plan_of",
     "uniform",
     "within_budget",

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from secateurs.allocate.apportion import apportion, bounds, fraction_kept, plan_of
+from secateurs.allocate.apportion import Limits, apportion, fraction_kept, limits_of, plan_of
 from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
 from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
@@ -17,8 +17,8 @@ from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, 
 ScoresOf = Callable[[], Iterator[Scores]]
 
 
-def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1) -> Allocator:
-    """Every site keeps the same fraction; the total is exact, and no site keeps fewer than `floor` units.
+def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1, ceiling: float = 1.0) -> Allocator:
+    """Every site keeps the same fraction; the total is exact; no site keeps fewer than `floor` units, or loses more than `ceiling`.
 
     With a pattern whose units compete ``within="model"`` the whole model is one contest, so one threshold decides.
 
@@ -32,14 +32,16 @@ def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: 
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         if sites[0].pattern.within in ("model", "isomorphic"):
-            return global_threshold(keep=fraction, floor=floor)(sites, scores)
-        total = _total(sites, fraction)
-        return plan_of(sites, apportion(sites, [site.units for site in sites], total, floor, f"uniform(keep={fraction:g})"))
+            return global_threshold(keep=fraction, floor=floor, ceiling=ceiling)(sites, scores)
+        limits, units = limits_of(sites, floor, ceiling), [site.units for site in sites]
+        return plan_of(sites, apportion(sites, units, _total(sites, fraction), limits, f"uniform(keep={fraction:g})"))
 
     return allocate
 
 
-def erdos_renyi(*, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1) -> Allocator:
+def erdos_renyi(
+    *, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1, ceiling: float = 1.0
+) -> Allocator:
     """Density in proportion to Σ dimensions / Π dimensions: large layers give most (1707.04780; with kernels, 1911.11134).
 
     ``kernel=False`` leaves the kernel's dimensions out. Layers that would be denser than dense are, and the others make up for it.
@@ -56,7 +58,8 @@ def erdos_renyi(*, sparsity: float | None = None, keep: float | None = None, ker
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         _refuse_model_wide(sites, "erdos_renyi")
         weights = [site.units * _erdos_renyi_density(site, kernel) for site in sites]
-        return plan_of(sites, apportion(sites, weights, _total(sites, fraction), floor, f"erdos_renyi(keep={fraction:g})"))
+        limits = limits_of(sites, floor, ceiling)
+        return plan_of(sites, apportion(sites, weights, _total(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
 
     return allocate
 
@@ -72,10 +75,13 @@ def _erdos_renyi_density(site: Site, kernel: bool) -> float:
     return sum(sizes) / torch.Size(sizes).numel()
 
 
-def global_threshold(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1) -> Allocator:
+def global_threshold(
+    *, sparsity: float | None = None, keep: float | None = None, floor: int = 1, ceiling: float = 1.0
+) -> Allocator:
     """One threshold for the scores of all sites together: each keeps what scores above it (1506.02626, 1803.03635).
 
-    The total is exact; units that score exactly the threshold are shared out evenly. Scores are computed anew in each of about
+    No site loses more than the fraction `ceiling` of its units, however low they score: without it, a ranking of all layers may strip
+    the last stages. The total is exact; units that score exactly the threshold are shared out evenly. Scores are computed anew in each of about
     three passes, so that those of the whole model never lie in memory together.
 
     >>> from torch import nn
@@ -93,14 +99,14 @@ def global_threshold(*, sparsity: float | None = None, keep: float | None = None
                 f"{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole "
                 'model: use within="layer", or uniform(...)'
             )
-        who = f"global_threshold(keep={fraction:g})"
+        who, limits = f"global_threshold(keep={fraction:g})", limits_of(sites, floor, ceiling)
+        apportion(sites, [1.0] * len(sites), _total(sites, fraction), limits, who)  # raises where the bounds do not admit the total
         if sites[0].pattern.within != "isomorphic":
-            return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), floor, who))
+            return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), limits))
         kept: dict[str, int] = {}
-        apportion(sites, [1.0] * len(sites), _total(sites, fraction), floor, who)  # raises where the bounds do not admit the total
         for kind in dict.fromkeys(site.kind for site in sites):
             alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
-            kept |= _pooled(alike, _only(sites, scores, kind), _admitted(alike, _total(alike, fraction), floor), floor, who)
+            kept |= _pooled(alike, _only(sites, scores, kind), _total(alike, fraction), limits)
         return plan_of(sites, kept)
 
     return allocate
@@ -111,29 +117,17 @@ def _only(sites: Sites, scores: ScoresOf, kind: str) -> ScoresOf:
     return lambda: (piece for site, piece in zip(sites, scores(), strict=True) if site.kind == kind)
 
 
-def _pooled(sites: Sites, scores: ScoresOf, total: int, floor: int, who: str) -> dict[str, int]:
-    """Counts by one threshold. Sites that it would leave under their floor keep the floor, and the others compete for the rest."""
-    apportion(sites, [1.0] * len(sites), total, floor, who)  # raises where the bounds do not admit the total
-    total = _admitted(sites, total, floor)
-    at_floor: dict[str, int] = {}
+def _pooled(sites: Sites, scores: ScoresOf, total: int, limits: Limits) -> dict[str, int]:
+    """Counts by one threshold. Sites that it would leave under their least keep that, and the others compete for the rest."""
+    total = min(max(total, sum(limits[site.name].low for site in sites)), sum(site.available for site in sites))
+    at_least: dict[str, int] = {}
     while True:
-        pool = [site.name not in at_floor for site in sites]
-        counts = _counts_at_threshold(sites, scores, total - sum(at_floor.values()), pool)
-        starved = {site.name: bounds(site, floor).low for site in sites if counts.get(site.name, 0) < bounds(site, floor).low}
-        if starved.keys() <= at_floor.keys():
-            return _stepped(sites, counts | at_floor, floor)
-        at_floor |= starved
-
-
-def _admitted(sites: Sites, total: int, floor: int) -> int:
-    """The number of units nearest to a total that leaves each site its floor and asks for none that is gone."""
-    return min(max(total, sum(bounds(site, floor).low for site in sites)), sum(site.available for site in sites))
-
-
-def _stepped(sites: Sites, counts: dict[str, int], floor: int) -> dict[str, int]:
-    """Counts rounded to the multiples that each site keeps."""
-    limits = {site.name: bounds(site, floor) for site in sites}
-    return {name: limits[name].nearest(count) for name, count in counts.items()}
+        pool = [site.name not in at_least for site in sites]
+        counts = _counts_at_threshold(sites, scores, total - sum(at_least.values()), pool) | at_least
+        starved = {site.name: limits[site.name].low for site in sites if counts[site.name] < limits[site.name].low}
+        if not starved:
+            return {name: limits[name].nearest(count) for name, count in counts.items()}
+        at_least |= starved
 
 
 def _counts_at_threshold(sites: Sites, scores: ScoresOf, k: int, pool: list[bool]) -> dict[str, int]:
@@ -171,7 +165,7 @@ def _share_evenly(ties: list[int], wanted: int) -> list[int]:
     return shares
 
 
-def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: int = 1) -> Allocator:
+def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: int = 1, ceiling: float = 1.0) -> Allocator:
     """Sparsities by hand: layer name or glob → sparsity in [0, 1); the first key that means a layer counts, else `default`.
 
     Raises `SecateursError` for a key that means no site, or a sparsity out of range.
@@ -188,17 +182,16 @@ def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: in
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         _refuse_model_wide(sites, "by_layer")
         _require_known(sparsities, [site.name for site in sites])
-        kept = {}
+        kept, limits = {}, limits_of(sites, floor, ceiling)
         for site in sites:
             sparsity = next((value for key, value in sparsities.items() if fnmatchcase(site.name, key)), default)
-            limit = bounds(site, floor)
             wanted = (1 - sparsity) * site.units
             if round(wanted) > site.available:
                 raise PlanError(
                     f"{site.name}: by_layer keeps {round(wanted)} units, but only {site.available} of {site.units} can be kept: "
                     "what an earlier pruning removed stays gone, and a pattern such as 2:4 decides by itself"
                 )
-            kept[site.name] = limit.nearest(wanted)
+            kept[site.name] = limits[site.name].nearest(wanted)
         return plan_of(sites, kept)
 
     return allocate
@@ -224,7 +217,7 @@ def as_pattern() -> Allocator:
         free = next((site.pattern for site in sites if site.pattern.kept_of_each is None), None)
         if free is not None:
             raise PlanError(f"{free} does not say how many units stay: give an allocator, for example uniform(sparsity=0.5)")
-        return plan_of(sites, {site.name: bounds(site, 0).low for site in sites})
+        return plan_of(sites, {site.name: site.available for site in sites})
 
     return allocate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
@@ -38,22 +38,41 @@ class Bounds:
         return self.site.kept_by(steps * self.step)
 
 
-def bounds(site: Site, floor: int) -> Bounds:
-    """A site's bounds: all its contests keep the same number, or what they have left, and at least `floor` units stay.
+def bounds(site: Site, floor: int, ceiling: float = 1.0) -> Bounds:
+    """A site's bounds: all its contests keep the same number, or what they have left; at least `floor` units stay, and no more than
+    the fraction `ceiling` of all goes. Raises `SecateursError` where these two are no such numbers.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
-    >>> rows = bounds(find_sites(nn.Linear(8, 4), Element(within="row"))[0], floor=1)
+    >>> site = find_sites(nn.Linear(8, 4), Element(within="row"))[0]
+    >>> rows = bounds(site, floor=1)
     >>> rows, rows.at_most(10), rows.after(8), rows.nearest(10)
     (Bounds(low=4, high=32, step=1), 8, 12, 8)
+    >>> bounds(site, floor=1, ceiling=0.7)
+    Bounds(low=12, high=32, step=1)
     """
+    if floor < 0 or not 0 < ceiling <= 1:
+        raise SecateursError(
+            f"floor={floor}, ceiling={ceiling}: floor is the number of units that stay at least in each site; ceiling, in (0, 1], the "
+            "fraction that goes at most: 0.8 lets no site lose more than 80 % of its units"
+        )
     step = max(1, min(site.step, site.fullest))
     steps = site.fullest // step
     high = site.kept_by(steps * step)
     if site.pattern.kept_of_each is not None:
         return Bounds(high, high, step, site)
-    least = bisect_left(range(steps), floor, key=lambda number: site.kept_by(number * step))
+    stay = max(floor, site.units - int(ceiling * site.units + 1e-9))
+    least = bisect_left(range(steps), stay, key=lambda number: site.kept_by(number * step))
     return Bounds(site.kept_by(least * step), high, step, site)
+
+
+Limits = Mapping[str, Bounds]
+"""Site → its bounds."""
+
+
+def limits_of(sites: Sites, floor: int, ceiling: float = 1.0) -> Limits:
+    """The bounds of every site."""
+    return {site.name: bounds(site, floor, ceiling) for site in sites}
 
 
 def fraction_kept(name: str, sparsity: float | None, keep: float | None) -> float:
@@ -73,18 +92,18 @@ def fraction_kept(name: str, sparsity: float | None, keep: float | None) -> floa
     return keep
 
 
-def apportion(sites: Sites, weights: Sequence[float], total: int, floor: int, who: str) -> dict[str, int]:
+def apportion(sites: Sites, weights: Sequence[float], total: int, bounds_of: Limits, who: str) -> dict[str, int]:
     """Share `total` units among the sites in proportion to `weights`, within their bounds, exactly.
 
     Where sites keep multiples of a step (rows that compete apart, say) the sum may fall short of `total`, never exceed it. Raises
     `PlanError` where the bounds do not admit `total`.
     """
-    limits = [bounds(site, floor) for site in sites]
+    limits = [bounds_of[site.name] for site in sites]
     low, high = sum(limit.low for limit in limits), sum(limit.high for limit in limits)
     if any(site.step > 1 for site in sites):  # widths round down to what the hardware likes
         total = min(max(total, low), high)
     if low > total or total > high:
-        raise PlanError(_out_of_bounds(sites, who, total, low, high, floor))
+        raise PlanError(_out_of_bounds(sites, who, total, low, high))
     wanted = _fill(weights, limits, total)
     counts = [limit.at_most(share) for share, limit in zip(wanted, limits, strict=True)]
     rest = total - sum(counts)
@@ -132,7 +151,7 @@ def _elements(site: Site) -> dict[str, int]:
     return found
 
 
-def _out_of_bounds(sites: Sites, who: str, total: int, low: int, high: int, floor: int) -> str:
+def _out_of_bounds(sites: Sites, who: str, total: int, low: int, high: int) -> str:
     units = sum(site.units for site in sites)
     asked = f"{who} keeps {total} of {units} units"
     fixed = next((site.pattern for site in sites if site.pattern.kept_of_each is not None), None)
@@ -143,5 +162,8 @@ def _out_of_bounds(sites: Sites, who: str, total: int, low: int, high: int, floo
             f"or choose freely with Element(within={fixed.within})"
         )
     if total < low:
-        return f"{asked}, but a floor of {floor} in each of {len(sites)} sites already takes {low}: ask for less sparsity or a lower floor="
+        return (
+            f"{asked}, but what floor= and ceiling= leave in each of {len(sites)} sites already takes {low}: ask for less sparsity, "
+            "a lower floor= or a higher ceiling="
+        )
     return f"{asked}, but only {high} are left by the earlier pruning: what is gone stays gone, so ask for more sparsity"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from secateurs.allocate.apportion import bounds
+from secateurs.allocate.apportion import limits_of
 from secateurs.types import Allocator, Budget, Plan, PlanError, Scores, Sites
 
 
-def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: int = 1) -> Allocator:
+def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: int = 1, ceiling: float = 1.0) -> Allocator:
     """The densest plan that ``allocator(keep=…, floor=…)`` makes within a budget, found by halving.
+
+    No site loses more than the fraction `ceiling` of its units; it is passed on to the allocator where it is given.
 
     Raises `PlanError` where even the sparsest plan is over the budget.
 
@@ -26,13 +28,13 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
     def allocate(sites: Sites, scores: Callable[[], Iterator[Scores]]) -> Plan:
         cost = budget.cost.prepare(sites.model, sites.example)
         limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
-        units = sum(site.units for site in sites)
-        low = max(1, sum(bounds(site, floor).low for site in sites))
+        units, capped = sum(site.units for site in sites), {"ceiling": ceiling} if ceiling < 1 else {}
+        low = max(1, sum(limit.low for limit in limits_of(sites, floor, ceiling).values()))
         # Sites that keep multiples round down by themselves, each from what it would keep.
         high = sum(site.available for site in sites)
 
         def plan_with(total: int) -> Plan:
-            return allocator(keep=total / units, floor=floor)(sites, scores)
+            return allocator(keep=total / units, floor=floor, **capped)(sites, scores)
 
         best = plan_with(low)
         if cost(best) > limit:
