@@ -25,7 +25,7 @@ from secateurs.allocate import (
     within_budget,
 )
 from secateurs.apply import Masks
-from secateurs.costs import bytes_, macs, nonzero_params, params
+from secateurs.costs import macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import magnitude
 from secateurs.patterns import Channel, Element, Filter, Kernel, NofM, find_sites
 from secateurs.prune import masks_of, prune_
@@ -448,7 +448,7 @@ def test_erdos_renyi_of_coupled_weights_goes_by_the_one_that_makes_the_units(ker
 
 
 def budget_cases():
-    for cost in (params, macs, bytes_):
+    for cost in (params, macs, tensor_bytes):
         for make in ALLOCATORS:
             for pattern in (Element(), Filter(), Kernel()):
                 yield pytest.param(cost, make, pattern, id=f"{cost.name}-{make.__name__}-{pattern!r}")

@@ -7,11 +7,12 @@ from functools import partial
 from math import inf
 
 import pytest
+import torch
 from torch import nn
 
 from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_threshold, uniform, within_budget
-from secateurs.apply import Masks, save
-from secateurs.costs import bytes_, macs, nonzero_macs, nonzero_params, params
+from secateurs.apply import Masks, bytes_, save
+from secateurs.costs import macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm, observe
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
@@ -20,6 +21,7 @@ from secateurs.testing import (
     COUPLED,
     LAYERS,
     NETWORKS,
+    Specimen,
     check_allocator,
     check_cost,
     check_coupling,
@@ -156,7 +158,7 @@ def count_macs(model: nn.Module, example: object, masks: Masks) -> float:
 COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (params, count_parameters),
     (macs, count_macs),
-    (bytes_, None),
+    (tensor_bytes, None),
 ]
 
 
@@ -218,4 +220,9 @@ def test_each_cost_keeps_its_laws_on_each_model(cost, counted, specimen, tmp_pat
         header = int.from_bytes((tmp_path / "pruned.safetensors").read_bytes()[:8], "little")
         return size - 8 - header
 
-    assert check_cost(cost, counted=saved_payload if cost is bytes_ else counted, on=[specimen]) is None
+    assert check_cost(cost, counted=saved_payload if cost is tensor_bytes else counted, on=[specimen]) is None
+
+
+def test_bytes_keep_their_laws_on_models_that_are_larger_than_a_header():
+    large = Specimen("large perceptron", lambda: nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 32)), torch.zeros(2, 64))
+    assert check_cost(bytes_, on=[large]) is None

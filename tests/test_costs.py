@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import secateurs as sc
 from secateurs import models
-from secateurs.costs import trace_macs
+from secateurs.costs import tensor_bytes, trace_macs
 from secateurs.types import PlanError, SecateursError, Share, TaskError
 
 
@@ -413,9 +413,38 @@ def test_bytes_are_those_of_the_file(tmp_path: Path, dtype: torch.dtype, sparsit
     sparse = sc.save(model, tmp_path / "sparse", masks, sparse=True)
     for name, plan in (("dense", None), ("sparse", masks.plan)):
         payload = sum(tensor.numel() * tensor.element_size() for tensor in load_file(tmp_path / name).values())
-        assert sc.bytes_.prepare(model, task.example)(plan) == payload
+        assert tensor_bytes.prepare(model, task.example)(plan) == payload
+    assert abs(sc.bytes_(model, task.example) - dense) <= 8
+    assert sparse <= sc.bytes_(model, task.example, masks.plan) <= sparse + 400
     assert sc.file_bytes(tmp_path / "dense") == dense
     assert sc.file_bytes(tmp_path / "sparse") == sparse
+
+
+@pytest.mark.parametrize(
+    ("make", "example"),
+    [
+        (models.digits_cnn, torch.zeros(1, 1, 8, 8)),
+        (models.lenet_5, torch.zeros(1, 1, 28, 28)),
+        (models.resnet_20, torch.zeros(1, 3, 32, 32)),
+        (lambda: models.vit(image=16, patch=4, width=64, depth=3, heads=4, classes=10), torch.zeros(1, 3, 16, 16)),
+    ],
+    ids=["digits_cnn", "lenet_5", "resnet_20", "vit"],
+)
+@pytest.mark.parametrize("pattern", [sc.Element(), sc.Channel()], ids=repr)
+def test_a_budget_in_bytes_is_met_by_the_file(make, example, pattern, tmp_path: Path) -> None:
+    model, path = make(), tmp_path / "small.safetensors"
+    dense = sc.save(model, path, seed=1)
+    budget = sc.Budget(sc.bytes_, limit=0.4 * dense)
+    task = sc.Task(example=example)
+    masks = sc.prune_(model, pattern, sc.TopK(sc.magnitude()), sc.within_budget(budget, sc.uniform), task)
+    whole = isinstance(pattern, sc.Channel)
+    if whole:
+        sc.shrink_(model, masks)
+    metric = {"accuracy": 0.9712345678901234}
+    size = sc.save(model, path, masks, sparse=not whole, metric=metric, seed=12345678901)
+    assert size == sc.file_bytes(path)
+    assert 0.36 * dense < size <= masks.plan.promised["bytes"] <= 0.4 * dense
+    assert not whole or abs(sc.bytes_(model, example) - sc.save(model, path)) <= 8
 
 
 @pytest.mark.parametrize("cost", [sc.params, sc.macs, sc.bytes_], ids=lambda cost: cost.name)

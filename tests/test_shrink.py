@@ -19,6 +19,7 @@ import secateurs as sc
 from secateurs.apply import answers, shrink
 from secateurs.apply.present import Nonzero
 from secateurs.apply.resize import Undo, cut_, kept_of
+from secateurs.costs import tensor_bytes
 
 EXACT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -763,7 +764,7 @@ def coded() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("make", [convolutional, encoder, grouped, recurrent, coded], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("cost", [sc.params, sc.macs, sc.bytes_], ids=lambda cost: cost.name)
+@pytest.mark.parametrize("cost", [sc.params, sc.macs, tensor_bytes], ids=lambda cost: cost.name)
 def test_a_plan_costs_what_it_promised(make, cost):
     model, example = make()
     before = cost(model, example)

@@ -7,8 +7,8 @@ NofM(2, 4)
 
 from secateurs import export, run
 from secateurs.allocate import as_pattern, by_layer, erdos_renyi, global_threshold, uniform, within_budget
-from secateurs.apply import Dead, Masks, Saved, Shrunk, find_dead, load, load_masks, read_saved, save, shrink_, zero_dead_
-from secateurs.costs import bytes_, file_bytes, macs, nonzero_macs, nonzero_params, params, trace_macs
+from secateurs.apply import Dead, Masks, Saved, Shrunk, bytes_, find_dead, load, load_masks, read_saved, save, shrink_, zero_dead_
+from secateurs.costs import file_bytes, macs, nonzero_macs, nonzero_params, params, trace_macs
 from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm, observe
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from secateurs.allocate import erdos_renyi, global_threshold
-from secateurs.apply import Masks, Shrunk, load, save, shrink_
-from secateurs.costs import bytes_, macs, params
+from secateurs.apply import Masks, Shrunk, bytes_, load, save, shrink_
+from secateurs.costs import macs, params
 from secateurs.criteria import magnitude, random
 from secateurs.methods import iterative_magnitude_
 from secateurs.models import digits_cnn
@@ -135,7 +135,7 @@ def _of_dense(dense: Layer, small: Layer | None) -> Layer:
 
 
 def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
-    """What a plan promises, as a row of the table; its bytes are those of the tensors, without the file's header."""
+    """What a plan promises, as a row of the table; its bytes are the most that the file has."""
     left = int(params(dense, task.example, plan))
     work = macs(dense, task.example, plan)
     return Entry("as planned", None, left, left, work, work, int(bytes_(dense, task.example, plan)), None)

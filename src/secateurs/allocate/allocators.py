@@ -81,7 +81,7 @@ def global_threshold(
     """One threshold for the scores of all sites together: each keeps what scores above it (1506.02626, 1803.03635).
 
     No site loses more than the fraction `ceiling` of its units, however low they score: without it, a ranking of all layers may strip
-    the last stages. The total is exact; units that score exactly the threshold are shared out evenly. Scores are computed anew in each of about
+    the last stages. The total is exact; units that score exactly the threshold are shared out evenly. Scores are computed anew in about
     three passes, so that those of the whole model never lie in memory together.
 
     >>> from torch import nn

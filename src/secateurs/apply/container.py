@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -130,6 +131,25 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], document: Mapping[str
     text = _sealed(json.dumps(whole))
     with replacing(path) as temporary:
         save_file(plain, temporary, metadata={_KEY: text})
+
+
+def header_bytes(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> int:
+    """How many bytes stand before the tensors in the file that `write` would make, to within eight; where they get smaller, at most."""
+    whole = {"format": FORMAT, **document, "checksums": dict.fromkeys(tensors, "0" * 8)}
+    header: dict[str, Any] = {"__metadata__": {_KEY: _sealed(json.dumps(whole))}}
+    place = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        places = [place, place := place + tensor.numel() * tensor.element_size()]
+        header[name] = {"dtype": _name_of(tensor.dtype), "shape": list(tensor.shape), "data_offsets": places}
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return 8 + -(-length // 8) * 8
+
+
+@cache
+def _name_of(dtype: torch.dtype) -> str:
+    """What safetensors call a dtype."""
+    content = save({"": torch.empty(0, dtype=dtype)})
+    return json.loads(content[8:].rstrip())[""]["dtype"]
 
 
 def read(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

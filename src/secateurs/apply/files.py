@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy
@@ -20,7 +21,8 @@ from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteErr
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_BITS = "::mask"
+BITS = "::mask"
+"""What follows a weight's name in the name of its mask."""
 
 _DIMENSIONS = 64
 """More than a tensor can have in torch."""
@@ -69,23 +71,22 @@ def save(
     stored: dict[str, Tensor] = {}
     layouts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        if name.endswith(_BITS) and name.removesuffix(_BITS) in named:
-            raise SecateursError(f"{name} is where the mask of {name.removesuffix(_BITS)} is to be stored; rename it in the model")
+        if name.endswith(BITS) and name.removesuffix(BITS) in named:
+            raise SecateursError(f"{name} is where the mask of {name.removesuffix(BITS)} is to be stored; rename it in the model")
         parts, layout = _stored(name, tensor, named.get(name), sparse)
         stored.update(parts)
         if layout:
             layouts[name] = layout
-    document: dict[str, Any] = {
-        "model": type(model).__name__,
-        "pattern": masks.pattern if masks is not None else "",
-        "plan": masks.plan.to_json() if masks is not None and masks.plan else None,
-        "masks": layouts,
-        "tied": tied,
-        "metric": {key: float(value) for key, value in (metric or {}).items()},
-        "seed": seed,
-    }
-    if steps := steps_of(model):
-        document["shrunk"] = [step.to_document() for step in steps]
+    document = document_of(
+        model,
+        pattern=masks.pattern if masks is not None else "",
+        plan=masks.plan if masks is not None else None,
+        layouts=layouts,
+        tied=tied,
+        metric={key: float(value) for key, value in (metric or {}).items()},
+        seed=seed,
+        steps=[step.to_document() for step in steps_of(model)],
+    )
     target = _weights_in(path)
     config: Any = getattr(model, "config", None)
     if target != Path(path) and not hasattr(config, "save_pretrained"):
@@ -96,6 +97,30 @@ def save(
     if target != Path(path):  # the class as it makes the model, before it is made small again
         config.save_pretrained(path)
     return target.stat().st_size
+
+
+def document_of(
+    model: nn.Module,
+    *,
+    pattern: str = "",
+    plan: Plan | None = None,
+    layouts: Mapping[str, Any] = MappingProxyType({}),
+    tied: Mapping[str, str] = MappingProxyType({}),
+    metric: Mapping[str, float] = MappingProxyType({}),
+    seed: int | None = None,
+    steps: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What a file tells beside its tensors."""
+    document = {
+        "model": type(model).__name__,
+        "pattern": pattern,
+        "plan": plan.to_json() if plan else None,
+        "masks": dict(layouts),
+        "tied": dict(tied),
+        "metric": dict(metric),
+        "seed": seed,
+    }
+    return {**document, "shrunk": list(steps)} if steps else document
 
 
 def _weights_in(path: str | Path) -> Path:
@@ -113,28 +138,45 @@ def _made(model: Any, path: str | Path) -> nn.Module:
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state, each tensor once, and which further names are tied to which."""
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    """The values of the state, each tensor once and in memory of its own, and which further names are tied to which."""
+    tensors, tied = stored_once(model)
     storages: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be saved")
+    for name, tensor in tensors.items():
         if is_lazy(tensor) or tensor.is_meta:
             raise SecateursError(f"{name} is {'lazy' if is_lazy(tensor) else 'on the meta device'} and has no values to save")
         if tensor.layout != torch.strided:
             raise SecateursError(f"{name} is {tensor.layout}; only dense tensors can be saved: make it one first, with to_dense()")
         storage = tensor.untyped_storage()._cdata
-        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
-        if tensor.numel() and key in seen:
+        value = tensor.detach().cpu().contiguous()
+        tensors[name] = value.clone() if storage in storages else value  # the container wants no shared memory
+        storages.add(storage)
+    return tensors, tied
+
+
+def stored_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the state, each once, and which further names are tied to which."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be saved")
+        key = _identity(tensor)
+        if key is not None and key in seen:
             tied[name] = seen[key]
         else:
-            seen[key] = name
-            value = tensor.detach().cpu().contiguous()
-            tensors[name] = value.clone() if storage in storages else value  # the container wants no shared memory
-            storages.add(storage)
+            tensors[name] = tensor
+            if key is not None:
+                seen[key] = name
     return tensors, tied
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
+    """The same for two tensors that are the same memory, seen in the same way; none where there is none."""
+    if is_lazy(tensor) or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    place = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
+    return (*place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
 
 
 def _masks_of_state(masks: Masks | None, model: nn.Module, tied: Mapping[str, str]) -> dict[str, Tensor]:
@@ -153,11 +195,11 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tup
     mask = mask.cpu()
     if sparse:
         layout = {"in": "bits", "shape": list(tensor.shape)}
-        return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + _BITS: _to_bits(mask)}, layout
+        return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + BITS: _to_bits(mask)}, layout
     there = _nonzero(tensor)
     if there is not None and torch.equal(there, mask):
         return {name: tensor}, {"in": "zeros"}
-    return {name: tensor, name + _BITS: _to_bits(mask)}, {"in": "bits"}
+    return {name: tensor, name + BITS: _to_bits(mask)}, {"in": "bits"}
 
 
 def _whole_numbers(tensor: Tensor) -> Tensor:
@@ -337,12 +379,12 @@ def _packed(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) 
     layouts, tied = document.get("masks", {}), document.get("tied", {})
     if not isinstance(layouts, dict) or not isinstance(tied, dict):
         raise FileError(f"{path}: its secateurs document is damaged")
-    bits = {name + _BITS for name in layouts}
+    bits = {name + BITS for name in layouts}
     packed = {name: _Packed(name, tensor) for name, tensor in tensors.items() if name not in bits}
     for name, layout in layouts.items():
         if name not in packed:
             raise FileError(f"{path}: there is a mask for {name}, but no such tensor; the file is damaged")
-        packed[name] = _masked(name, tensors[name], tensors.get(name + _BITS), layout)
+        packed[name] = _masked(name, tensors[name], tensors.get(name + BITS), layout)
     for name, owner in tied.items():
         if not isinstance(owner, str) or owner not in packed or name in packed:
             raise FileError(f"{path}: {name} is tied to a tensor that is not there, or is there itself; the file is damaged")

@@ -55,7 +55,8 @@ def file_bytes(path: str | Path) -> int:
     return Path(path).stat().st_size
 
 
-def _checked(plan: Plan, sizes: dict[str, int]) -> Plan:
+def checked(plan: Plan, sizes: dict[str, int]) -> Plan:
+    """The plan, which must be one of a model whose parameters have so many elements; raises `PlanError` otherwise."""
     for name in plan.extents:
         if name in sizes and plan.size(name, whole=True) != sizes[name]:
             raise PlanError(
@@ -82,7 +83,7 @@ def _prepare_params(model: nn.Module, example: Any) -> Callable[[Plan | None], f
     sizes = _sizes(model)
 
     def count(plan: Plan | None) -> float:
-        removed = sum(_checked(plan, sizes).removed(name) for name in sizes) if plan else 0
+        removed = sum(checked(plan, sizes).removed(name) for name in sizes) if plan else 0
         return float(sum(sizes.values()) - removed)
 
     return count
@@ -94,7 +95,7 @@ def _prepare_macs(model: nn.Module, example: Any) -> Callable[[Plan | None], flo
     def count(plan: Plan | None) -> float:
         if plan is None:
             return trace.total
-        _checked(plan, sizes)
+        checked(plan, sizes)
         if "macs" in plan.extents:  # where layers are coupled, what one loses its neighbours lose too
             return float(plan.size("macs"))
         kept = {name: 1 - plan.removed(name) / max(1, sizes[name]) for name in trace.by_parameter}
@@ -111,7 +112,7 @@ def _prepare_bytes(model: nn.Module, example: Any) -> Callable[[Plan | None], fl
 
     def count(plan: Plan | None) -> float:
         if plan is not None:
-            _checked(plan, sizes)
+            checked(plan, sizes)
         masked = {name for share in plan.shares.values() for name in share.elements} if plan and not plan.extents else set()
         total = sum(
             tensor.element_size() * (plan.size(name) if plan and name in plan.extents else tensor.numel())
@@ -132,6 +133,6 @@ params = Cost("params", "parameters", _prepare_params)
 macs = Cost("macs", "MACs", _prepare_macs)
 """MACs of one forward pass of the example; of a plan, those whose weight it leaves."""
 
-bytes_ = Cost("bytes", "bytes", _prepare_bytes)
-"""Tensor bytes of the file that ``save`` writes (its header, a few bytes a tensor, comes on top); of a plan, those of the sparse
-layout, one index bit a weight included, or those of the smaller model where whole channels go."""
+tensor_bytes = Cost("tensor bytes", "bytes", _prepare_bytes)
+"""Bytes of the tensors in the file that ``save`` writes, without its header; of a plan, those of the sparse layout, one index bit a
+weight included, or those of the smaller model where whole channels go."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateurs.allocate import uniform
 from secateurs.apply import Masks, shrink_
-from secateurs.costs import bytes_, macs, params
+from secateurs.costs import macs, params, tensor_bytes
 from secateurs.criteria import magnitude
 from secateurs.forward import nested, run_example, tensors_in
 from secateurs.patterns import find_sites
@@ -34,7 +34,7 @@ def check_coupling(pattern: Coupling, *, on: Sequence[Specimen] | None = None) -
     - the masks of a choice of units are zero on those units' slices and nowhere else, and are found again as units that are gone
     - units that change places in every member take their scores with them, and leave the model's answers as they were
     - kept numbers make widths that are multiples of ``round_to``, where the site has room for one
-    - what a plan promises (``params``, ``macs``, ``bytes``) is what the shrunk model has, and that model answers as the masked one
+    - what a plan promises (``params``, ``macs``, ``tensor_bytes``) is what the shrunk model has, and that model answers as the masked one
       did (unless the pattern is ``approximate``)
 
     >>> from secateurs.patterns import Channel
@@ -196,7 +196,7 @@ def _same(before: list[Tensor], after: list[Tensor]) -> bool:
 
 def _check_shrunk(pattern: Coupling, specimen: Specimen, keep: float, where: str) -> None:
     model, example = _in_double(specimen)
-    costs = [cost.prepare(model, example) for cost in (params, macs, bytes_)]
+    costs = [cost.prepare(model, example) for cost in (params, macs, tensor_bytes)]
     masks = prune_(model, pattern, TopK(magnitude()), uniform(keep=keep), Task(example=example))
     assert masks.plan is not None, f"{where}: masks without a plan"
     sites = find_sites(model, pattern, example)
@@ -205,7 +205,7 @@ def _check_shrunk(pattern: Coupling, specimen: Specimen, keep: float, where: str
     promised = [cost(masks.plan) for cost in costs]
     planned = {site.name: masks.plan[site.name] for site in sites if masks.plan[site.name] < site.units}
     _check_answers(pattern, model, example, masks, planned, where)
-    for cost, promise in zip((params, macs, bytes_), promised, strict=True):
+    for cost, promise in zip((params, macs, tensor_bytes), promised, strict=True):
         found = cost(model, example)
         assert found == promise, f"{where}: the plan promises {promise:g} {cost.unit}, but the shrunk model has {found:g}"
 
