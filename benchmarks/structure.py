@@ -5,7 +5,8 @@
     python benchmarks/structure.py --billion    # only the decoder of a billion parameters
 
 Half of each site that can be removed exactly is removed. The masked model and the small one then run on the example, in float64 where
-the model's code allows that, and a file of the small one is loaded by a fresh model of the class.
+the model's code allows that, and a file of the small one is loaded by a fresh model of the class. Convolutional networks stand the
+trial a second time, with images in channels-last memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from tables import markdown, write
 from torch import nn
-from zoo import CLASSIC, HAND_WRITTEN, TRANSFORMERS
+from zoo import CLASSIC, HAND_WRITTEN, TRANSFORMERS, channels_last
 from zoo.halving import Outcome, halve
 
 import secateurs as sc
@@ -85,6 +86,26 @@ def grouped(outcome: Outcome) -> dict[str, str]:
     for item in outcome.put_back:
         found.setdefault(item.reason, []).append(item.name)
     return {reason: f"{names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "") for reason, names in found.items()}
+
+
+def told_apart(outcomes: Sequence[Outcome], others: dict[str, Outcome]) -> list[str]:
+    """How the trial with channels-last images went: a sentence, and a line for each network that it went otherwise for."""
+    differ = [each for each in outcomes if each.name in others and _told(each) != _told(others[each.name])]
+    wrong = sum(not each.same and not each.nothing for each in others.values())
+    sentence = (
+        f"{len(others)} convolutional networks were tried with channels-last images too: sites and parameters left are the same "
+        f"in {len(others) - len(differ)}, and {wrong} give other answers than the masked model."
+    )
+    return [
+        sentence,
+        *(f"- {each.name}: {_told(each)}, with channels-last images {_told(others[each.name])}" for each in differ),
+    ]
+
+
+def _told(outcome: Outcome) -> tuple[Any, ...]:
+    """What should not depend on how images lie in memory."""
+    numbers = (outcome.exact, outcome.approximate, outcome.pinned, *outcome.parameters)
+    return (*numbers, outcome.nothing or outcome.same, outcome.failure)
 
 
 def totals(outcomes: Sequence[Outcome]) -> str:
@@ -162,14 +183,16 @@ def main() -> None:
     if chosen.billion:
         print(json.dumps(billion()))
         return
-    outcomes = []
+    outcomes, others = [], {}
     for subject in [*TRANSFORMERS, *HAND_WRITTEN, *CLASSIC]:
         if chosen.only is None or chosen.only in subject.name:
             outcomes.append(halve(subject))
             print(" | ".join(row(outcomes[-1])), flush=True)
-    remarks = not_the_same(outcomes)
+            if (other := channels_last(subject)) is not None:
+                others[subject.name] = halve(other)
+    remarks, arranged = not_the_same(outcomes), told_apart(outcomes, others)
     if chosen.only is not None:
-        print("\n".join(remarks))
+        print("\n".join([*remarks, *arranged]))
         return
     without = ", ".join(each.name for each in outcomes if each.nothing)
     write(
@@ -177,6 +200,7 @@ def main() -> None:
         "# Structural pruning of every model of the zoo",
         (__doc__ or "").rpartition("\n\n")[2].strip(),
         totals(outcomes),
+        "\n".join(arranged),
         about_billion(),
         "## What did not go smoothly",
         "\n".join([*remarks, f"- nothing to remove exactly: {without}"]),

@@ -27,6 +27,21 @@ def writing(tensor: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
     return tensor
 
 
+def renormed(m: Any, h: Tensor) -> Tensor:
+    """As EEGNet keeps its weights small."""
+    m.a.data = m.a.data.renorm(2, 0, 0.5)
+    return functional.linear(h, m.a)
+
+
+class Statistics(nn.Module):
+    """What a batch normalisation keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+
 class Around(nn.Module):
     """A layer that makes 8 channels, something done with them, and a layer that reads what comes of it."""
 
@@ -238,6 +253,25 @@ TOKENS: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
         lambda m, h: functional.scaled_dot_product_attention(m.a(h), m.b(h), m.c(h), is_causal=True),
         lambda: {"a": nn.Linear(8, 6), "b": nn.Linear(8, 6), "c": nn.Linear(8, 7)},
     ),
+    "fft": ("first", lambda m, h: torch.fft.fft(h, dim=1).real + torch.fft.irfft(torch.fft.rfft(h, dim=1), dim=1), dict),
+    "mask of tokens": ("first", lambda m, h: h[m.i], lambda: {"i": nn.Parameter(torch.rand(2, 4) < 0.7, requires_grad=False)}),
+    "masked_scatter": (
+        "first",
+        lambda m, h: h.masked_scatter(m.i.expand(h.shape), m.a(h)),
+        lambda: {"a": nn.Linear(8, 8), "i": nn.Parameter(torch.rand(2, 4, 1) < 0.7, requires_grad=False)},
+    ),
+    "windows": ("first", lambda m, h: h.as_strided((*h.shape[:1], 3, 2, h.shape[2]), (*h.stride()[:2], *h.stride()[1:])), dict),
+    "renorm": ("a; first", lambda m, h: functional.linear(h, m.a.renorm(2, 0, 0.5)), lambda: {"a": values(5, 8)}),
+    "renorm data": ("a; first", renormed, lambda: {"a": values(5, 8)}),
+    "diag_embed": ("first", lambda m, h: h.diag_embed().sum(-1), dict),
+    "addr": (
+        "first; a",
+        lambda m, h: (torch.addr(m.b, h[0, 0], m.a(h)[0, 0]).T @ h[0, 0])[None],
+        lambda: {"a": nn.Linear(8, 5), "b": values(8, 5)},
+    ),
+    "addbmm": ("first", lambda m, h: h @ torch.addbmm(m.b, h.mT, h), lambda: {"b": values(8, 8)}),
+    "loss": ("first", lambda m, h: h * functional.mse_loss(h, m.a, reduction="sum"), lambda: {"a": values(2, 4, 8)}),
+    "losses": ("first", lambda m, h: functional.smooth_l1_loss(h, h * 2 + m.a, reduction="none"), lambda: {"a": values(8)}),
     "rms_norm": ("first", lambda m, h: m.a(h), lambda: {"a": nn.RMSNorm(8)}),
     "shuffle": ("first:2", lambda m, h: h.view(-1, 4, 2, 4).transpose(2, 3).reshape(-1, 4, 8), dict),
 }
@@ -258,6 +292,16 @@ IMAGES: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
         lambda m, h: m.b(h.flatten(2).mT * m.a(h.flatten(2).mT)).mT.unflatten(2, (6, 6)),
         lambda: {"a": nn.Conv1d(36, 36, 1), "b": nn.Linear(8, 5)},
     ),
+    "fft2": ("first", lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.a), lambda: {"a": values(8, 6, 4)}),
+    "affine grid": (
+        "first",
+        lambda m, h: functional.grid_sample(
+            h, functional.affine_grid(m.a(h.mean((2, 3))).view(-1, 2, 3), h.shape, align_corners=False), align_corners=False
+        ),
+        lambda: {"a": nn.Linear(8, 6)},
+    ),
+    "rot90": ("first", lambda m, h: h.rot90(1, (2, 3)), dict),
+    "statistics": ("first", lambda m, h: functional.batch_norm(h, m.a.mean, m.a.var, training=True), lambda: {"a": Statistics()}),
     "conv nobias stride": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, stride=2, bias=False)}),
     "conv circular": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular")}),
     "conv reflect": ("first; a", lambda m, h: m.a(h), lambda: {"a": nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect")}),
@@ -519,6 +563,7 @@ PINNED: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
     "cumsum channels": ("cumsum at {here} depends on the order of its indices", lambda m, h: h.cumsum(-1), dict),
     "sort channels": ("sort at {here} depends on the order of its indices", lambda m, h: h.sort(-1).values, dict),
     "argmax channels": ("argmax at {here} depends on the order of its indices", lambda m, h: h * h.argmax(-1, keepdim=True), dict),
+    "loss": ("approximate: mse_loss at {here} reduces over it", lambda m, h: h * functional.mse_loss(h, h * 2), dict),
     "mean": ("approximate: mean at {here} reduces over it", lambda m, h: h - h.mean(-1, keepdim=True), dict),
     "amax": ("approximate: amax at {here} reduces over it", lambda m, h: h - h.amax(-1, keepdim=True), dict),
     "var": ("approximate: var at {here} reduces over it", lambda m, h: h * h.var(-1, keepdim=True), dict),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from secateurs.forward import call
+from secateurs.forward import call, nested, tensors_in
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,23 @@ def calibrated(model: nn.Module, example: Any) -> nn.Module:
     for hook in hooks:
         hook.remove()
     return model.train().eval()  # some models cache things while they evaluate: LeViT its biases
+
+
+def channels_last(subject: Subject) -> Subject | None:
+    """A convolutional network with images that lie pixel by pixel in memory; nothing where there are no images, or no convolution."""
+
+    def arranged() -> Any:
+        return nested(
+            subject.example(), lambda each: each.contiguous(memory_format=torch.channels_last) if _is_images(each) else each
+        )
+
+    convolves = any(isinstance(module, _ConvNd) for module in subject.make().modules())
+    images = any(_is_images(tensor) for tensor in tensors_in(subject.example()))
+    return replace(subject, example=arranged) if convolves and images else None
+
+
+def _is_images(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_floating_point()
 
 
 def floats(*shape: int, seed: int = 1) -> Callable[[], Tensor]:

@@ -11,12 +11,12 @@ import torch
 
 
 class Value:
-    """One tensor of the pass: its shape and dtype, not its numbers."""
+    """One tensor of the pass: its shape and dtype, not its numbers; its strides, where what is done with it may depend on them."""
 
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("dtype", "shape", "strides")
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.shape, self.dtype = tuple(map(int, shape)), dtype
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, strides: tuple[int, ...] | None = None) -> None:
+        self.shape, self.dtype, self.strides = tuple(map(int, shape)), dtype, strides
 
     def __repr__(self) -> str:
         return f"Value{self.shape}"

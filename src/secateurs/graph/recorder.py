@@ -151,6 +151,8 @@ class Recorder(TorchDispatchMode):
         """New tensors; those that share the memory of an operand are views of it."""
         if func is aten.as_strided.default and alike(taken[0].layout, lies(results[0])):
             func, args, kwargs = aten.alias.default, args[:1], {}  # torch only tidies the strides of single indices
+        if func is aten.as_strided.default and lies(results[0])[2] == taken[0].layout[2]:
+            taken[0].value.strides = taken[0].layout[1]
         op = self._note(func, args, kwargs, results, where())
         for place, tensor in enumerate(results):
             self._bind(tensor, op, place, taken)

@@ -36,19 +36,25 @@ def ordered(*places: str) -> Rule:
 
 
 def index(t: Typing, op: Op) -> Dims:
-    """Indexing with tensors: the indexed dimensions may not change, the others pass."""
-    dims, indices = t.dims(op.args[0]), op.args[1]
-    places = [place for place, each in enumerate(indices) if each is not None]
-    masks = any(indices[place].dtype in (torch.bool, torch.uint8) for place in places)
-    if masks or not places:
-        return unknown(t, op)
+    """Indexing with tensors: the indexed dimensions may not change, the others pass. A mask takes as many as it has, and gives one."""
+    dims, made = t.dims(op.args[0]), op.outputs[0].shape
     reason = f"looked up by index at {op.where}"
-    t.pin([dims[place] for place in places], reason)
-    looked_up = [Dim.fresh(size, reason) for size in torch.broadcast_shapes(*(indices[place].shape for place in places))]
-    for place in places:
-        t.same_all(looked_up[len(looked_up) - len(indices[place].shape) :], t.dims(indices[place]), op)
-    rest = [dim for place, dim in enumerate(dims) if place not in places]
-    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    taken: list[int] = []
+    place = 0
+    for each in op.args[1]:
+        span = len(each.shape) if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
+        if each is not None:
+            taken += range(place, place + span)
+        place += span
+    rest = [dim for place, dim in enumerate(dims) if place not in taken]
+    first = taken[0] if taken and taken == list(range(taken[0], taken[-1] + 1)) else 0
+    looked_up = [Dim.fresh(size, reason) for size in made[first : first + len(made) - len(rest)]]
+    t.pin([dims[place] for place in taken], reason)
+    for each in op.args[1]:
+        if each is not None and each.dtype in (torch.bool, torch.uint8):
+            t.pin(t.dims(each), reason)
+        elif each is not None:
+            t.same_all(looked_up[len(looked_up) - len(each.shape) :], t.dims(each), op)
     return [*rest[:first], *looked_up, *rest[first:]]
 
 
@@ -145,6 +151,39 @@ def ending(count: int) -> Rule:
         return [dims if [d.size for d in dims] == list(value.shape) else None for value in op.outputs]  # type: ignore[misc]
 
     return rule
+
+
+def transformed(t: Typing, op: Op) -> Dims:
+    """Fourier transforms: every position of some dimensions with every other one; all else passes."""
+    dims = list(t.dims(op.args[0]))
+    reason = f"transformed ({op.name} at {op.where})"
+    for place in op.argument("dim"):
+        t.pin([dims[place]], reason)
+        if dims[place].size != (size := op.outputs[0].shape[place]):
+            dims[place] = Dim.fresh(size, reason)
+    return dims
+
+
+def masked_scatter(t: Typing, op: Op) -> Dims:
+    """Rows of another tensor where a mask says so: images among words, say. The width of rows is that of the source."""
+    *rows, width = t.dims(op.args[0])
+    *others, also = t.dims(op.args[2]) or [ONE]
+    *_, also_masked = t.dims(op.args[1])
+    reason = f"written by index at {op.where}"
+    t.pin([*rows, *others], reason)
+    if width.size == also.size == also_masked.size:
+        t.same_all([width, width], [also, also_masked], op)
+    else:
+        t.pin([width, also], reason)
+    return [*rows, width]
+
+
+def counted(t: Typing, op: Op) -> list[Dims]:
+    """Numbers of indices, or of values: nothing that it reads may change."""
+    reason = f"{op.name} at {op.where} depends on the order of its indices"
+    for value in op.inputs:
+        t.pin(t.dims(value), reason)
+    return [[Dim.fresh(size, reason) for size in value.shape] for value in op.outputs]
 
 
 def unknown(t: Typing, op: Op) -> Any:

@@ -26,7 +26,7 @@ def mm(t: Typing, op: Op) -> Dims:
 
 def bmm(t: Typing, op: Op) -> Dims:
     """The same, many times over; of two activations, these are heads."""
-    a, b = op.args[1:3] if op.name.startswith("baddbmm") else op.args[:2]
+    a, b = op.args[1:3] if "add" in op.name else op.args[:2]
     (batch, rows, common), (also, other, columns) = t.dims(a), t.dims(b)
     t.same(batch, also, op)
     t.same(common, other, op)
@@ -34,9 +34,12 @@ def bmm(t: Typing, op: Op) -> Dims:
     t.products.append([batch, rows, common, columns])
     if t.are_activations(a, b):
         t.heads([batch], op)
-    if op.name.startswith("baddbmm"):
-        broadcast(t, op, op.args[0], [batch, rows, columns])
-    return [batch, rows, columns]
+    if op.name == "addbmm":  # and added up
+        t.summed.append(batch)
+    made = [batch, rows, columns][op.name == "addbmm" :]
+    if "add" in op.name:
+        broadcast(t, op, op.args[0], made)
+    return made
 
 
 def mv(t: Typing, op: Op) -> Dims:
@@ -58,6 +61,13 @@ def dot(t: Typing, op: Op) -> Dims:
     t.contraction(a, b, [], [], t.dims(a)[0])
     t.products.append([t.dims(a)[0]])
     return []
+
+
+def outer(t: Typing, op: Op) -> Dims:
+    """Every index of one vector with every index of another."""
+    rows, columns = t.dims(op.args[1])[0], t.dims(op.args[2])[0]
+    broadcast(t, op, op.args[0], [rows, columns])
+    return [rows, columns]
 
 
 def linear(t: Typing, op: Op) -> Dims:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules.pointwise import broadcast
@@ -98,3 +100,27 @@ def weight_norm(t: Typing, op: Op) -> list[Dims]:
     broadcast(t, op, op.args[1], dims)
     t.pin(t.dims(op.args[1]), f"divided by its norm at {op.where}, which would be 0; remove the parametrization first")
     return [dims, *([Dim.fresh(size) if size > 1 else ONE for size in value.shape] for value in op.outputs[1:])]
+
+
+def renorm(t: Typing, op: Op) -> Dims:
+    """What is larger than allowed is made smaller, by its norm over all other dimensions."""
+    dims = t.dims(op.args[0])
+    place = op.args[2] % len(dims)
+    t.summed += [*dims[:place], *dims[place + 1 :]]
+    return list(dims)
+
+
+def loss(t: Typing, op: Op) -> Dims:
+    """Differences one by one, and what is made of them: nothing, their mean or their sum."""
+    shape = torch.broadcast_shapes(*(value.shape for value in op.inputs))
+    dims: Dims = [ONE] * len(shape)
+    for value in op.inputs:
+        for place, dim in enumerate(reversed(t.dims(value)), start=1):
+            if dim.size > 1:
+                dims[-place] = dim if dims[-place] is ONE else t.same(dims[-place], dim, op)
+    if op.outputs[0].shape == shape and op.argument("reduction", 1) == 0:
+        return dims
+    t.summed += dims
+    if op.argument("reduction", 1) == 1:
+        t.approximate(dims, reduces(op))
+    return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op
@@ -226,6 +227,53 @@ def diagonal_scatter(t: Typing, op: Op) -> Dims:
     """What is written on a diagonal."""
     t.same_all(diagonal(t, op), t.dims(op.args[1]), op)
     return list(t.dims(op.args[0]))
+
+
+def diag_embed(t: Typing, op: Op) -> Dims:
+    """One dimension becomes the diagonal of two."""
+    *dims, last = t.dims(op.args[0])
+    size = op.outputs[0].shape[-1]
+    if op.argument("offset", 0):
+        t.pin([last], f"a diagonal at {op.where}")
+    both = last if size == last.size else Dim.fresh(size, f"a diagonal at {op.where}")
+    for place in sorted(op.argument(name, usual) % (len(dims) + 2) for name, usual in (("dim1", -2), ("dim2", -1))):
+        dims.insert(place, both)
+    return dims
+
+
+def as_strided(t: Typing, op: Op) -> Dims | None:
+    """A dimension that keeps its size and stride passes; windows over the others, where these lie one after the other in memory."""
+    dims, source = t.dims(op.args[0]), op.args[0]
+    sizes, strides = op.args[1], op.args[2]
+    if source.strides is None:
+        return None
+    found: list[Dim | None] = [None] * len(sizes)
+    rest = []
+    for dim, size, stride in zip(dims, source.shape, source.strides, strict=True):
+        places = [
+            place for place, each in enumerate(zip(sizes, strides, strict=True)) if each == (size, stride) and found[place] is None
+        ]
+        if places and size > 1:
+            found[places[0]] = dim
+        elif size > 1:
+            rest.append((dim, size, stride))
+    windows = [(size, stride) for size, stride, known in zip(sizes, strides, found, strict=True) if known is None and size > 1]
+    if not _within(windows, [(size, stride) for _, size, stride in rest]):
+        return None
+    reason = f"cut into windows at {op.where}"
+    t.pin([dim for dim, _, _ in rest], reason)
+    return [known or Dim.fresh(size, reason) for size, known in zip(sizes, found, strict=True)]
+
+
+def _within(windows: list[tuple[int, int]], whole: list[tuple[int, int]]) -> bool:
+    """Whether windows (sizes and strides) never leave some dimensions that follow each other in memory without a gap."""
+    whole = sorted(whole, key=lambda each: -each[1])
+    dense = all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(whole))
+    step = whole[-1][1] if whole else 1
+    end = sum((size - 1) * stride for size, stride in whole)
+    return (
+        dense and all(stride % step == 0 for _, stride in windows) and sum((size - 1) * stride for size, stride in windows) <= end
+    )
 
 
 def glu(t: Typing, op: Op) -> Dims:

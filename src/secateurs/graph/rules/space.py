@@ -78,3 +78,9 @@ def channel_shuffle(t: Typing, op: Op) -> Dims:
     t.pin([outer], f"shuffled in {groups} groups at {op.where}")
     dims[1] = Dim.product(inner, outer)
     return dims
+
+
+def affine_grid(t: Typing, op: Op) -> Dims:
+    """A position in space for each pixel, from a matrix for each image."""
+    batch, *matrix = t.dims(op.args[0])
+    return [batch, *new_space(t, op, matrix, op.outputs[0].shape[1:])]
