@@ -8,7 +8,7 @@ KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/*)
 .PHONY: demo test sanitize lint types install install-dev clean
 
 demo: $(VENV)/.installed
-	$(BIN)/secateurs demo
+	$(BIN)/secateurs demo --force
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term -q $(PYTEST)

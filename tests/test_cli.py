@@ -127,7 +127,7 @@ def test_channels_go_physically_within_the_budget(run, tmp_path: Path, amount: t
     assert [entry.name for entry in record.entries] == ["dense", "as planned", "masked", "pruned", "pruned, reloaded"]
     assert 0.8 * float(amount[1]) < cost(pruned) / cost(dense) <= float(amount[1])
     assert (planned.parameters, planned.macs) == (pruned.parameters, pruned.macs)
-    assert planned.bytes < pruned.bytes < planned.bytes + 10_000
+    assert pruned.bytes <= planned.bytes < pruned.bytes + 10_000
     assert pruned.nonzero == pruned.parameters < masked.parameters == dense.parameters
     assert masked.metric == pruned.metric == reloaded.metric
     assert any("at most" in note for note in record.notes)
@@ -197,13 +197,16 @@ def test_resume_goes_on_from_the_checkpoint(run, tmp_path: Path, monkeypatch: py
         if run_.epoch == 2:
             raise KeyboardInterrupt
 
+    def with_hook(options: dict, hook: sc.Hook) -> dict:
+        return {**options, "hooks": [*options["hooks"], hook]}
+
     original = cli.methods.iterative_magnitude_
     stopping = sc.Hook("stop", epoch=stop_in_the_third)
     with monkeypatch.context() as patched:
-        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **kw, hooks=[stopping]))
+        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **with_hook(kw, stopping)))
         assert run(*arguments, "--out", "parts")[0] == 130
         going_on = sc.Hook("stop", epoch=lambda run_: epochs.append(run_.epoch))
-        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **kw, hooks=[going_on]))
+        patched.setattr(cli.methods, "iterative_magnitude_", lambda *args, **kw: original(*args, **with_hook(kw, going_on)))
         assert run(*arguments, "--out", "parts", "--resume")[0] == 0
     assert epochs == [0, 1, 2, 2, 3]
     one, other = (sc.load(tmp_path / folder / "pruned.safetensors", digits_cnn) for folder in ("whole", "parts"))
@@ -275,7 +278,7 @@ def test_what_one_can_put_right_is_one_line_and_no_traceback(run, arguments: tup
 
 
 def test_the_demo_prunes_saves_and_reports_beside_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_EPOCHS", 2)
+    monkeypatch.setattr(session.demo, "_EPOCHS", 2)
     result = session.demo_job(tmp_path / "demo", seed=0, sparsity=0.95, command="secateurs demo")
     entries = {entry.name: entry for entry in result.record.entries}
     assert {"dense", "pruned", "pruned, reloaded", "random, same sparsity", "dense, same size"} <= entries.keys()

@@ -275,7 +275,7 @@ def test_environment() -> None:
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        (FULL, "95.1 % of the weights removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller."),
+        (FULL, "95.1 % of the parameters removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller."),
         (with_metrics(0.98, 0.99), "test accuracy rose from 98.0 % to 99.0 %;"),
         (with_metrics(0.98, 0.98), "test accuracy stayed at 98.0 %;"),
         (with_metrics(0.98, 0.98 + 1e-9), "test accuracy stayed at 98.0 %;"),
@@ -289,12 +289,12 @@ def test_environment() -> None:
         (with_metrics(31.2, 30.8, metric_name="test BLEU"), "; test BLEU fell from 31.2 to 30.8;"),
         (Record("x", entries=(PRUNED,)), "Nothing is concluded: the record has no dense model to compare."),
         (Record("x"), "Nothing is concluded: the record has no dense and pruned model to compare."),
-        (Record("x", entries=(DENSE, dataclasses.replace(DENSE, name="pruned"))), "No weights removed; "),
+        (Record("x", entries=(DENSE, dataclasses.replace(DENSE, name="pruned"))), "No parameters removed; "),
         (Record("x", entries=(DENSE, dataclasses.replace(DENSE, name="pruned"))), "; the file is the same size."),
         (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, bytes=147_000))), "; the file is 1.5x larger."),
         (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, bytes=None))), " to 98.3 %."),
-        (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, nonzero=1))), "99.996 % of the weights removed;"),
-        (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, nonzero=0))), "100.0 % of the weights removed;"),
+        (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, nonzero=1))), "99.996 % of the parameters removed;"),
+        (Record("x", entries=(DENSE, dataclasses.replace(PRUNED, nonzero=0))), "100.0 % of the parameters removed;"),
         (
             Record("x", entries=(DENSE, dataclasses.replace(PRUNED, metric_spread=0.01))),
             "fell from 98.7 % to 98.3 %, less than the spread between runs;",

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -24,10 +28,16 @@ from torch import nn
 from secateurs import __version__, allocate, costs, criteria, export, methods, models, patterns, report, session, tasks
 from secateurs.apply import load
 from secateurs.costs import trace_macs
-from secateurs.forward import nested
+from secateurs.forward import nested, run_example
 from secateurs.patterns import find_sites, find_weights, misfit
+from secateurs.progress import waiting
+from secateurs.prune import prune_
 from secateurs.recover import train_
+from secateurs.report.words import printable, shortened
 from secateurs.run import bench
+from secateurs.run.timing import torch_threads
+from secateurs.session.folder import CHECKPOINT, DENSE_CHECKPOINT
+from secateurs.solve import TopK
 from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, SecateursError, Site, Sites, Task, Tiling
 
 app = App(
@@ -39,12 +49,16 @@ app = App(
 
 Made = TypeVar("Made")
 
+_MOST_THREADS = 1024
+
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
 @app.command
-def demo(out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96) -> None:
-    """Train, prune, save, reload and report a small network on real digits, in about half a minute.
+def demo(
+    out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96, force: bool = False, threads: int | None = None
+) -> None:
+    """Train, prune, save, reload and report a small network on real digits, in about a minute.
 
     Parameters
     ----------
@@ -54,8 +68,16 @@ def demo(out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float =
         Seed of the network, the batches and the split.
     sparsity
         Fraction of the weights to remove.
+    force
+        Replace the run that the folder holds.
+    threads
+        Threads of torch, by default as many as a few training steps are quickest with.
     """
-    _finish(session.demo_job(out, seed, sparsity, _command()))
+    _require_seed(seed)
+    _require_threads(threads)
+    with _stopping("start again", "--force"):
+        result = session.demo_job(out, seed, sparsity, _command(), force=force, threads=threads)
+    _finish(result)
 
 
 @app.command
@@ -106,11 +128,10 @@ def inspect(
         patterns.Block(4, 1),
         patterns.Filter(),
     ]
-    console = Console()
-    console.print(_layer_table(network, example, tried))
+    _print(_layer_table(network, example, tried))
     found, skipped = find_weights(network)
     why = [(weight.name, reason) for each in tried for weight in found if (reason := misfit(each, weight.shape))]
-    _print_reasons(console, [*why, *((item.name, item.reason) for item in skipped)])
+    _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
 
 
 @app.command
@@ -133,9 +154,11 @@ def prune(
     lr: float = 1e-3,
     only: Names = [],  # noqa: B006
     skip: Names = [],  # noqa: B006
-    resume: bool = False,
     seed: int = 0,
+    threads: int | None = None,
     out: Path = Path("secateurs-out"),
+    resume: bool = False,
+    force: bool = False,
 ) -> None:
     """Prune a model in rounds with retraining, then write the pruned model, its record and its report.
 
@@ -178,25 +201,51 @@ def prune(
         Layers that take part, by name or glob.
     skip
         Layers that do not.
-    resume
-        Go on from the checkpoint in the output folder, where there is one.
     seed
         Seed of a new model's weights, and of the batches.
+    threads
+        Threads of torch, by default as many as a few training steps are quickest with.
     out
-        Folder for the models, the checkpoint, the record and the report.
+        Folder for the models, the checkpoints, the record and the report.
+    resume
+        Go on from the checkpoint in the output folder, where there is one, with the options of then.
+    force
+        Replace the run that the output folder holds.
     """
+    options = {name: _plain(value) for name, value in locals().items() if name not in ("out", "resume", "force")}
+    _require_at_least(1, rounds=rounds, epochs_per_round=epochs_per_round)
+    _require_at_least(0, last_epochs=last_epochs, dense_epochs=dense_epochs)
+    _require_threads(threads)
+    _require_seed(seed)
+    if not (isfinite(lr) and lr > 0):
+        raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
+    begun = session.require_free(out, {"command": "prune", **options}, force=force, resume=resume)
+
     torch.manual_seed(seed)
-    make, work = _model_factory(model), _task(task)
-    network, shape = _loaded(make, weights), _pattern(pattern)
+    make, work, shape = _model_factory(model), _task(task), _pattern(pattern)
+    network = _loaded(make, weights)
     allocator = allocator or ("uniform" if isinstance(shape, Coupling) else "global")
     sparsity, cost = _amount(shape, sparsity, keep_macs, keep_params)
     if shape.kept_of_each is not None:
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
-    checkpoint = out / "checkpoint.safetensors"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    if dense_epochs:
-        _train(network, work, lr, dense_epochs)
+    how: dict[str, Any] = {
+        "pattern": shape,
+        "criterion": _criterion(criterion, p, seed, of_all_sizes=isinstance(shape, Coupling) and allocator == "global"),
+        "allocate": _allocator(allocator, shape, cost),
+        "only": only or None,
+        "skip": skip or None,
+    }
+    run_example(network, work.example)
+    session.try_out(network, work)
+    _rehearse(network, work, sparsity, **how)
+    if not (weights or dense_epochs or begun) and (":" not in model or _is_new(make, network)):
+        _warn(
+            f"{model} has new random weights, so what goes is chosen by noise: give --weights, or --dense-epochs to train it first"
+        )
+    threads = threads or begun.get("threads_used") or session.quickest_threads(network, work)
+    if not begun:
+        session.begin(out, _command(), {"command": "prune", **options}, threads_used=threads)
+    dense_watch, watch = session.Stopwatch(), session.Stopwatch()
 
     def in_rounds(network: nn.Module) -> Any:
         optimizer = torch.optim.Adam(network.parameters(), lr=lr)
@@ -208,18 +257,21 @@ def prune(
             rounds=rounds,
             epochs_per_round=epochs_per_round,
             last_epochs=last_epochs,
-            pattern=shape,
-            criterion=_criterion(criterion, p, seed, of_all_sizes=isinstance(shape, Coupling) and allocator == "global"),
-            allocate=_allocator(allocator, shape, cost),
-            only=only or None,
-            skip=skip or None,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, epochs_per_round),
-            checkpoint=checkpoint,
+            checkpoint=out / CHECKPOINT,
+            hooks=[watch.hook()],
+            **how,
         )
 
-    title = f"{model} on {work.name}: {shape}"
-    to_folder = session.shrink_to_folder if isinstance(shape, Coupling) else session.prune_to_folder
-    _finish(to_folder(network, make, work, in_rounds, out, title=title, seed=seed, command=_command()))
+    with torch_threads(threads), _stopping("go on from the last epoch that was finished", "--resume"):
+        if dense_epochs:
+            _train(network, work, lr, dense_epochs, out / DENSE_CHECKPOINT, dense_watch)
+        title = f"{model} on {work.name}: {shape}"
+        to_folder = session.shrink_to_folder if isinstance(shape, Coupling) else session.prune_to_folder
+        dense_seconds = dense_watch.seconds if dense_epochs else None
+        told: dict[str, Any] = {"title": title, "seed": seed, "command": _command(), "dense_seconds": dense_seconds}
+        result = to_folder(network, make, work, in_rounds, out, watch=watch, **told)
+    _finish(result)
 
 
 @app.command(name="export")
@@ -268,7 +320,7 @@ def export_(
         case _:
             raise SecateursError(f"{out}: name a file that ends in .onnx, or in .pt2 for a compiled package of torch")
     said = f"{out}: {made.bytes:,} bytes, largest difference {made.largest_difference:.1e} of an output's largest number"
-    Console().print(said, highlight=False, markup=False, soft_wrap=True)
+    _print(said)
 
 
 @app.command(name="bench")
@@ -308,19 +360,24 @@ def bench_(
     out
         The chart to write.
     """
-    network, numbers = _loaded(_model_factory(model), weights), _numbers("--threads", threads)
+    numbers = _numbers("--threads", threads)
+    _require_threads(*numbers)
+    network = _loaded(_model_factory(model), weights)
     example = _batched(_example(task, input_shape), batch, at_random=input_shape is not None)
-    console = Console()
-    heats = bench.race(network, example, threads=numbers, seconds=seconds)
-    console.print(bench.table(f"{model}, {weights.name}", heats))
+    if not (isfinite(seconds) and seconds >= 0):
+        raise SecateursError(f"--seconds {seconds} is no time: give the seconds that the rounds may take")
+    with waiting("timing the model in each runtime"):
+        heats = bench.race(network, example, threads=numbers, seconds=seconds)
+    _print(bench.table(printable(f"{model}, {weights.name}"), heats))
     for heat in heats:
         if heat.explained is not None:
-            console.print(heat.explained)
+            _print(heat.explained)
     if sweep:
-        curves = bench.sweep(network, example, threads=numbers[0])
+        with waiting("timing its layers at each sparsity"):
+            curves = bench.sweep(network, example, threads=numbers[0])
         bench.draw(curves, out, f"Times as fast as the fastest dense runtime, {numbers[0]} thread{'s' * (numbers[0] > 1)}")
-        console.print(bench.curve_table(curves))
-        console.print(f"chart: {out}", highlight=False)
+        _print(bench.curve_table(curves))
+        _print(f"chart: {out}")
 
 
 @app.command(name="report")
@@ -335,40 +392,59 @@ def report_(record: Path, *, out: Path | None = None) -> None:
         The page to write; by default report.html beside the record.
     """
     path = record / "record.json" if record.is_dir() else record
-    if not path.exists():
+    if not path.is_file():
         raise SecateursError(f"{path}: there is no record; name the folder that prune or demo wrote, or the record.json in it")
     read = report.read_record(path)
     page = out or path.with_name("report.html")
     report.write_html(read, page)
-    Console().print(report.table(read))
-    Console().print(f"report: {page}", highlight=False)
+    _print(report.table(read))
+    _print(f"report: {page}")
 
 
 def main() -> None:
     """Run the command line; what a user can put right is one line, not a traceback."""
     try:
-        app(sys.argv[1:])
-    except (SecateursError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (SecateursError, CycloptsError, OSError) as error:
+        _print(Text.assemble(("error: ", "bold red"), printable(str(error))), stderr=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-# ---------------------------------------------------------------- words of the command line
+# ---------------------------------------------------------------- what is printed
+
+
+def _print(what: str | Text | RenderableType, stderr: bool = False) -> None:
+    """Print text as it is, or a table. All output of the command line passes here: no text is ever read as markup."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.print(Text(printable(what)) if isinstance(what, str) else what, soft_wrap=isinstance(what, str | Text))
+
+
+def _warn(text: str) -> None:
+    _print(Text.assemble(("warning: ", "bold yellow"), printable(text)), stderr=True)
 
 
 def _finish(result: session.Result) -> None:
-    console = Console()
-    console.print(report.table(result.record))
+    _print(report.table(result.record))
     for note in result.record.notes:
-        console.print(note, highlight=False, markup=False)
+        _print(note)
     for name in ("pruned.safetensors", "record.json", "report.html"):
-        console.print(f"{result.folder / name}", highlight=False)
+        _print(str(result.folder / name))
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
+@contextmanager
+def _stopping(how: str, option: str) -> Iterator[None]:
+    """Where the user stops what is in here, tell how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+        _print(f"stopped; {how} with: {shlex.join([Path(sys.argv[0]).name, *words, option])}", stderr=True)
+        raise
+
+
+# ---------------------------------------------------------------- words of the command line
 
 
 def _command() -> str:
@@ -380,9 +456,55 @@ def _loaded(make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     return load(weights, model) if weights is not None else model
 
 
-def _train(network: nn.Module, work: Task, lr: float, epochs: int) -> None:
+def _plain(value: Any) -> Any:
+    """An option as JSON holds it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require_at_least(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise SecateursError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def _require_threads(*numbers: int | None) -> None:
+    for number in numbers:
+        if number is not None and not 1 <= number <= _MOST_THREADS:
+            raise SecateursError(f"--threads {number}: must be from 1 to {_MOST_THREADS}")
+
+
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise SecateursError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+
+
+def _train(network: nn.Module, work: Task, lr: float, epochs: int, checkpoint: Path, watch: session.Stopwatch) -> None:
+    """Train a dense model, from the checkpoint on where there is one, and stop the watch."""
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    train_(network, work, optimizer, epochs, scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    train_(network, work, optimizer, epochs, scheduler=scheduler, checkpoint=checkpoint, hooks=[watch.start().hook()])
+
+
+def _rehearse(
+    network: nn.Module,
+    work: Task,
+    sparsity: float,
+    pattern: Pattern,
+    criterion: Criterion,
+    allocate: Callable[..., Allocator],
+    **chosen: Any,
+) -> None:
+    """Prune a copy as far as the last round will, so that what cannot be is said before anything is trained or written."""
+    with torch.random.fork_rng():
+        prune_(copy.deepcopy(network), pattern, TopK(criterion), allocate(sparsity=sparsity), work, **chosen)
+
+
+def _is_new(make: Callable[[], nn.Module], network: nn.Module) -> bool:
+    """Whether a factory gives other weights each time, so that what it gives is not trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(torch.initial_seed() + 1)
+        other = make()
+    return any(not torch.equal(one, two) for one, two in zip(network.parameters(), other.parameters(), strict=False))
 
 
 def _model_factory(name: str) -> Callable[[], nn.Module]:
@@ -397,11 +519,22 @@ def _task(name: str) -> Task:
 def _made(name: str, factory: Any, kind: type[Made]) -> Made:
     try:
         made = factory()
-    except TypeError as error:
-        raise SecateursError(f"{name} cannot be called without arguments ({error}); name a function of none") from error
+    except SecateursError:
+        raise
+    except Exception as error:
+        if isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next is None:
+            raise SecateursError(f"{name} cannot be called without arguments ({error}); name a function of none") from error
+        raise SecateursError(f"{name} fails: {_blamed(error)}") from error
     if not isinstance(made, kind):
         raise SecateursError(f"{name} returned {type(made).__name__}, not a {kind.__module__.split('.')[0]} {kind.__name__}")
     return made
+
+
+def _blamed(error: BaseException) -> str:
+    """An error of the user's own code, and the place in it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line} ({place.filename}, line {place.lineno})"
 
 
 def _found(name: str, built_in: ModuleType, what: str) -> Any:
@@ -416,12 +549,16 @@ def _found(name: str, built_in: ModuleType, what: str) -> Any:
             )
         return getattr(built_in, name)
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise SecateursError(f"{name!r} names no {what}: write package.module:factory, such as mine:net for net() in mine.py")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise SecateursError(f"cannot find the {what} {name!r}: {error}; it is looked for from the current folder") from error
+    except Exception as error:
+        raise SecateursError(f"cannot import the {what} {name!r}: {_blamed(error)}") from error
 
 
 def _example(task: str | None, input_shape: str | None) -> Any:
@@ -431,7 +568,7 @@ def _example(task: str | None, input_shape: str | None) -> Any:
         return None
     try:
         return torch.zeros([int(size) for size in input_shape.split(",")])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise SecateursError(f"--input-shape {input_shape!r} is no list of sizes such as 1,3,224,224") from error
 
 
@@ -449,7 +586,7 @@ def _batched(example: Any, batch: int | None, at_random: bool) -> Any:
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal()]
+    numbers = [int(number) for number in text.split(",") if number.strip().isdecimal() and len(number) < 20]
     if len(numbers) != text.count(",") + 1 or 0 in numbers:
         raise SecateursError(f"{option} {text!r} is no list of numbers above 0 such as 1,2")
     return numbers
@@ -458,7 +595,7 @@ def _numbers(option: str, text: str) -> list[int]:
 def _pattern(text: str) -> Pattern:
     """A pattern as one writes it in Python, with literals only; ``2:4`` and bare names (``kernel``) for short."""
     n, colon, m = text.partition(":")
-    if colon and n.isdigit() and m.isdigit():
+    if colon and n.isdecimal() and m.isdecimal() and len(text) < 20:
         return patterns.NofM(int(n), int(m))
     shapes = {shape.__name__.lower(): shape for shape in _shapes()}
     try:
@@ -468,9 +605,10 @@ def _pattern(text: str) -> Pattern:
         arguments = [ast.literal_eval(argument) for argument in tree.args]
         named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
         return shapes[tree.func.id.lower()](*arguments, **named)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         if isinstance(error, SecateursError):
             raise
+        text = shortened(text, 60)
         raise SecateursError(f"{text!r} is no pattern ({error}); write one as 2:4, kernel, or Block(4, 1)") from error
 
 
@@ -536,25 +674,24 @@ def _allocator(name: str, shape: Pattern, cost: Cost | None) -> Callable[..., Al
             return allocate.global_threshold
 
 
-def _print_reasons(console: Console, why: Iterable[tuple[str, str]]) -> None:
+def _print_reasons(why: Iterable[tuple[str, str]]) -> None:
     """A line a reason, with the names that it holds for."""
     names: dict[str, list[str]] = {}
     for name, reason in why:
         names.setdefault(reason, []).append(name)
     for reason, alike in names.items():
-        console.print(f"{', '.join(alike)}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _print(f"{', '.join(alike)}: {reason}")
 
 
 def _show_sites(network: nn.Module, pattern: Coupling, example: Any) -> None:
     """The sites of a pattern on axes as a table, and what is left alone."""
     if example is None:
         raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")
-    console = Console()
     sites = find_sites(network, pattern, example)
-    console.print(_site_table(sites))
+    _print(_site_table(sites))
     if sites.skipped:
-        console.print("left alone:")
-        _print_reasons(console, ((item.name, item.reason) for item in sites.skipped))
+        _print("left alone:")
+        _print_reasons((item.name, item.reason) for item in sites.skipped)
 
 
 def _site_table(sites: Sites) -> Table:

@@ -34,7 +34,7 @@ def track(
     >>> list(track([1, 2], "counting"))
     [1, 2]
     """
-    if not show or not _is_watched():
+    if not show or not is_watched():
         yield from items
         return
     with _bar(description, len(items) if total is None and isinstance(items, Sized) else total) as advance:
@@ -50,7 +50,7 @@ def waiting(description: str, show: bool = True) -> Iterator[None]:
     >>> with waiting("measuring"):
     ...     pass
     """
-    if not show or not _is_watched():
+    if not show or not is_watched():
         tell(f"{description} …", show)
         yield
         return
@@ -60,11 +60,12 @@ def waiting(description: str, show: bool = True) -> Iterator[None]:
 
 def tell(text: str, show: bool = True) -> None:
     """Write a line to stderr where that is no terminal; on a terminal the bars tell it."""
-    if show and sys.stderr is not None and not _is_watched():
+    if show and sys.stderr is not None and not is_watched():
         print(text, file=sys.stderr, flush=True)
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
+    """Whether somebody sees bars: stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 

@@ -3,7 +3,7 @@
 >>> dense = Entry("dense", 0.987, 24_000, 24_000, 1.1e6, 1.1e6, 98_000, None)
 >>> pruned = Entry("pruned", 0.983, 24_000, 1_176, 1.1e6, 6.0e4, 10_000, None)
 >>> verdict(Record("Digits", entries=(dense, pruned)))
-'95.1 % of the weights removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
+'95.1 % of the parameters removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
 """
 
 from __future__ import annotations

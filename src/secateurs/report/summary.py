@@ -19,7 +19,7 @@ def verdict(record: Record) -> str:
     >>> dense = Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 9800, None)
     >>> pruned = Entry("pruned", 0.983, 1000, 49, 8e3, 400.0, 1000, None)
     >>> verdict(Record("Digits", entries=(dense, pruned)))
-    '95.1 % of the weights removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
+    '95.1 % of the parameters removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
     """
     dense, pruned = record.dense, record.pruned
     if dense is None or pruned is None:
@@ -61,9 +61,9 @@ def shown_metric(record: Record, value: float | None, extra: int = 1) -> str:
 
 
 def _removed(dense: Entry, pruned: Entry) -> str:
-    # Against the nonzero weights of the dense model: what was zero before was not removed.
+    # Against the nonzero ones of the dense model: what was zero before was not removed.
     gone = dense.nonzero - pruned.nonzero
-    return f"{percent(gone / dense.nonzero)} of the weights removed" if gone > 0 else "no weights removed"
+    return f"{percent(gone / dense.nonzero)} of the parameters removed" if gone > 0 else "no parameters removed"
 
 
 def _change(record: Record, dense: Entry, pruned: Entry) -> str:

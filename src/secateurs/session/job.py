@@ -1,26 +1,19 @@
-"""A whole job, from a model and a task to a folder with the pruned model, its record and its report."""
+"""Measure, prune, save, read back, measure again: what a job leaves in its folder."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateurs.allocate import erdos_renyi, global_threshold
 from secateurs.apply import Masks, Shrunk, bytes_, load, save, shrink_
-from secateurs.costs import macs, params
-from secateurs.criteria import magnitude, random
-from secateurs.methods import iterative_magnitude_
-from secateurs.models import digits_cnn
-from secateurs.patterns import Element
-from secateurs.prune import prune_
-from secateurs.recover import evaluate, train_
+from secateurs.costs import macs, nonzero_params, params
+from secateurs.recover import evaluate
 from secateurs.report import (
     Curve,
     Entry,
@@ -36,9 +29,9 @@ from secateurs.report import (
     write_html,
     write_record,
 )
-from secateurs.solve import TopK
-from secateurs.tasks import digits
-from secateurs.types import Plan, Run, Task
+from secateurs.report.words import percent
+from secateurs.session.folder import DENSE, PAGE, PRUNED, RECORD
+from secateurs.types import Hook, Plan, Run, Task
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,37 @@ class Result:
 
     record: Record
     folder: Path
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of a job over all runs of it: what the runs took that this one goes on from comes back with the checkpoint.
+
+    >>> watch = Stopwatch()
+    >>> watch.hook().restore({"seconds": 3600.0})
+    >>> 3600 <= watch.seconds < 3700
+    True
+    """
+
+    earlier: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds up to now."""
+        return self.earlier + time.perf_counter() - self.began
+
+    def start(self) -> Stopwatch:
+        """Begin anew."""
+        self.earlier, self.began = 0.0, time.perf_counter()
+        return self
+
+    def hook(self) -> Hook:
+        """What carries the seconds through the checkpoints of a training run."""
+        return Hook("stopwatch", state=lambda: {"seconds": self.seconds}, restore=self._restore)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.earlier, self.began = float(state["seconds"]), time.perf_counter()
 
 
 def prune_to_folder(
@@ -59,6 +83,7 @@ def prune_to_folder(
     title: str,
     seed: int | None,
     command: str,
+    watch: Stopwatch | None = None,
     dense_seconds: float | None = None,
     baselines: Sequence[Entry] = (),
     curves: Sequence[Curve] = (),
@@ -66,17 +91,19 @@ def prune_to_folder(
     """Measure a model, prune it, save it, read it back, measure again, and write record and report into a folder.
 
     ``prune`` prunes the model in place and returns its training run; ``make`` builds the model's class anew for the reading back.
-    The folder gets ``dense.safetensors``, ``pruned.safetensors`` (sparse layout), ``record.json`` and ``report.html``.
+    The folder gets ``dense.safetensors``, ``pruned.safetensors`` (sparse layout), ``record.json`` and ``report.html``. ``watch`` is
+    the clock of a job that goes on after interruptions, whose hook ``prune`` hands to its training.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    save(model, folder / "dense.safetensors", seed=seed)
-    dense = measure("dense", model, task, folder / "dense.safetensors", dense_seconds)
+    save(model, folder / DENSE, seed=seed)
+    dense = measure("dense", model, task, folder / DENSE, dense_seconds)
     beginning = validation(model, task)
-    start = time.perf_counter()
+    watch = (watch or Stopwatch()).start()
     run = prune(model)
-    seconds = time.perf_counter() - start
-    entries = [dense, *_saved_and_reloaded(model, make, run.masks, task, folder / "pruned.safetensors", seed, seconds)]
+    seconds = watch.seconds
+    notes = (_gone(run.masks, model),) if run.masks else ()
+    entries = [dense, *_saved_and_reloaded(model, make, run.masks, task, folder / PRUNED, seed, seconds)]
     versions, machine, date = environment()
     record = Record(
         title,
@@ -92,8 +119,20 @@ def prune_to_folder(
         versions=versions,
         machine=machine,
         date=date,
+        notes=notes,
     )
     return _written(record, folder)
+
+
+def _gone(masks: Masks, model: nn.Module) -> str:
+    """How much was removed, of the weights that took part and of everything: the two differ, and people ask for the first."""
+    taking_part = sum(mask.numel() for mask in masks.values() if mask.ndim > 1)
+    zero = 1 - nonzero_params(model) / params(model)
+    return (
+        f"{percent(masks.sparsity)} of the {taking_part:,} weights that take part are gone, those of neurons that were cut off "
+        f"included; that leaves {percent(zero)} of all {int(params(model)):,} parameters zero, because biases, normalisations and "
+        "what was left alone stay."
+    )
 
 
 def shrink_to_folder(
@@ -112,12 +151,13 @@ def shrink_to_folder(
         run = prune(network)
         masked.append(measure("masked", network, task))
         did.append(shrink_(network, run.masks, task.example, optimizer=run.optimizer))
-        run.masks = Masks(run.masks, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
+        left = {name: mask for name, mask in run.masks.items() if not mask.all()}  # what could not go stays masked
+        run.masks = Masks(left, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
         plans.append(run.masks.plan)
         return run
 
     result = prune_to_folder(model, make, task, prune_and_shrink, out, **told)
-    dense = load(result.folder / "dense.safetensors", make).to(next(model.parameters()).device)
+    dense = load(result.folder / DENSE, make).to(next(model.parameters()).device)
     first, *others = result.record.entries
     small = {layer.name: layer for layer in result.record.layers}
     record = replace(
@@ -164,8 +204,8 @@ def _faster(dense: nn.Module, small: nn.Module, task: Task) -> str:
 
 def _written(record: Record, folder: Path) -> Result:
     """Write record and report."""
-    write_record(record, folder / "record.json")
-    write_html(record, folder / "report.html")
+    write_record(record, folder / RECORD)
+    write_html(record, folder / PAGE)
     return Result(record, folder)
 
 
@@ -183,74 +223,3 @@ def _saved_and_reloaded(
     save(model, path, masks, sparse=True, metric=metric, seed=seed)
     reloaded = load(path, make).to(next(model.parameters()).device)
     return [measure("pruned", model, task, path, seconds), measure("pruned, reloaded", reloaded, task, path)]
-
-
-# ---------------------------------------------------------------- the demo
-
-_ROUNDS, _EPOCHS = 10, 10
-
-
-def demo_job(out: str | Path, seed: int, sparsity: float, command: str) -> Result:
-    """Train a small convolutional network on scikit-learn's digits, prune it in rounds, and report it beside three baselines."""
-    task = digits(seed=seed)
-    torch.manual_seed(seed)
-    start = time.perf_counter()
-    dense = _trained(digits_cnn(), task, 4 * _EPOCHS)
-    dense_seconds = time.perf_counter() - start
-    baselines, curves = _baselines(dense, task, seed, sparsity)
-    return prune_to_folder(
-        dense,
-        digits_cnn,
-        task,
-        lambda model: _in_rounds(model, task, sparsity),
-        out,
-        title="Handwritten digits, pruned",
-        seed=seed,
-        command=command,
-        dense_seconds=dense_seconds,
-        baselines=baselines,
-        curves=curves,
-    )
-
-
-def _trained(model: nn.Module, task: Task, epochs: int) -> nn.Module:
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    train_(model, task, optimizer, epochs, scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs))
-    return model
-
-
-def _in_rounds(model: nn.Module, task: Task, sparsity: float, of_random: int | None = None) -> Run:
-    """Pruning in rounds, by magnitude over the whole model, or at random with Erdős–Rényi densities, where random does best."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    return iterative_magnitude_(
-        model,
-        task,
-        optimizer,
-        sparsity=sparsity,
-        rounds=_ROUNDS,
-        epochs_per_round=_EPOCHS,
-        last_epochs=2 * _EPOCHS,
-        criterion=magnitude() if of_random is None else random(of_random),
-        allocate=global_threshold if of_random is None else erdos_renyi,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, _EPOCHS),
-    )
-
-
-def _baselines(dense: nn.Module, task: Task, seed: int, sparsity: float) -> tuple[list[Entry], list[Curve]]:
-    """What any pruning must beat: the naive cut, random choice with the same retraining, a small dense network trained as long."""
-    cut = copy.deepcopy(dense)
-    prune_(cut, Element(), TopK(magnitude()), global_threshold(sparsity=sparsity), task)
-    random_model = copy.deepcopy(dense)
-    start = time.perf_counter()
-    random_run = _in_rounds(random_model, task, sparsity, of_random=seed)
-    random_seconds = time.perf_counter() - start
-    limit = (1 - sparsity) * params(dense)
-    width = max(step / 100 for step in range(1, 100) if params(digits_cnn(width=step / 100)) <= limit)
-    start = time.perf_counter()
-    small = _trained(digits_cnn(width=width), task, (4 + _ROUNDS + 2) * _EPOCHS)
-    entries = [
-        measure("random, same sparsity", random_model, task, seconds=random_seconds),
-        measure("dense, same size", small, task, seconds=time.perf_counter() - start),
-        measure("cut once, not retrained", cut, task),
-    ]
-    return entries, [curve("random, retrained", random_run.history, validation(dense, task))]
