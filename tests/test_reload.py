@@ -232,7 +232,8 @@ def test_one_that_was_shrunk_in_another_way_is_refused(small):
 def test_weights_that_do_not_fit_the_record_leave_the_model_whole(small, tmp_path):
     tensors, text = contents(small)
     tensors["leave.bias"] = torch.zeros(7)
-    save_file(tensors, tmp_path / "other.safetensors", metadata={"secateurs": text})
+    document = {key: value for key, value in json.loads(text).items() if not key.startswith("checksum")}
+    save_file(tensors, tmp_path / "other.safetensors", metadata={"secateurs": json.dumps(document)})
     refused(tmp_path / "other.safetensors", Convolutional(), r"leave\.bias is \(7,\) in the file and \(4,\) in the model")
 
 
@@ -261,9 +262,9 @@ def damaged(value: Any) -> list[Any]:
 
 
 def test_no_damage_to_the_record_does_harm(small, tmp_path):
-    """Either the file is refused in words and the model is as it was, or what was damaged made no difference."""
+    """Either the file is refused in words and the model is as it was, or the model has the file's weights."""
     tensors, text = contents(small)
-    document = json.loads(text)
+    document = {key: value for key, value in json.loads(text).items() if not key.startswith("checksum")}
     expected, refusals = load_file(small), 0
     target = Convolutional()
     before, sizes = {name: tensor.clone() for name, tensor in target.state_dict().items()}, repr(target)
@@ -283,6 +284,65 @@ def test_no_damage_to_the_record_does_harm(small, tmp_path):
             target = Convolutional()
             before, sizes = {name: tensor.clone() for name, tensor in target.state_dict().items()}, repr(target)
     assert refusals > 0.7 * len(variants)
+
+
+WEIGHT = {"0.weight": [4, 2, 1, 1]}
+STEPS: dict[str, tuple[dict[str, Any], str]] = {
+    "an index twice": ({"shapes": WEIGHT, "kept": [[0] * 1000], "cuts": {"0.weight": {"0": 0, "1": 0}}}, "is no ascending list"),
+    "indices backwards": ({"shapes": WEIGHT, "kept": [[1, 0]], "cuts": {"0.weight": {"0": 0}}}, "is no ascending list"),
+    "nothing kept": ({"shapes": WEIGHT, "kept": [[]], "cuts": {"0.weight": {"0": 0}}}, "is no ascending list"),
+    "an index that is not there": ({"shapes": WEIGHT, "kept": [[4]], "cuts": {"0.weight": {"0": 0}}}, "indices that are not there"),
+    "a dimension that is not there": ({"shapes": WEIGHT, "kept": [[0]], "cuts": {"0.weight": {"4": 0}}}, "that are not there"),
+    "a cut of nobody": ({"kept": [[0]], "cuts": {"nobody": {"0": 0}}}, "nobody: the record .* that are not there"),
+    "a cut of a tensor without a shape": ({"kept": [[0]], "cuts": {"0.weight": {"0": 0}}}, "indices that are not there"),
+    "the model itself": ({"identities": [""]}, "a module '', but Sequential has none"),
+    "a module in another": ({"identities": ["1", "1.0"]}, "by '1' and by '1.0' in it"),
+    "a module twice": ({"identities": ["1"], "zeros": ["1"]}, "one module twice"),
+    "an attribute of what was taken out": ({"identities": ["0"], "attributes": {"0": {"out_channels": [4, 1]}}}, "it is missing"),
+    "an attribute of nobody": ({"attributes": {"nobody": {"size": [None, 1]}}}, "a module 'nobody', but"),
+    "an attribute that is not there": ({"attributes": {"0": {"size": [None, 1]}}}, "0.size is None, but here it is missing"),
+    "an attribute that is true": ({"attributes": {"0": {"training": [1, 0]}}}, "0.training is 1, but here it is True"),
+    "an attribute that its weights contradict": ({"attributes": {"0": {"out_channels": [4, 1]}}}, "to be 1, but its weights say 4"),
+    "a size below zero": ({"attributes": {"0": {"groups": [1, -1]}}}, "0.groups cannot become -1 from 1"),
+    "a size beyond the model": (
+        {"attributes": {"2": {"num_features": [3, 10**9]}}},
+        "2.num_features cannot become 1000000000 from 3",
+    ),
+    "a number for a pair": ({"attributes": {"0": {"stride": [[1, 1], 1]}}}, r"0.stride cannot become 1 from \[1, 1\]"),
+    "a rewrite that is too large": (
+        {"rewrites": {"": [{"ordinal": None, "name": "view", "path": [1], "given": 4, "new": 10**9}]}},
+        "the model: view is to be given 1000000000",
+    ),
+    "pieces of more than there is": (
+        {"rewrites": {"": [{"ordinal": None, "name": "split", "path": ["pieces"], "given": 4, "new": [4, 1]}]}},
+        "are no pieces of 4",
+    ),
+    "an argument's attribute": (
+        {"rewrites": {"": [{"ordinal": None, "name": "view", "path": [0, "data"], "given": 4, "new": 1}]}},
+        "cannot become 1",
+    ),
+    "no place": ({"rewrites": {"": [{"ordinal": None, "name": "view", "path": [], "given": 4, "new": 1}]}}, "cannot become 1"),
+    "a number of heads that is none": ({"attributes": {"3": {"num_heads": [1, 0], "head_dim": [4, 2]}}}, "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_hostile_steps_are_refused_and_the_model_stays(tmp_path, name):
+    step, message = STEPS[name]
+    empty: dict[str, Any] = {"shapes": {}, "kept": [], "cuts": {}, "attributes": {}, "rewrites": {}, "identities": [], "zeros": []}
+    path = tmp_path / "hostile.safetensors"
+    save_file({}, path, metadata={"secateurs": json.dumps({"format": 1, "shrunk": [{**empty, **step}]})})
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1, bias=False), nn.Sequential(nn.ReLU()), nn.BatchNorm2d(3, False, False), nn.MultiheadAttention(4, 1)
+    )
+    refused(path, model, message)
+
+
+def test_more_steps_than_any_model_was_shrunk_in_are_refused(tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    step: dict[str, Any] = {"shapes": {}, "kept": [], "cuts": {}, "attributes": {}, "rewrites": {}, "identities": [], "zeros": []}
+    save_file({}, path, metadata={"secateurs": json.dumps({"format": 1, "shrunk": [step] * 2000})})
+    refused(path, nn.Sequential(nn.ReLU()), "is said to be shrunk in 2000 steps")
 
 
 # ------------------------------------------------------------------------------------------------ downstream

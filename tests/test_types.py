@@ -94,6 +94,15 @@ def broken(**change: object) -> str:
         broken(elements={"a.weight": 0.5}),
         broken(elements=[1]),
         '{"shares": {"a": {"units": 1e400, "kept": 0, "elements": {}}}, "promised": {}}',
+        broken(units=2**63),
+        broken(elements={"a.weight": 10**1000}),
+        json.dumps({**GOOD, "promised": {"params": 10**400}}),
+        json.dumps({**GOOD, "promised": {"params": "12"}}),
+        json.dumps({**GOOD, "promised": {"params": True}}),
+        json.dumps({**GOOD, "extents": {"macs": []}}),
+        json.dumps({**GOOD, "extents": {"a.weight": [[[[1, ["b"]]]]]}}),
+        json.dumps({**GOOD, "extents": {"a.weight": [[[[2**62, ["a"]]]] * 1000]}}),
+        json.dumps({**GOOD, "extents": {"a.weight": [[[[1, ["a"] * 1000]]]]}}),
     ],
     ids=lambda text: text[:60],
 )
@@ -104,6 +113,12 @@ def test_what_is_no_plan_is_refused_with_a_way_out(text):
 
 def test_the_good_plan_that_the_broken_ones_are_made_from_is_good():
     assert Plan.from_json(json.dumps(GOOD))["a"] == 2
+    assert Plan.from_json(json.dumps({**GOOD, "extents": {"a.weight": [[[[3, ["a"]]], [[2, []]]]]}})).sparsity == 0.5
+
+
+def test_a_plan_of_weights_without_elements_removes_nothing():
+    assert Plan.from_json(json.dumps({**GOOD, "extents": {"a.weight": []}})).sparsity == 0
+    assert Plan.from_json(json.dumps({**GOOD, "extents": {"a.weight": [[[[2**62, ["a"]]], [[0, []]]] * 9]}})).sparsity == 0
 
 
 @pytest.mark.parametrize("wrong", [{}, {"limit": 10, "keep": 0.5}])

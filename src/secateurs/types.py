@@ -370,7 +370,8 @@ class Plan(Mapping[str, int]):
         """Fraction of the elements of all sites that the plan removes."""
         if self.extents:
             names = {name for share in self.shares.values() for name in share.elements}
-            return 1 - sum(self.size(name) for name in names) / sum(self.size(name, whole=True) for name in names)
+            whole = sum(self.size(name, whole=True) for name in names)
+            return 1 - sum(self.size(name) for name in names) / whole if whole else 0.0
         sizes = [(share.units, share.kept, sum(share.elements.values())) for share in self.shares.values()]
         total = sum(units * size for units, _, size in sizes)
         return 1 - sum(kept * size for _, kept, size in sizes) / total if total else 0.0
@@ -405,9 +406,15 @@ class Plan(Mapping[str, int]):
             document = json.loads(text)
             shares = {str(name): _share(entry) for name, entry in document["shares"].items()}
             extents = {str(name): _extent(entry, shares) for name, entry in document.get("extents", {}).items()}
-            return Plan(shares, {str(unit): float(value) for unit, value in document["promised"].items()}, extents)
-        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
-            raise PlanError(f"this is not a plan ({error!r}): expected what Plan.to_json() wrote") from error
+            measured = {name for share in shares.values() for name in share.elements} - extents.keys() if extents else ()
+            if measured:
+                raise ValueError(f"says nothing of the size of {min(measured)!r}")
+            return Plan(shares, {str(unit): _number(value) for unit, value in document["promised"].items()}, extents)
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+            raise PlanError(f"this is not a plan ({repr(error)[:200]}): expected what Plan.to_json() wrote") from error
+
+
+_LARGEST = 2**63
 
 
 def _share(entry: Mapping[str, Any]) -> Share:
@@ -422,13 +429,31 @@ def _extent(entry: Any, sites: Mapping[str, Share]) -> tuple[Product, ...]:
     unknown = {name for product in found for dim in product for _, names in dim for name in names} - sites.keys()
     if unknown:
         raise ValueError(f"measures by {min(unknown)!r}, of which it says nothing")
+    for product in found:
+        _bounded(sum(n * _bounded(sites[name].units for name in names) for n, names in dim) for dim in product)
     return found
 
 
+def _bounded(factors: Iterable[int]) -> int:
+    """A product, or `ValueError` before it is larger than any model."""
+    known, product = list(factors), 1
+    for factor in () if 0 in known else known:
+        product *= factor
+        if product >= _LARGEST:
+            raise ValueError("speaks of more numbers than any model has")
+    return 0 if 0 in known else product
+
+
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no whole number")
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise ValueError(f"{value!r} is no whole number of a size that a model can have")
     return value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)  # type: ignore[arg-type]
 
 
 class Allocator(Protocol):

@@ -270,20 +270,34 @@ def remember_(model: nn.Module, step: Step, undo: Undo) -> None:
     slots[_STEPS] = [*(before or []), step]
 
 
+_STEPS_AT_MOST = 1000
+"""More than a model was ever shrunk in; each takes a look at the whole model."""
+
+
 def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
     """Shrink a freshly made model as another one of its class was, and return how to take it back.
 
     Raises `FileError` at the first difference between that model and this one, which then is as it was.
     """
+    if len(steps) > _STEPS_AT_MOST:
+        raise FileError(f"the model is said to be shrunk in {len(steps)} steps; the file is damaged")
     undo = Undo()
     try:
         for step in steps:
-            _require_same(model, step)
+            _require_outermost(model, [*step.identities, *step.zeros])
             take_out_(model, step, undo)
+            _require_same(model, step)
             cut_(model, step.cuts, undo)
             set_attributes_(model, step.attributes, undo)
+            _require_implied(model, step)
             rewrite_(model, step.rewrites, undo)
             remember_(model, step, undo)
+    except FileError:
+        undo()
+        raise
+    except Exception as error:  # a record may ask anything of a model that its class does not know
+        undo()
+        raise FileError(f"the record of how the model was shrunk cannot be followed ({type(error).__name__}: {error})") from error
     except BaseException:
         undo()
         raise
@@ -315,7 +329,26 @@ def replace_module_(model: nn.Module, name: str, new: nn.Module, undo: Undo) -> 
     parent._modules[key] = new
 
 
+def _require_outermost(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise `FileError` where modules that are to be replaced are not there, or are within each other."""
+    modules, gone = modules_in(model), set(names)
+    for name in names:
+        outer = name
+        while outer := outer.rpartition(".")[0]:
+            if outer in gone:
+                raise FileError(f"the model was shrunk by {outer!r} and by {name!r} in it; the file is damaged")
+        if not name or name not in modules:
+            raise _no_module(model, name)
+    if len(gone) < len(names):
+        raise FileError("the model was shrunk by one module twice; the file is damaged")
+
+
+def _no_module(model: nn.Module, name: str) -> FileError:
+    return FileError(f"the model was shrunk from one with a module {name!r}, but {type(model).__name__} has none of that name")
+
+
 def _require_same(model: nn.Module, step: Step) -> None:
+    """Raise `FileError` where a model is not what a step was made for, or where the step would make it larger."""
     slots, modules = _slots(model), modules_in(model)
     for name, shape in step.shapes.items():
         if name not in slots:
@@ -325,18 +358,46 @@ def _require_same(model: nn.Module, step: Step) -> None:
         here = None if tensor is None else list(tensor.shape)
         if here != shape:
             raise FileError(f"the model was shrunk from one whose {name} is {tuple(shape)}, but here it is {here and tuple(here)}")
-        for dim, indices in step.cuts.get(name, {}).items():
-            if dim >= len(shape) or not indices or max(indices) >= shape[dim]:
-                raise FileError(f"{name}: the record of how it was shrunk keeps indices that are not there; the file is damaged")
+    for name, by_dim in step.cuts.items():
+        shape = step.shapes.get(name, [])
+        if not all(dim < len(shape) and indices[-1] < shape[dim] for dim, indices in by_dim.items()):
+            raise FileError(f"{name}: the record of how it was shrunk keeps indices that are not there; the file is damaged")
+    largest = sum(tensor.numel() for tensor in model.parameters())
     for path, changes in step.attributes.items():
-        for key, (old, _) in changes.items():
-            here = modules[path].__dict__.get(key) if path in modules else None
-            if here != old and not (isinstance(here, tuple) and list(here) == old):
-                raise FileError(
-                    f"the model was shrunk from one whose {path}.{key} is {old}, but here it is {here}: its class has changed"
-                )
-    for path in (*step.rewrites, *step.identities, *step.zeros):
         if path not in modules:
-            raise FileError(
-                f"the model was shrunk from one with a module {path!r}, but {type(model).__name__} has none of that name"
-            )
+            raise _no_module(model, path)
+        for key, (old, new) in changes.items():
+            _require_same_attribute(path, modules[path], key, old, new, largest)
+    for path, rewrites in step.rewrites.items():
+        if path not in modules:
+            raise _no_module(model, path)
+        for each in rewrites:
+            if any(abs(n) > max(largest, abs(each.given or 0)) for n in (each.new if isinstance(each.new, list) else [each.new])):
+                raise FileError(f"{path or 'the model'}: {each.name} is to be given {each.new}; the file is damaged")
+
+
+def _require_same_attribute(path: str, module: nn.Module, key: str, old: Any, new: Any, largest: int) -> None:
+    """Raise `FileError` where an attribute is not what it was, or would become what none of its kind is."""
+    missing = object()
+    here = module.__dict__.get(key, missing)
+    several = isinstance(here, (tuple, list))
+    kinds: tuple[type, ...] = (tuple, list, int, float, type(None))
+    if type(here) not in kinds or (list(here) != old if several else (type(here), here) != (type(old), old)):
+        shown = "missing" if here is missing else repr(here)[:60]
+        raise FileError(f"the model was shrunk from one whose {path}.{key} is {old}, but here it is {shown}: its class has changed")
+    pairs = list(zip(old, new, strict=True)) if several and isinstance(new, list) and len(new) == len(old) else [(old, new)]
+    for before, after in pairs:
+        size = type(before) is int and type(after) is int and 0 <= after <= max(before, largest)
+        if not size and before != after and not (type(after) is float and type(before) in (float, type(None))):
+            raise FileError(f"{path}.{key} cannot become {repr(new)[:60]} from {repr(old)[:60]}; the file is damaged")
+
+
+def _require_implied(model: nn.Module, step: Step) -> None:
+    """Raise `FileError` where a size that a step gives one of torch's layers is not that of its weights."""
+    modules = modules_in(model)
+    for path, changes in step.attributes.items():
+        module = modules[path]
+        rule = next((SIZES[base] for base in type(module).__mro__ if base in SIZES), None)
+        for key, size in (rule(module) if rule else {}).items():
+            if key in changes and getattr(module, key) != size:
+                raise FileError(f"{path}.{key} is to be {getattr(module, key)}, but its weights say {size}; the file is damaged")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 from secateurs.types import FileError
@@ -47,7 +49,7 @@ class Step:
     def from_document(document: Any) -> Step:
         """Raises `FileError` where it is not what `to_document` made."""
         try:
-            lists = [[_natural(index) for index in indices] for indices in document["kept"]]
+            lists = [_ascending(indices) for indices in document["kept"]]
             cuts = {
                 str(name): {_natural(int(dim)): lists[_natural(place)] for dim, place in by_dim.items()}
                 for name, by_dim in document["cuts"].items()
@@ -61,7 +63,7 @@ class Step:
             gone = [[str(name) for name in document[key]] for key in ("identities", "zeros")]
             return Step(shapes, cuts, attributes, rewrites, *gone)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-            raise FileError(f"the record of how the model was shrunk is damaged ({error!r})") from error
+            raise FileError(f"the record of how the model was shrunk is damaged ({repr(error)[:200]})") from error
 
 
 def _place(lists: list[list[int]], indices: list[int]) -> int:
@@ -76,18 +78,42 @@ def _natural(value: Any) -> int:
     return value
 
 
+def _ascending(indices: Any) -> list[int]:
+    """Indices that are kept: each once, in order, so that no list can make a tensor larger."""
+    if not isinstance(indices, list) or not indices or any(b <= a for a, b in pairwise(map(_natural, indices))):
+        raise ValueError("what is kept is no ascending list of indices")
+    return indices
+
+
 def _size(value: Any) -> Any:
     """Attributes hold whole numbers, sequences of them, or a normalisation's ε."""
-    if isinstance(value, list):
-        return [_size(item) for item in value]
-    if type(value) not in (int, float, type(None)):
+    if not all(type(item) in (int, float, type(None)) for item in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{value!r} is no size")
     return value
 
 
 def _rewrite(entry: Any) -> Rewrite:
+    ordinal, name, given, new = (entry[key] for key in ("ordinal", "name", "given", "new"))
     path = tuple(entry["path"])
-    if not all(isinstance(part, (int, str)) for part in path):
-        raise ValueError(f"{path!r} is no path")
-    ordinal = entry["ordinal"]
-    return Rewrite(None if ordinal is None else _natural(ordinal), str(entry["name"]), path, entry["given"], entry["new"])
+    if path == ("pieces",):
+        _natural(given)
+        if not isinstance(new, list) or sum(map(_natural, new)) > given:
+            raise ValueError(f"{new!r} are no pieces of {given}")
+    elif not _is_place(path) or not _is_number(new) or not (given is None or _is_number(given)):
+        raise ValueError(f"{given!r} at {path!r} cannot become {new!r}")
+    return Rewrite(None if ordinal is None else _natural(ordinal), str(name), path, given, new)
+
+
+def _is_number(value: Any) -> bool:
+    """A size, or the scale of an attention."""
+    return type(value) in (int, float) and isfinite(value)
+
+
+def _is_place(path: tuple[Any, ...]) -> bool:
+    """A position or a keyword, then positions within it, or an end of a slice."""
+    positions = [type(part) is int and part >= 0 for part in path]
+    return (
+        bool(path)
+        and (positions[0] or type(path[0]) is str)
+        and all(position or part in ("start", "stop") for part, position in zip(path[1:], positions[1:], strict=True))
+    )
