@@ -101,7 +101,7 @@ def layer(inputs: int, outputs: int, dtype: torch.dtype, device: str = "cuda") -
     """A linear layer without bias whose weight is 2:4."""
     made = nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
     task = sc.Task(example=torch.zeros(1, inputs, device=device, dtype=dtype))
-    sc.prune_(made, sc.NofM(2, 4), sc.TopK(sc.magnitude()), sc.as_pattern(), task, skip=())
+    sc.prune_(made, sc.NofM(2, 4), sc.TopK(sc.magnitude()), sc.as_pattern(), task, only="*")
     return made.requires_grad_(False)
 
 

@@ -458,7 +458,7 @@ def budget_cases():
 @pytest.mark.parametrize("keep", [0.3, 0.55])
 def test_a_budget_is_met_and_one_unit_more_would_not_meet_it(cost, make, pattern, keep):
     model, example = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3)), torch.zeros(1, 3, 8, 8)
-    sites = find_sites(model, pattern, example, skip=())
+    sites = find_sites(model, pattern, example, only="*")
     plan = within_budget(Budget(cost, keep=keep), make)(sites, scores_of(sites))
     limit = keep * cost(model, example)
     assert cost(model, example, plan) <= limit

@@ -202,7 +202,7 @@ def test_each_solver_keeps_its_laws(solver):
 def test_each_layer_is_observed_where_the_model_is(specimen):
     model, norm = specimen.model().to("meta"), input_norm()
     (stats, *_) = observe(
-        model, find_sites(model, Element(), skip=()), [norm], Task(example=None, calibration=[(specimen.example, None)])
+        model, find_sites(model, Element(), only="*"), [norm], Task(example=None, calibration=[(specimen.example, None)])
     ).values()
     assert stats[norm].device.type == "meta"
 

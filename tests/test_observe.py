@@ -14,7 +14,7 @@ from secateurs.types import Accumulator, SecateursError, Statistic, Task, TaskEr
 def observed(model: nn.Module, batches, statistic: Statistic | None = None, **selection):
     statistic = statistic or input_norm()
     task = Task(example=None, calibration=[(batch, None) for batch in batches])
-    stats = observe(model, find_sites(model, Element(), skip=() if not selection else None, **selection), [statistic], task)
+    stats = observe(model, find_sites(model, Element(), **selection or {"only": "*"}), [statistic], task)
     return {name: found[statistic] for name, found in stats.items()}
 
 

@@ -221,7 +221,7 @@ def test_a_pattern_is_written_as_one_would_write_it(pattern, written):
 
 def test_scores_of_filters_are_norms_of_their_weights():
     layer = nn.Conv2d(2, 3, 2)
-    site = find_sites(layer, Filter(), skip=())[0]
+    site = find_sites(layer, Filter(), only="*")[0]
     evidence = Evidence("weight", site.members[0].canonical(layer.weight.detach()))
     assert torch.allclose(unit_scores(site, magnitude(p=2), evidence)[0], layer.weight.detach().flatten(1).norm(dim=1))
 
@@ -229,14 +229,14 @@ def test_scores_of_filters_are_norms_of_their_weights():
 @pytest.mark.parametrize("p", [0.5, 1, 2, 3, torch.inf])
 def test_weights_are_scored_by_size_as_a_copy_without_signs_is(p):
     layer = nn.Conv2d(3, 8, 3)
-    site = find_sites(layer, Filter(), skip=())[0]
+    site = find_sites(layer, Filter(), only="*")[0]
     evidence = Evidence("weight", layer.weight.detach()[None])
     plainly = replace(magnitude(p=p), element=lambda each: each.weight.abs())
     assert torch.equal(unit_scores(site, magnitude(p=p), evidence), unit_scores(site, plainly, evidence))
 
 
 def test_spreading_a_choice_marks_whole_units():
-    site = find_sites(nn.Linear(4, 4), Block(2, 2), skip=())[0]
+    site = find_sites(nn.Linear(4, 4), Block(2, 2), only="*")[0]
     mask = torch.ones(4, 4, dtype=torch.bool)
     spread(site, torch.tensor([[True, False, False, True]]), mask)
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
@@ -293,7 +293,7 @@ def test_the_classifiers_outputs_are_not_removed_by_default(pattern):
     assert names(sites) == ["0"]
     assert "its outputs are the model's answer; name it in only=" in reasons(sites)["1"]
     assert names(find_sites(model, pattern, only="1")) == ["1"]
-    assert names(find_sites(model, pattern, skip=())) == ["0", "1"]
+    assert names(find_sites(model, pattern, only="*")) == ["0", "1"]
 
 
 def test_embeddings_are_left_alone_by_default():
@@ -351,7 +351,7 @@ def test_the_projection_inside_an_attention_is_not_mistaken_for_the_classifier()
         ("*", ["first", "body.0", "body.1", "last"]),
         (["last", "body.1"], ["body.1", "last"]),
         (("first", "first"), ["first"]),
-        ({"last": None}, ["last"]),
+        ({"last": "named in skip="}, ["last"]),
         (lambda name, module: module.in_features == 8, ["body.0", "body.1", "last"]),
         (lambda name, module: name.startswith("f"), ["first"]),
     ],
@@ -375,9 +375,9 @@ def test_only_and_skip_go_together():
 
 @pytest.mark.parametrize("argument", ["only", "skip"])
 def test_an_unknown_name_is_an_error_that_suggests_close_ones(argument):
-    with pytest.raises(PatternError, match=r"no prunable layer is called 'frist'; did you mean first\?"):
+    with pytest.raises(PatternError, match=rf"{argument}=: nothing in Sequential is called 'frist'; did you mean first\?"):
         find_sites(mlp(), Element(), **{argument: ["last", "frist"]})
-    with pytest.raises(PatternError, match=r"called 'zzz\*'; did you mean first, body.0, body.1, last\?"):
+    with pytest.raises(PatternError, match=r"called 'zzz\*'; did you mean first, body.0, body.1, last, "):
         find_sites(mlp(), Element(), **{argument: "zzz*"})
 
 
@@ -390,7 +390,7 @@ def test_an_unknown_name_is_an_error_that_suggests_close_ones(argument):
     ],
 )
 def test_zero_sites_is_an_error_that_lists_what_was_left_alone(arguments, reason):
-    with pytest.raises(PatternError, match=rf"Element\(\) finds no site in Sequential; left alone: .*{reason}.*skip=\(\)"):
+    with pytest.raises(PatternError, match=rf"Element\(\) finds no site in Sequential; left alone: .*{reason}.*pass only="):
         find_sites(mlp(), Element(), **arguments)
 
 

@@ -365,7 +365,7 @@ def test_the_pattern_that_is_named_must_be_the_plans(machine):
 
 def test_two_of_four_is_timed_as_single_weights(machine):
     model = nn.Sequential(nn.Linear(64, 64))
-    sites = sc.find_sites(model, sc.NofM(2, 4), skip=())
+    sites = sc.find_sites(model, sc.NofM(2, 4), only="*")
     plan = sc.as_pattern()(sites, lambda: iter([]))
     example = torch.zeros(1, 64)
     assert latency(sc.NofM(2, 4), threads=1)(model, example, plan) == latency(threads=1)(model, example, plan)
@@ -374,7 +374,7 @@ def test_two_of_four_is_timed_as_single_weights(machine):
 def test_a_tied_weight_counts_wherever_it_is_used(machine):
     model = next(specimen for specimen in NETWORKS if "tied" in specimen.name)
     count = latency(threads=1).prepare(model.model(), model.example)
-    sites = sc.find_sites(model.model(), sc.Element(), skip=(), only="embedding")
+    sites = sc.find_sites(model.model(), sc.Element(), only="embedding")
     assert count(sc.uniform(sparsity=0.9)(sites, lambda: iter([]))) < count(None)
 
 

@@ -407,7 +407,7 @@ FAILURES = [
     ("a pattern that fits no layer", {"pattern": Kernel()}, PatternError, r"Kernel\(\) finds no site"),
     (
         "a pattern that does not fit",
-        {"pattern": Block(3, 3), "skip": ()},
+        {"pattern": Block(3, 3), "only": "*"},
         PatternError,
         r"0: Block\(3, 3\) .*skip=\['0', '2'\]",
     ),
@@ -469,7 +469,7 @@ def test_statistics_of_a_layer_that_cannot_be_observed_are_an_error_that_names_i
     tokens = torch.zeros(2, 3, dtype=torch.long)
     task = Task(example=tokens, calibration=[(tokens, None)])
     with left_as_it_was(model), pytest.raises(SecateursError, match=r"^0.weight: the inputs .* cannot be observed; skip it"):
-        prune_(model, Element(), WANDA, uniform(keep=0.5), task, skip=())
+        prune_(model, Element(), WANDA, uniform(keep=0.5), task, only="*")
     assert list(prune_(model, Element(), WANDA, uniform(keep=0.5), task)) == ["1.weight"]
 
 

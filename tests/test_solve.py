@@ -97,7 +97,7 @@ def test_wanda_is_the_weight_times_the_norm_of_its_input_compared_in_each_row():
 @pytest.mark.parametrize("mean", [False, True])
 def test_magnitude_is_its_definition_in_double_precision(p, mean):
     layer = nn.Linear(6, 4)
-    site = find_sites(layer, Filter(), skip=())[0]
+    site = find_sites(layer, Filter(), only="*")[0]
     (scores,) = TopK(magnitude(p, mean=mean)).scores([site], {})
     weights = layer.weight.detach().double().abs()
     each = weights.amax(1) if p == inf else (weights.pow(p).mean(1) if mean else weights.pow(p).sum(1)).pow(1 / p)
@@ -109,13 +109,13 @@ def test_magnitude_is_its_definition_in_double_precision(p, mean):
 def test_magnitude_orders_very_small_and_very_large_weights_for_every_p(p, scale):
     layer = nn.Linear(4, 3)
     layer.weight.data = torch.tensor([[1.0, 0, 0, 0], [3.0, 0, 0, 0], [2.0, 0, 0, 0]]) * scale
-    (scores,) = TopK(magnitude(p)).scores([find_sites(layer, Filter(), skip=())[0]], {})
+    (scores,) = TopK(magnitude(p)).scores([find_sites(layer, Filter(), only="*")[0]], {})
     assert torch.allclose(scores[0].double(), torch.tensor([1.0, 3.0, 2.0]).double() * scale, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("p", [1e-3, 0.1, 1e3])
 def test_the_mean_magnitude_is_finite_for_every_p(p):
-    site = find_sites(nn.Linear(64, 8), Filter(), skip=())[0]
+    site = find_sites(nn.Linear(64, 8), Filter(), only="*")[0]
     (scores,) = TopK(magnitude(p, mean=True)).scores([site], {})
     assert scores.unique().numel() == 8
     assert (scores > 0).all()
@@ -125,7 +125,7 @@ def test_the_mean_magnitude_is_finite_for_every_p(p):
 def test_a_unit_of_zeros_scores_zero(p):
     layer = nn.Linear(4, 2)
     layer.weight.data[0] = 0
-    (scores,) = TopK(magnitude(p)).scores([find_sites(layer, Filter(), skip=())[0]], {})
+    (scores,) = TopK(magnitude(p)).scores([find_sites(layer, Filter(), only="*")[0]], {})
     assert scores[0, 0] == 0 < scores[0, 1]
 
 
@@ -170,7 +170,7 @@ def test_units_that_are_gone_score_lower_than_any_other_and_stay_gone():
 def test_a_unit_is_alive_while_any_of_its_weights_is():
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[3, 0] = True
-    site = find_sites(nn.Linear(4, 4), Block(2, 2), skip=(), masks={"weight": mask})[0]
+    site = find_sites(nn.Linear(4, 4), Block(2, 2), only="*", masks={"weight": mask})[0]
     assert site.alive.tolist() == [[False, False, True, False]]
     assert site.available == 1
 
@@ -236,7 +236,7 @@ def test_a_number_that_rows_cannot_share_is_an_error():
 def test_weights_that_are_not_finite_are_an_error_that_names_the_layer_and_counts_them(bad, criterion, pattern):
     layer = nn.Linear(4, 4)
     layer.weight.data[1, 2] = layer.weight.data[3, 3] = bad
-    site = find_sites(nn.Sequential(layer), pattern, skip=())[0]
+    site = find_sites(nn.Sequential(layer), pattern, only="*")[0]
     with pytest.raises(NonFiniteError, match=r"^0: 2 of its 16 weights are NaN or infinite; restore .* or skip=\['0'\]"):
         TopK(criterion)(site, 8 if pattern == Element() else 2, {})
 
@@ -288,7 +288,7 @@ def test_scores_are_single_precision_whatever_the_model_is(dtype):
 
 def test_the_units_of_a_solution_lie_as_those_of_the_site():
     layer = nn.Linear(8, 4)
-    site = find_sites(layer, Block(2, 2), skip=())[0]
+    site = find_sites(layer, Block(2, 2), only="*")[0]
     kept = TopK(magnitude())(site, 3, {}).kept
     norms = as_units(site, layer.weight.detach()).flatten(2).norm(dim=2)
     assert kept.tolist() == [by_loop(norms[0].tolist(), 3)]

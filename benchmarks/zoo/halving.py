@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.forward import call, nested, tensors_in
+from secateurs.graph import analyse
 from secateurs.patterns.coupled import coupled_sites
 from zoo.subject import Subject
 
@@ -66,7 +67,7 @@ def try_halving(subject: Subject, outcome: Outcome) -> None:
     """Fill in the outcome of one subject; raises whatever goes wrong."""
     model, example = subject.make(), subject.example()
     start = time.perf_counter()
-    sites = coupled_sites(model, sc.Channel(), example, None)  # find_sites would raise where there are none
+    sites = coupled_sites(model, sc.Channel(), example, analyse(model, example))  # find_sites would raise where there are none
     outcome.seconds = time.perf_counter() - start
     outcome.exact = len(sites)
     for item in sites.skipped:

@@ -209,7 +209,7 @@ def as_pattern() -> Allocator:
 
     >>> from torch import nn
     >>> from secateurs.patterns import NofM, find_sites
-    >>> dict(as_pattern()(find_sites(nn.Linear(8, 4), NofM(2, 4), skip=()), lambda: iter([])))
+    >>> dict(as_pattern()(find_sites(nn.Linear(8, 4), NofM(2, 4), only="*"), lambda: iter([])))
     {'weight': 16}
     """
 

@@ -12,8 +12,7 @@ from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorC
 
 from secateurs.export.error import ExportError
 from secateurs.export.program import answers, difference, first_line, quiet
-from secateurs.patterns import Layout, Selection, Weight
-from secateurs.patterns.sites import select
+from secateurs.patterns import Layout, Selection, Weight, select
 from secateurs.types import Skipped
 
 _TOLERANCE = 5e-2
@@ -41,7 +40,7 @@ def semi_structured_(
     tokens: measure (``benchmarks/semi_structured.py``).
 
     Raises `ExportError` where no layer can be converted, with the reasons, or the outputs are others afterwards; all weights are
-    then as they were. `PatternError` for a name in ``only`` or ``skip`` that means no linear layer.
+    then as they were. `PatternError` for a name in ``only`` or ``skip`` that means nothing in the model.
 
     >>> semi_structured_(nn.Linear(64, 64))
     Traceback (most recent call last):
@@ -85,13 +84,13 @@ def broken_group(weight: Tensor) -> str | None:
 
 def _reasons(model: nn.Module, layers: list[Weight], only: Selection | None, skip: Selection | None) -> dict[str, str]:
     """Why layers stay dense, for those that do."""
-    chosen = None if only is None else set(select(layers, only))
-    left_alone = set() if skip is None else set(select(layers, skip))
+    chosen = None if only is None else select(model, layers, only, "only=")
+    left_alone = {} if skip is None else select(model, layers, skip, "skip=")
     users = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
     found = {}
     for layer in layers:
         if layer.name in left_alone:
-            found[layer.name] = "named in skip="
+            found[layer.name] = left_alone[layer.name]
         elif chosen is not None and layer.name not in chosen:
             found[layer.name] = "not named in only="
         elif users[id(layer.value)] > 1:

@@ -3,8 +3,9 @@
 from secateurs.patterns.canonical import LAYOUTS, Layout, Weight, find_weights, layout_of
 from secateurs.patterns.coupled import Channel, Head, axis_names
 from secateurs.patterns.cut import Cut, cut, misfit
+from secateurs.patterns.selection import Selection, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
-from secateurs.patterns.sites import Selection, find_sites
+from secateurs.patterns.sites import find_sites
 from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "marked",
     "misfit",
     "restrict",
+    "select",
     "size",
     "spread",
     "unit_scores",

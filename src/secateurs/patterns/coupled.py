@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.forward import modules_in
-from secateurs.graph import Axis, Dim, Place, Structure, analyse, extent, normal
+from secateurs.graph import Axis, Dim, Place, Structure, extent, normal
 from secateurs.patterns.canonical import layout_of
 from secateurs.patterns.shapes import check_length, check_within, written
 from secateurs.types import Coupling, Extents, Member, PatternError, Product, Site, Sites, Skipped, Within
@@ -89,12 +89,13 @@ def _check(pattern: Coupling) -> None:
 # ---------------------------------------------------------------- from axes to sites
 
 
-def coupled_sites(model: nn.Module, pattern: Coupling, example: Any, named: Callable[[Site], bool] | None) -> Sites:
-    """Every site of a pattern on a model's axes, and what stays as it is. ``named`` tells which sites were asked for by name.
+def coupled_sites(
+    model: nn.Module, pattern: Coupling, example: Any, structure: Structure, asked: Callable[[Site], bool] | None = None
+) -> Sites:
+    """Every site of a pattern on a model's axes, and what stays as it is. ``asked`` tells which were named themselves.
 
     Raises `TaskError` where the model rejects the example.
     """
-    structure = analyse(model, example)
     names = axis_names(structure)
     modules = modules_in(model)
     found: dict[Axis, Site] = {}
@@ -111,8 +112,8 @@ def coupled_sites(model: nn.Module, pattern: Coupling, example: Any, named: Call
             skipped.append(Skipped(names[axis], reason))
             continue
         site = _site(pattern, axis, names[axis], structure.places[axis], modules)
-        asked = named is not None and named(site)
-        if axis in structure.inner and not asked and structure.inner[axis] in names and not pattern.only_heads:
+        named = asked is not None and asked(site)
+        if axis in structure.inner and not named and structure.inner[axis] in names and not pattern.only_heads:
             outer = names[structure.inner[axis]]
             skipped.append(Skipped(site.name, f"lies within each unit of {outer}; name it in only= to prune it"))
         else:
@@ -230,12 +231,3 @@ def with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
     for part in parts[1:]:
         alive = alive | part.flatten(1).any(1).to(alive.device)
     return replace(site, alive=alive[None])
-
-
-def names_of(site: Site) -> Iterator[str]:
-    """The names by which a site can be meant: its own, and those of the weights that make it."""
-    yield site.name
-    for member in site.members:
-        if member.role == "producer":
-            yield member.parameter
-            yield member.parameter.rpartition(".")[0]

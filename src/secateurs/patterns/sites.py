@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateurs.forward import run_example
+from secateurs.graph import analyse
 from secateurs.patterns.canonical import Weight, find_weights
-from secateurs.patterns.coupled import coupled_sites, extents_without, names_of, with_alive
+from secateurs.patterns.coupled import coupled_sites, extents_without, with_alive
 from secateurs.patterns.cut import cut, misfit
+from secateurs.patterns.selection import Axes, Selection, select
 from secateurs.patterns.units import as_units
 from secateurs.types import Coupling, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
-
-Selection = str | Iterable[str] | Callable[[str, nn.Module], bool]
-"""Layers by name (a container's name means all inside it), by glob (``"layer?.*"``), or by predicate ``(name, module) → bool``."""
 
 
 def find_sites(
@@ -34,15 +31,16 @@ def find_sites(
     """The sites of a pattern on a model's weights, in the order in which the example passes them.
 
     For `Channel` and `Head` the model is traced, and a site is an axis with all that is coupled to it; ``print(sites)`` shows them,
-    and what was left alone and why. ``only`` and ``skip`` then mean sites by their names or by the layers that make them.
+    and what was left alone and why. ``only`` then means sites by their names, or by the layers that make them: all of a site's, or
+    one of some that stand side by side (gate and up projection of one MLP). ``skip`` leaves every site that a named layer makes.
 
-    For patterns on single weights: without ``only`` and ``skip``, three kinds of weights are left alone and listed: embeddings; the
-    first layer and the classifier where the pattern does not fit them; and the classifier where a unit is a whole output, since its
-    outputs are the answer. ``only`` names what takes part, ``skip`` what does not (``skip=()`` skips nothing). ``masks`` are those
-    of an earlier pruning: what they removed stays removed.
+    For patterns on single weights: without ``only``, three kinds of weights are left alone and listed: embeddings; the first layer
+    and the classifier where the pattern does not fit them; and the classifier where a unit is a whole output, since its outputs are
+    the answer. ``only`` names what takes part (``only="*"``: everything), ``skip`` what else does not. ``masks`` are those of an
+    earlier pruning: what they removed stays removed.
 
-    Raises `PatternError` where no site is left, a name is unknown, or the pattern does not fit a chosen layer; `TaskError` where
-    the model rejects the example.
+    Raises `PatternError` where no site is left, a name means nothing in the model, or the pattern does not fit a chosen layer;
+    `TaskError` where the model rejects the example.
 
     >>> from secateurs.patterns import Element
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -57,8 +55,10 @@ def find_sites(
     if not weights:
         raise PatternError(f"{type(model).__name__} has no prunable weight; {_listed(skipped)}")
     weights = _in_order(model, weights, example)
-    chosen = _chosen(weights, only)
-    left_alone = _skipped_by_name(weights, skip) if skip is not None else _skipped_by_default(weights, pattern, only is not None)
+    chosen = {weight.name for weight in weights} if only is None else set(select(model, weights, only, "only="))
+    left_alone = _skipped_by_default(weights, pattern, only is not None)
+    if skip is not None:
+        left_alone |= select(model, weights, skip, "skip=")
     skipped += [Skipped(weight.name, "not named in only=") for weight in weights if weight.name not in chosen]
     skipped += [Skipped(name, reason) for name, reason in left_alone.items() if name in chosen]
     taking_part = [weight for weight in weights if weight.name in chosen and weight.name not in left_alone]
@@ -66,7 +66,7 @@ def find_sites(
     if not taking_part:
         raise PatternError(
             f"{pattern} finds no site in {type(model).__name__}; {_listed(skipped)}; "
-            "pass only=[...] to choose layers yourself, or skip=() to skip none"
+            'pass only=[...] to choose layers yourself, or only="*" for all of them'
         )
     found = tuple(_with_alive(_site(weight, pattern), masks) for weight in taking_part)
     return Sites(found, tuple(skipped), model, example)
@@ -81,11 +81,17 @@ def _coupled(
     masks: Mapping[str, Tensor] | None,
 ) -> Sites:
     """The sites of a pattern on axes, of those that the caller chose."""
-    sites = coupled_sites(model, pattern, example, None if only is None else lambda site: _selected(site, only))
-    for selection in (only, skip):
-        _require_known(sites, selection)
-    left_alone = [Skipped(site.name, "not named in only=") for site in sites if only is not None and not _selected(site, only)]
-    left_alone += [Skipped(site.name, "named in skip=") for site in sites if skip is not None and _selected(site, skip)]
+    structure = analyse(model, example)
+    sites = coupled_sites(model, pattern, example, structure)
+    known = [site.name for site in sites] + [item.name for item in sites.skipped]
+    left_alone = []
+    if only is not None:
+        chosen = Axes(model, only, "only=", known)
+        sites = coupled_sites(model, pattern, example, structure, chosen.ask)
+        left_alone += [Skipped(site.name, _unchosen(site, chosen)) for site in sites if not chosen.choose(site)]
+    if skip is not None:
+        touched = Axes(model, skip, "skip=", known)
+        left_alone += [Skipped(site.name, "named in skip=") for site in sites if touched.touch(site)]
     gone = {item.name for item in left_alone}
     found = tuple(with_alive(site, masks) for site in sites if site.name not in gone)
     skipped = (*sites.skipped, *left_alone)
@@ -107,27 +113,12 @@ def _way_out(pattern: Coupling, skipped: Iterable[Skipped]) -> str:
     )
 
 
-def _selected(site: Site, selection: Selection) -> bool:
-    if callable(selection):
-        return selection(site.name, site.members[0].module)
-    wanted = [selection] if isinstance(selection, str) else list(selection)
-    return any(means(each, names_of(site)) for each in wanted)
-
-
-def _require_known(sites: Sites, selection: Selection | None) -> None:
-    """Raise `PatternError` for a name that means neither a site nor anything that was left alone."""
-    if selection is None or callable(selection):
-        return
-    for wanted in [selection] if isinstance(selection, str) else list(selection):
-        known = [site.name for site in sites] + [item.name for item in sites.skipped]
-        if not any(means(wanted, names_of(site)) for site in sites) and not means(wanted, known):
-            close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
-            raise PatternError(f"no site is called {wanted!r}; did you mean {', '.join(close)}?")
-
-
-def means(wanted: str, names: Iterable[str]) -> bool:
-    """Whether a name, the name of a container or a glob means one of the names."""
-    return any(name == wanted or name.startswith((wanted + ".", wanted + ":")) or fnmatchcase(name, wanted) for name in names)
+def _unchosen(site: Site, chosen: Axes) -> str:
+    """Why ``only`` did not choose a site."""
+    makers = [member.parameter.removesuffix(".weight") for member in site.members if member.role == "producer"]
+    if not chosen.touch(site):
+        return "not named in only="
+    return f"made by more layers than only= names ({', '.join(makers[:3])}, …); name {site.name} in only= to prune it"
 
 
 def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Weight]:
@@ -155,29 +146,6 @@ def _in_order(model: nn.Module, weights: list[Weight], example: Any) -> list[Wei
         return called.get(weight.module, called.get(around, len(called)))
 
     return sorted(weights, key=place)
-
-
-def _chosen(weights: list[Weight], only: Selection | None) -> set[str]:
-    return {weight.name for weight in weights} if only is None else set(select(weights, only))
-
-
-def _skipped_by_name(weights: list[Weight], skip: Selection) -> dict[str, str]:
-    return dict.fromkeys(select(weights, skip), "named in skip=")
-
-
-def select(weights: list[Weight], selection: Selection) -> list[str]:
-    """Names of the weights that a selection means; raises `PatternError` for a name that means none."""
-    if callable(selection):
-        return [weight.name for weight in weights if selection(weight.name, weight.module)]
-    names: list[str] = []
-    for wanted in [selection] if isinstance(selection, str) else list(selection):
-        matches = [weight.name for weight in weights if means(wanted, (weight.name, weight.parameter))]
-        if not matches:
-            known = [weight.name for weight in weights]
-            close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
-            raise PatternError(f"no prunable layer is called {wanted!r}; did you mean {', '.join(close)}?")
-        names += matches
-    return names
 
 
 def _skipped_by_default(weights: list[Weight], pattern: Tiling, named: bool) -> dict[str, str]:

@@ -30,7 +30,7 @@ def as_units(site: Site, tensor: Tensor, member: int = 0) -> Tensor:
 
     >>> from torch import nn
     >>> from secateurs.patterns import Block, find_sites
-    >>> site = find_sites(nn.Linear(8, 4), Block(2, 2), skip=())[0]
+    >>> site = find_sites(nn.Linear(8, 4), Block(2, 2), only="*")[0]
     >>> as_units(site, torch.zeros(4, 8)).shape
     torch.Size([1, 8, 2, 2])
     """
@@ -81,7 +81,7 @@ def unit_scores(site: Site, criterion: Criterion, evidence: Evidence, member: in
     >>> from torch import nn
     >>> from secateurs.criteria import magnitude
     >>> from secateurs.patterns import Filter, find_sites
-    >>> site = find_sites(nn.Linear(2, 2), Filter(), skip=())[0]
+    >>> site = find_sites(nn.Linear(2, 2), Filter(), only="*")[0]
     >>> unit_scores(site, magnitude(p=1), Evidence("w", torch.tensor([[[3.0, -4.0], [1.0, 0.0]]])))
     tensor([[7., 1.]])
     """

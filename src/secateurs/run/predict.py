@@ -81,7 +81,7 @@ def predict(
     fraction_kept("predict", sparsity=sparsity, keep=None)
     clock = Stopwatch(instruction_set(), torch.get_num_threads() if threads is None else threads, tune)
     if not isinstance(pattern, Coupling):
-        find_sites(layer, pattern, skip=())  # its errors name the layer's own weight, those of a stand-in would not
+        find_sites(layer, pattern, only="*")  # its errors name the layer's own weight, those of a stand-in would not
     given = _example(layer, example)
     network = lower(record(copy.deepcopy(layer).eval().requires_grad_(False), given))
     parts = weighted(network)
@@ -236,7 +236,7 @@ def _thinned(layer: Weighted, pattern: Pattern, sparsity: float) -> Tensor:
     else:
         stand_in = skip_init(nn.Conv2d, inputs * layer.groups, outputs, kernel, groups=layer.groups, bias=False)
     weight = nn.init.ones_(stand_in.get_parameter("weight"))
-    prune_(stand_in, pattern, TopK(random()), uniform(sparsity=sparsity, floor=0), Task(example=None), skip=())
+    prune_(stand_in, pattern, TopK(random()), uniform(sparsity=sparsity, floor=0), Task(example=None), only="*")
     return weight.detach()
 
 

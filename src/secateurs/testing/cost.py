@@ -48,7 +48,7 @@ def check_cost(cost: Cost, *, counted: Counted | None = None, on: Sequence[Speci
 
 
 def _plan(model: nn.Module, keep: float, pattern: Pattern = _ELEMENT, masks: Masks | None = None) -> Plan:
-    sites = find_sites(model, pattern, skip=(), masks=masks)
+    sites = find_sites(model, pattern, only="*", masks=masks)
     return uniform(keep=keep)(sites, lambda: TopK(magnitude()).scores(sites, {}))
 
 
@@ -81,7 +81,7 @@ def _check_promise(cost: Cost, counted: Counted, specimen: Specimen, where: str)
         plan = _plan(model, keep, pattern, masks)
         promised = cost(model, specimen.example, plan)
         solver, task = TopK(magnitude()), Task(example=specimen.example)
-        masks = prune_(model, pattern, solver, lambda sites, scores, plan=plan: plan, task, skip=(), masks=masks)
+        masks = prune_(model, pattern, solver, lambda sites, scores, plan=plan: plan, task, only="*", masks=masks)
         found = counted(model, specimen.example, masks)
         said = f"{where}: keep={keep}" + (" after an earlier pruning" if uneven else "")
         assert isclose(promised, found, rel_tol=1e-9), (
@@ -91,5 +91,5 @@ def _check_promise(cost: Cost, counted: Counted, specimen: Specimen, where: str)
 
 def _uneven_(model: nn.Module) -> Masks:
     """An earlier pruning of every weight, after which rows have unequal numbers of weights."""
-    names = [member.parameter for site in find_sites(model, _ELEMENT, skip=()) for member in site.members]
+    names = [member.parameter for site in find_sites(model, _ELEMENT, only="*") for member in site.members]
     return Masks(earlier_masks(model, names), model).apply_()

@@ -44,7 +44,7 @@ def check_criterion(
     for specimen in on or LAYERS:
         model = specimen.model()
         for pattern in _PATTERNS:
-            sites = find_sites(model, pattern, skip=())
+            sites = find_sites(model, pattern, only="*")
             checked += _check_sites(criterion, specimen, sites, stats, permutes, keeps_order_when_scaled)
     for specimen in on or COUPLED:
         coupled = sites_of(specimen, Channel())
