@@ -150,6 +150,19 @@ class Gate(nn.Module):
         return x * (gate[:, :, None, None] if self.style == "linear" else gate)
 
 
+class PlaceGate(nn.Module):
+    """A gate that is one number for each place (the spatial attention of 1807.06521), or for each sample."""
+
+    def __init__(self, width: int, kernel: int, sample: bool) -> None:
+        super().__init__()
+        self.sample, self.map = sample, nn.Conv2d(width if sample else 2, 1, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x if self.sample else torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        gate = self.map(seen).sigmoid()
+        return x * (gate.mean((2, 3), keepdim=True) if self.sample else gate)
+
+
 class GatedMlp(nn.Module):
     """Gated linear units (2002.05202), with two projections or a fused one."""
 
@@ -862,7 +875,7 @@ def make_pool(name: str, size: Shape) -> nn.Module:
 
 
 def settle_interpolate(choose: Chooser, shape: Shape) -> Settings:
-    return {"mode": choose(("nearest", "bilinear")), "module": choose((True, False))}
+    return {"mode": choose(("nearest", "bilinear", "bicubic")), "module": choose((True, False))}
 
 
 def make_interpolate(mode: str, module: bool) -> nn.Module:
@@ -898,6 +911,10 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def settle_gate(choose: Chooser, shape: Shape) -> Settings:
     return {"width": channels(shape), "hidden": choose((0, 3, 4)), "style": choose(("conv", "hard", "linear"))}
+
+
+def settle_place_gate(choose: Chooser, shape: Shape) -> Settings:
+    return {"width": channels(shape), "kernel": choose((1, 3)), "sample": choose((False, True))}
 
 
 def settle_gated_mlp(choose: Chooser, shape: Shape) -> Settings:
@@ -1048,6 +1065,7 @@ KINDS: dict[str, Kind] = {
     "conv1d": Kind(one(3), settle_conv1d, lambda **settings: Permuted(nn.Conv1d(**settings), (0, 2, 1))),
     "residual": Kind(one(4, 3), settle_residual, make_residual, 3),
     "gate": Kind(one(4), settle_gate, Gate, 2),
+    "place_gate": Kind(one(4), settle_place_gate, PlaceGate, 2),
     "group_norm": Kind(one(4), settle_group_norm, nn.GroupNorm),
     "instance_norm": Kind(one(4, where=space_at_least(2)), settle_instance_norm, nn.InstanceNorm2d),
     "layer_norm": Kind(one(*ANY), settle_layer_norm, make_layer_norm),

@@ -910,7 +910,10 @@ def test_sizes_are_looked_for_once_the_check_fails(calls, monkeypatch):
 
 
 class Watched(nn.Module):
-    """Notes the dtype of each pass; ``off`` is added to the answers of a smaller model in float32, and ``wrong`` to all of them."""
+    """Notes the dtype of each pass, of which there are two each time: with the example and with another batch.
+
+    ``off`` is added to the answers of a smaller model in float32, and ``wrong`` to all of them.
+    """
 
     def __init__(self, off: float = 0.0, wrong: float = 0.0) -> None:
         super().__init__()
@@ -930,9 +933,9 @@ PASSES: list[torch.dtype] = []
 @pytest.mark.parametrize(
     ("large", "off", "wrong", "passes", "done"),
     [
-        (False, 0.0, 0.0, [torch.float64] * 2, True),
-        (True, 0.0, 0.0, [torch.float32] * 2, True),
-        (True, 1e-4, 0.0, [torch.float32, torch.float32, torch.float64, torch.float64], True),
+        (False, 0.0, 0.0, [torch.float64] * 4, True),
+        (True, 0.0, 0.0, [torch.float32] * 4, True),
+        (True, 1e-4, 0.0, [torch.float32] * 4 + [torch.float64] * 4, True),
         (True, 0.0, 1e-5, None, False),
         (False, 0.0, 1e-5, None, False),
         (True, 0.0, 1e-4, None, False),
@@ -959,7 +962,7 @@ def test_what_is_no_float32_is_compared_as_before(monkeypatch):
     masks = prune(model, example)
     PASSES.clear()
     assert sc.shrink_(model, masks).sites
-    assert len(PASSES) == 2 and set(PASSES) == {torch.float64}
+    assert len(PASSES) == 4 and set(PASSES) == {torch.float64}
 
 
 @pytest.mark.parametrize("shape", [(5,), (6, 4), (700, 900), (8, 6, 3, 3)], ids=str)

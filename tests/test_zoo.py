@@ -100,6 +100,7 @@ PUT_BACK: dict[str, tuple[set[str], str]] = {
     "qwen2_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
     "qwen3_moe": ({f"model.layers.{layer}.mlp.experts.gate_up_proj[0:28]" for layer in (0, 1)}, ALIGNED),
     "deepseek_v3": ({"model.layers.1.mlp.experts.gate_up_proj[0:28]"}, ALIGNED),
+    "siamese": ({"embed"}, "torch adds 1e-6 to each difference before it adds up their squares"),
     "state_space": ({"embed"}, "nn.RMSNorm(20) without eps= takes that of the dtype, which a smaller width cannot rescale"),
 }
 """Subject → the sites that are masked but cannot be removed, and why."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.apply.other_inputs import other_inputs
 from secateurs.apply.still import Stilled
 from secateurs.forward import modules_in, nested, parameters_in, run_example, tensors_in
 from secateurs.graph import plain, untouched
@@ -38,6 +39,9 @@ def telling(example: Any) -> Any:
 class Check:
     """Whether a model that is made smaller answers as it did: in float64 where that is feasible.
 
+    It is asked with the example and, where it accepts them, with other numbers, another batch size and another size of images or
+    sequences.
+
     Models of more than ten million parameters are compared in float32 first, within the tolerance of float64, which what float32 rounds
     off hardly ever exceeds; where it does, float64 decides. What the model answered before is computed once.
     """
@@ -46,6 +50,7 @@ class Check:
     inputs: Any
     _before: dict[bool, list[Tensor]] = field(default_factory=dict)
     _doubles: bool = True
+    _others: list[Any] | None = None
 
     def ask(self) -> None:
         """Have the model answer as it is now. Raises `TaskError` where it cannot."""
@@ -83,17 +88,45 @@ class Check:
         return (False, True) if size >= _SMALL and single else (True,)
 
     def _answers(self, double: bool) -> list[Tensor]:
-        """The model's outputs, in float64 if so wished and the model can do that."""
+        """The model's outputs for every input, in float64 if so wished and the model can do that."""
         with untouched(self.model), plain(kernels=not double), Stilled():
             if double and self._doubles:
                 try:
                     with _in_double(self.model):
-                        return _floats(run_example(self.model, nested(self.inputs, _doubled)))
+                        return self._floats(_doubled)
                 except SecateursError:
                     if double in self._before:
                         raise
                     self._doubles = False
-            return _floats(run_example(self.model, self.inputs))
+            return self._floats(lambda tensor: tensor)
+
+    def _floats(self, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The numbers of the outputs for every input; the first time, other inputs than the example are found that the model accepts."""
+        found = _floats(run_example(self.model, nested(self.inputs, cast)))
+        if self._others is None:
+            accepted = [self._first_accepted(way, cast, found) for way in other_inputs(self.inputs)]
+            self._others = [each[0] for each in accepted if each is not None]
+            return found + [tensor for each in accepted if each is not None for tensor in each[1]]
+        return found + [tensor for other in self._others for tensor in _floats(run_example(self.model, nested(other, cast)))]
+
+    def _first_accepted(
+        self, way: Sequence[Any], cast: Callable[[Tensor], Tensor], usual: Sequence[Tensor]
+    ) -> tuple[Any, list[Tensor]] | None:
+        """The first input with which the model runs, and its answers: for as many samples as went in, if it is so for the example."""
+        for inputs in way:
+            try:
+                found = _floats(run_example(self.model, nested(inputs, cast)))
+            except SecateursError:
+                continue
+            more = _samples(inputs) - _samples(self.inputs)
+            here, there = ([tensor.shape[:1] for tensor in answers] for answers in (found, usual))
+            if here == [torch.Size([size + more if size == _samples(self.inputs) else size for size in shape]) for shape in there]:
+                return inputs, found
+        return None
+
+
+def _samples(inputs: Any) -> int:
+    return next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), 0)
 
 
 def _doubled(tensor: Tensor) -> Tensor:

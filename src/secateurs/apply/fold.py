@@ -1,8 +1,13 @@
-"""Channels that pruning has made constant: what they add to the layers that read them goes into those layers' biases."""
+"""Channels that are constants, since pruning has cut off what feeds them or their normalisation scales by zero: folded into biases.
+
+What a unit is for every input is proven from the trace (`secateurs.graph.known`), never seen in an example. What a constant adds to a
+layer that reads it goes into that layer's bias; then nothing reads the unit any more, and it can be taken out.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,132 +17,200 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateurs.apply.present import Nonzero
 from secateurs.apply.resize import Undo
-from secateurs.forward import modules_in, run_example
-from secateurs.graph import Axis, Place, Structure, Value, untouched
+from secateurs.forward import modules_in
+from secateurs.graph import Axis, Knowing, Op, Place, Structure, Value, occurrences
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A layer that reads some units: where they lie among its inputs, and what holds its bias."""
+    """A layer that reads units: what holds its bias (with which sign), and every tensor that it is given, with its features' dimension.
 
+    ``padded``: zeros stand around what it reads, so that a constant is another number at the borders.
+    """
+
+    name: str
     module: Any
     place: Place
     bias: Tensor
     sign: float
+    inputs: tuple[tuple[Value, int], ...]
+    padded: bool
 
 
-Work = list[tuple[Tensor, list[_Reader]]]
-"""For each axis the units that nothing feeds, and the layers that read them."""
+@dataclass(frozen=True)
+class Constants:
+    """Axis → the units to fold, and the layers that read them; and why others that are constants stay, by axis."""
+
+    work: list[tuple[Axis, Tensor, list[_Reader]]] = field(default_factory=list)
+    left: dict[Axis, str] = field(default_factory=dict)
 
 
-def constant_units(model: nn.Module, structure: Structure, there: Nonzero) -> Work:
-    """The units whose weights are all zero, but that are read: they may be the same number everywhere."""
-    modules = modules_in(model)
+def constant_units(model: nn.Module, structure: Structure, knowing: Knowing, there: Nonzero) -> Constants:
+    """The units that are read, but are the same number for every input, wherever they are read."""
+    modules, users = modules_in(model), _users(structure.trace.ops)
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
-    work: Work = []
+    found = Constants()
     for axis, places in structure.places.items():
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
-        unfed = _unfed(axis, places, there)
-        if not bool(unfed.any()):
+        reading = [place for place in places if place.role == "consumer"]
+        read = there.at(axis, reading)
+        if not reading or not bool(read.any()):
             continue
-        readers = [_reader(place, modules, structure) for place in places if place.role == "consumer"]
+        readers = [_reader(place, modules, structure, users) for place in reading]
         known = [reader for reader in readers if reader is not None]
-        if readers and len(known) == len(readers):
-            work.append((unfed, known))
-    return work
+        folded = read.clone()
+        for reader in known:
+            folded &= _certain(axis, reader, structure, knowing, zeros=reader.padded)
+        if len(known) == len(readers) and bool(folded.any()):
+            found.work.append((axis, folded, known))
+        else:
+            folded = torch.zeros_like(folded)
+        if bool((stays := _silent(axis, places, modules, there) & read & ~folded).any()):
+            unknown = next((place.parameter for place, reader in zip(reading, readers, strict=True) if reader is None), None)
+            found.left[axis] = _why(axis, stays, unknown, known, structure, knowing)
+    return found
 
 
 @torch.no_grad()
-def fold_constants_(model: nn.Module, work: Work, examples: list[Any], undo: Undo) -> int:
-    """Stop reading units that are the same number everywhere since nothing feeds them; returns how many.
-
-    A unit counts where its number is the same at every place of every example. What it adds is moved to the reading layers' biases (or
-    the means of the BatchNorm behind them); a convolution that pads with zeros does not see the same number at its borders, so there
-    only zeros count.
-    """
-    watched = {id(reader.module): reader.module for _, readers in work for reader in readers}
-    inputs = _inputs(model, list(watched.values()), examples)
-    return sum(_fold_(unfed, readers, inputs, undo) for unfed, readers in work)
+def fold_constants_(constants: Constants, knowing: Knowing, undo: Undo) -> int:
+    """Stop reading constant units: what they add is moved to the biases of the layers that read them (or the means of the BatchNorm
+    behind these); returns how many there were."""
+    for _, units, readers in constants.work:
+        for reader in readers:
+            _fold_(units, reader, knowing, undo)
+    return sum(int(units.sum()) for _, units, _ in constants.work)
 
 
-def _unfed(axis: Axis, places: list[Place], there: Nonzero) -> Tensor:
-    """The units whose weights are all zero while something still reads them."""
+def _fold_(units: Tensor, reader: _Reader, knowing: Knowing, undo: Undo) -> None:
+    weight = reader.module.weight
+    chosen = torch.zeros(1, weight.shape[1], dtype=torch.bool)
+    view = reader.place.view(chosen, 1)
+    view.copy_(units.view(-1, *(1,) * (view.ndim - 1)).expand_as(view))
+    columns = chosen[0]
+    number = knowing.of(reader.inputs[0][0]).numbers(reader.inputs[0][1])[columns].to(weight.device)
+    for tensor in (weight.data, reader.bias.data):
+        before = tensor.clone()
+        undo.add(partial(tensor.copy_, before))
+    columns = columns.to(weight.device)
+    added = weight[:, columns].flatten(2).sum(2) if weight.ndim > 2 else weight[:, columns]
+    reader.bias.data += (reader.sign * (added.double() @ number)).to(reader.bias.dtype)
+    weight.data[:, columns] = 0
+
+
+def _certain(axis: Axis, reader: _Reader, structure: Structure, knowing: Knowing, zeros: bool) -> Tensor:
+    """Which units are one number (or zero) in everything that a layer is given, the same each time."""
+    sure = torch.ones(axis.size, dtype=torch.bool)
+    first: Tensor | None = None
+    for value, dim in reader.inputs:
+        known, number = knowing.of(value).along(dim, zeros=zeros), knowing.of(value).numbers(dim)
+        first = number if first is None else first
+        known = known & (number == first) if len(first) == len(number) else torch.zeros_like(known)
+        views = list(occurrences(structure.typing.dims(value)[dim], axis))
+        for view in views:
+            sure &= view(known, 0).reshape(axis.size, -1).all(1)
+        if not views:
+            return torch.zeros_like(sure)
+    return sure
+
+
+def _silent(axis: Axis, places: Sequence[Place], modules: dict[str, nn.Module], there: Nonzero) -> Tensor:
+    """Units that nothing feeds, or that a BatchNorm scales by zero: one would expect them to go."""
     makers = [place for place in places if place.role == "producer" and there.weights[place.parameter].ndim > 1]
-    return ~there.at(axis, makers) & there.at(axis, [place for place in places if place.role == "consumer"])
+    silent = ~there.at(axis, makers)
+    for place in places:
+        path, _, attribute = place.parameter.rpartition(".")
+        if isinstance(modules.get(path), nn.modules.batchnorm._BatchNorm) and attribute == "weight":
+            silent |= ~there.at(axis, [place])
+    return silent
 
 
-def _reader(place: Place, modules: dict[str, nn.Module], structure: Structure) -> _Reader | None:
+def _why(axis: Axis, units: Tensor, unknown: str | None, readers: list[_Reader], structure: Structure, knowing: Knowing) -> str:
+    count = int(units.sum())
+    what = f"{count} constant unit{'s' if count > 1 else ''} cannot be folded: "
+    if unknown is not None:
+        return f"{what}{unknown} reads them, and has no bias into which they could go"
+    for reader in readers:
+        if reader.padded and bool((_certain(axis, reader, structure, knowing, zeros=False) & units).any()):
+            return f"{what}{reader.name} pads with zeros, so that at its borders they are not the same"
+        if not bool((_certain(axis, reader, structure, knowing, zeros=False) & units).any()):
+            return f"{what}what {reader.name} reads of them is not the same number for every input and place"
+    return f"{what}some of the layers that read them need them"
+
+
+# ---------------------------------------------------------------- who reads
+
+
+def _users(ops: Sequence[Op]) -> dict[Value, list[Op]]:
+    users: dict[Value, list[Op]] = {}
+    for op in ops:
+        for value in dict.fromkeys(op.inputs):
+            users.setdefault(value, []).append(op)
+    return users
+
+
+def _reader(place: Place, modules: dict[str, nn.Module], structure: Structure, users: dict[Value, list[Op]]) -> _Reader | None:
+    """A linear layer or convolution, where all that its weight and its bias are used for is known."""
     path, _, attribute = place.parameter.rpartition(".")
-    module: Any = modules[path]
+    module: Any = modules.get(path)
     plain = isinstance(module, nn.Linear) or (
         isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd) and module.groups == 1
     )
     if not plain or attribute != "weight" or place.dim != 1:
         return None
-    if module.bias is not None:
-        return _Reader(module, place, module.bias, 1.0)
-    mean = _mean_behind(path, modules, structure)
-    return None if mean is None else _Reader(module, place, mean, -1.0)
+    parameters = structure.trace.parameters
+    uses = list(_uses(parameters[place.parameter], users))
+    if not uses or any(use is None for use in uses):
+        return None
+    ops = [use[0] for use in uses if use is not None]
+    inputs = tuple(use[1:] for use in uses if use is not None)
+    padded = any(op.name == "convolution" and any(op.argument("padding")) for op in ops) or (
+        structure.trace.sized is not None and isinstance(module, _ConvNd)
+    )
+    shift = parameters.get(f"{path}.bias".removeprefix("."))
+    if module.bias is not None and shift is not None:
+        if users.get(shift, []) != ops:
+            return None
+        return _Reader(path or place.parameter, module, place, module.bias, 1.0, inputs, padded)
+    mean = _mean_behind(ops, modules, structure, users) if module.bias is None else None
+    return None if mean is None else _Reader(path or place.parameter, module, place, mean, -1.0, inputs, padded)
 
 
-def _mean_behind(path: str, modules: dict[str, nn.Module], structure: Structure) -> Tensor | None:
-    """The running mean of the BatchNorm that alone uses what a layer without bias gives."""
-    made = [value for op in structure.trace.ops if op.module == path for value in op.outputs]
-    users = [op for op in structure.trace.ops if op.module != path and any(value in made for value in op.inputs)]
-    norm = modules.get(users[0].module) if len(users) == 1 else None
-    fits = isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(users[0].args[0], Value)
-    return norm.running_mean if fits else None  # type: ignore[union-attr,return-value]
+def _uses(weight: Value, users: dict[Value, list[Op]]) -> Iterator[tuple[Op, Value, int] | None]:
+    """Every product with a weight, with the tensor that is multiplied and its features' dimension; ``None`` for any other use."""
+    for op in users.get(weight, []):
+        if op.name == "t":
+            for inner in users.get(op.outputs[0], []):
+                a, b = inner.args[1:3] if inner.name == "addmm" else inner.args[:2]
+                right = inner.name in ("mm", "addmm") and b is op.outputs[0] and a is not b and _unscaled(inner)
+                yield (inner, a, 1) if right else None
+        elif op.name == "convolution" and op.args[1] is weight and op.args[0] is not weight:
+            yield op, op.args[0], len(op.args[0].shape) - len(weight.shape) + 1
+        elif op.name == "linear" and op.args[1] is weight and op.args[0] is not weight:
+            yield op, op.args[0], len(op.args[0].shape) - 1
+        else:
+            yield None
 
 
-def _inputs(model: nn.Module, watched: list[nn.Module], examples: list[Any]) -> dict[int, list[Tensor]]:
-    seen: dict[int, list[Tensor]] = {id(module): [] for module in watched}
-
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen[id(module)].append(inputs[0].detach())
-
-    handles = [module.register_forward_pre_hook(note) for module in watched]
-    try:
-        for example in examples if watched else ():
-            with untouched(model):
-                run_example(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+def _unscaled(op: Op) -> bool:
+    return op.argument("alpha", 1) == 1 and op.argument("beta", 1) == 1
 
 
-def _fold_(unfed: Tensor, readers: list[_Reader], inputs: dict[int, list[Tensor]], undo: Undo) -> int:
-    """Fold the units of one axis that are constant for all of their readers."""
-    numbers = [_constants(reader, inputs[id(reader.module)]) for reader in readers]
-    folded = unfed.clone()
-    for reader, (constant, number) in zip(readers, numbers, strict=True):
-        by_unit = reader.place.view(constant[None], 1).flatten(1).all(1)
-        if isinstance(reader.module, _ConvNd) and reader.module.padding_mode == "zeros" and _pads(reader.module):
-            by_unit &= (reader.place.view(number[None], 1) == 0).flatten(1).all(1)
-        folded &= by_unit.cpu()
-    for reader, (_, number) in zip(readers, numbers, strict=True):
-        weight = reader.module.weight
-        chosen = torch.zeros(1, weight.shape[1], dtype=torch.bool, device=weight.device)
-        view = reader.place.view(chosen, 1)
-        view.copy_(folded.to(weight.device).view(-1, *(1,) * (view.ndim - 1)).expand_as(view))
-        columns = chosen[0]
-        added = weight[:, columns].flatten(2).sum(2) if weight.ndim > 2 else weight[:, columns]
-        for tensor in (weight.data, reader.bias.data):
-            before = tensor.clone()
-            undo.add(partial(tensor.copy_, before))
-        reader.bias.data += reader.sign * (added @ number[columns])
-        weight.data[:, columns] = 0
-    return int(folded.sum())
-
-
-def _pads(module: Any) -> bool:
-    return module.padding == "same" or (module.padding != "valid" and any(module.padding))
-
-
-def _constants(reader: _Reader, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Which input features are one number everywhere, and that number."""
-    kernel = reader.module.weight.ndim - 2
-    rows = torch.cat([each.movedim(each.ndim - kernel - 1, 0).flatten(1) for each in inputs], dim=1)
-    low, high = rows.aminmax(dim=1)
-    return high - low <= 1e-6 * torch.maximum(low.abs(), high.abs()), rows[:, 0]
+def _mean_behind(
+    ops: Sequence[Op], modules: dict[str, nn.Module], structure: Structure, users: dict[Value, list[Op]]
+) -> Tensor | None:
+    """The running mean of the BatchNorm that alone uses what a layer without bias gives, and that nothing else uses."""
+    behind = [user for op in ops for user in users.get(op.outputs[0], [])]
+    if len(ops) != 1 or len(behind) != 1:
+        return None
+    norm = modules.get(behind[0].module)
+    means = {value: name for name, value in structure.trace.buffers.items()}
+    if (
+        not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        or norm.running_mean is None
+        or behind[0].args[0] is not ops[0].outputs[0]
+    ):
+        return None
+    mean = behind[0].args[3]
+    fits = means.get(mean) == f"{behind[0].module}.running_mean" and users.get(mean, []) == behind
+    return norm.running_mean if fits and not behind[0].argument("training", False) else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateurs.apply.mask import Masks
 from secateurs.apply.pieces import pieces
 from secateurs.forward import parameters_in, torch_masks
-from secateurs.graph import Axis, Choice, Place, Structure, kept
+from secateurs.graph import Axis, Choice, Knowing, Place, Structure, kept, occurrences
 
 
 class _Sides:
@@ -107,12 +107,15 @@ class Nonzero:
         return Nonzero(weights)
 
 
-def present_units(structure: Structure, there: Nonzero, asked: Container[Axis]) -> dict[Axis, Tensor]:
-    """Axis → which of its units still matter: something makes them and something reads them; at least one of each axis.
+def present_units(
+    structure: Structure, there: Nonzero, asked: Container[Axis], knowing: Knowing | None = None
+) -> tuple[dict[Axis, Tensor], dict[Axis, str]]:
+    """Axis → which of its units still matter: something makes them and something reads them; at least one of each axis. And why some
+    axes keep units that have nothing.
 
     A unit that is gone and had anything takes that with it, so that other units may be without makers or readers then. Units of axes
-    that are added up or normalised over need no readers. Approximate axes are looked at where they were ``asked`` for; their units
-    go where they have nothing, which takes nothing with it.
+    that are added up or normalised over need no readers; they go where they are known to be zero there. Approximate axes are looked at
+    where they were ``asked`` for; their units go where they have nothing, which takes nothing with it.
     """
     free = [axis for axis in structure.places if not axis.pinned and axis.size > 1 and axis in structure.producers]
     axes = [axis for axis in free if not axis.approximate or axis in asked]
@@ -120,16 +123,42 @@ def present_units(structure: Structure, there: Nonzero, asked: Container[Axis]) 
     readers = {axis: [place for place in structure.places[axis] if place.role == "consumer"] for axis in axes}
     others = {axis: [place for place in structure.places[axis] if place.role != "consumer"] for axis in axes}
     must_be_read = {axis for axis in axes if readers[axis] and axis not in summed and not axis.approximate}
+    adding = _adding(structure, knowing, {axis for axis in axes if axis in summed and not axis.approximate})
     now = there
     before: dict[Axis, Tensor] = {}
     while True:
         read = {axis: now.at(axis, readers[axis]) for axis in axes}
         some = {axis: read[axis] | now.at(axis, others[axis]) for axis in axes}
-        present = {axis: _at_least_one(read[axis] if axis in must_be_read else some[axis]) for axis in axes}
+        present = {axis: _at_least_one((read if axis in must_be_read else some)[axis] | adding.get(axis, _NONE)) for axis in axes}
         nothing_lost = now is there and not any(bool((some[axis] & ~present[axis]).any()) for axis in axes)
         if nothing_lost or (before and all(torch.equal(before[axis], present[axis]) for axis in axes)):
-            return present
+            return present, _kept_back(some, adding)
         now, before = there.within(structure, present), present
+
+
+_NONE = torch.zeros(1, dtype=torch.bool)
+
+
+def _adding(structure: Structure, knowing: Knowing | None, axes: Container[Axis]) -> dict[Axis, Tensor]:
+    """Axis → which of its units may be other than zero where they are added up."""
+    found: dict[Axis, Tensor] = {}
+    for value, dim, zero in knowing.summed if knowing is not None else ():
+        whole = structure.typing.dims(value)[dim]
+        for axis in dict.fromkeys(whole.axes()):
+            if axis in axes:
+                for view in occurrences(whole, axis):
+                    adds = ~view(zero, 0).reshape(axis.size, -1).all(1)
+                    found[axis] = found[axis] | adds if axis in found else adds
+    return found
+
+
+def _kept_back(some: Mapping[Axis, Tensor], adding: Mapping[Axis, Tensor]) -> dict[Axis, str]:
+    kept_back = {axis: int((~some[axis] & adds).sum()) for axis, adds in adding.items()}
+    return {
+        axis: f"{count} unit{'s' if count > 1 else ''} without weights may be other than zero where units are added up"
+        for axis, count in kept_back.items()
+        if count
+    }
 
 
 def _at_least_one(units: Tensor) -> Tensor:

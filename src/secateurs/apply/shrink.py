@@ -20,7 +20,7 @@ from secateurs.apply.present import Nonzero, present_units
 from secateurs.apply.resize import Indices, Undo, cut_, implied, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.graph import Axis, Choice, Dim, Structure, analyse, kept, normal
+from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
 
@@ -88,16 +88,20 @@ def shrink_(
     if masks is not None:
         masks.require_of(model)
     before, parameters = _count(model), list(parameters_in(model).values())
-    examples = [example, telling(example)]
-    check = Check(model, examples[-1])
+    check = Check(model, telling(example))
     there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
-    idle = _take_out_idle_(model, there, examples, check)
     structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
+    knowing = _known(model, structure, there)
+    idle = _take_out_idle_(model, structure, knowing, there, check)
+    if idle:
+        there, structure = Nonzero.of(model), analyse(model, example)
+        knowing = _known(model, structure, there)
     names = axis_names(structure)
-    folded = _fold_constants_(model, structure, there, examples, check)
-    planned = set(masks.plan or ()) if masks is not None else set()
+    folded, left = _fold_constants_(model, structure, knowing, there, check)
+    approximately = masks is not None and "approximate=True" in masks.pattern  # else names in the plan are those of single weights
+    planned = set(masks.plan or ()) if masks is not None and approximately else set()
     asked = {axis for axis, name in names.items() if name in planned}
-    present = present_units(structure, Nonzero.of(model) if idle or folded else there, asked)
+    present, kept_back = present_units(structure, Nonzero.of(model) if folded else there, asked, knowing)
     candidates = [axis for axis, there in present.items() if not there.all()]
     exact = [axis for axis in candidates if not axis.approximate]
     approximate = [axis for axis in candidates if axis.approximate]
@@ -105,7 +109,9 @@ def shrink_(
     work = _Work(model, structure, example, optimizer, present, names, check)
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
-    done = replace(work.finish(before), layers=idle, folded=folded)
+    stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
+    done = work.finish(before)
+    done = replace(done, layers=idle, folded=folded, skipped=(*done.skipped, *stayed))
     carry_(masks, parameters, model, work.cuts)
     if masks is not None:
         masks.example = example
@@ -116,31 +122,46 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in parameters_in(model).values())
 
 
-def _take_out_idle_(model: nn.Module, there: Nonzero, examples: list[Any], check: Check) -> tuple[str, ...]:
-    """Take out the layers that do nothing any more, where the answers stay the same; returns their names."""
-    step, undo = idle_modules(model, there, examples), Undo()
+def _known(model: nn.Module, structure: Structure, there: Nonzero) -> Knowing | None:
+    """What zeros make certain; nothing where there are none, or where the model's code decides by numbers, so that it may do something
+    else for another input."""
+    weights = [(name, weight.ndim) for name, weight in there.weights.items() if weight.numel() and weight.ndim]
+    zeros = any(not bool(there.along(name, dim).all()) for name, ndim in weights for dim in range(min(ndim, 2)))
+    return interpret(model, structure) if zeros and structure.trace.fake else None
+
+
+def _take_out_idle_(
+    model: nn.Module, structure: Structure, knowing: Knowing | None, there: Nonzero, check: Check
+) -> tuple[str, ...]:
+    """Take out the layers that do nothing any more; returns their names."""
+    step, undo = idle_modules(model, structure, knowing, there) if knowing is not None else Step(), Undo()
     if not step.identities and not step.zeros:
         return ()
     check.ask()
     try:
         check.same_after(lambda: take_out_(model, step, undo), undo)
-    except SecateursError:
+    except SecateursError:  # other code asks for what is within them
         return ()
     remember_(model, step, undo)
     return (*step.identities, *step.zeros)
 
 
-def _fold_constants_(model: nn.Module, structure: Structure, there: Nonzero, examples: list[Any], check: Check) -> int:
-    """Move what constant channels add into the next biases, where the answers stay the same; returns how many there were."""
-    work, undo = constant_units(model, structure, there), Undo()
-    if not work:
-        return 0
+def _fold_constants_(
+    model: nn.Module, structure: Structure, knowing: Knowing | None, there: Nonzero, check: Check
+) -> tuple[int, dict[Axis, str]]:
+    """Move what constant channels add into the next biases; returns how many there were, and why others stay."""
+    if knowing is None:
+        return 0, {}
+    constants, undo = constant_units(model, structure, knowing, there), Undo()
+    if not constants.work:
+        return 0, constants.left
     check.ask()
     try:
-        folded, _ = check.same_after(lambda: fold_constants_(model, work, examples, undo), undo)
-    except SecateursError:
-        return 0
-    return int(folded)
+        folded, _ = check.same_after(lambda: fold_constants_(constants, knowing, undo), undo)
+    except SecateursError as problem:
+        reason = f"constant units were not folded: {str(problem).splitlines()[0]}"
+        return 0, {**constants.left, **{axis: reason for axis, _, _ in constants.work}}
+    return int(folded), constants.left
 
 
 # ---------------------------------------------------------------- trying

@@ -1,7 +1,9 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
 from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
+from secateurs.graph.calls import ModuleCall
 from secateurs.graph.infer import infer
+from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.lines import is_users, line_of
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules import RULES
@@ -17,7 +19,10 @@ __all__ = [
     "Axis",
     "Choice",
     "Dim",
+    "Knowing",
+    "Known",
     "Measured",
+    "ModuleCall",
     "Monomial",
     "Number",
     "Op",
@@ -33,6 +38,7 @@ __all__ = [
     "analyse",
     "extent",
     "infer",
+    "interpret",
     "is_users",
     "kept",
     "line_of",

@@ -6,9 +6,11 @@ its numbers measures, so that the number can be worked out anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -99,13 +101,61 @@ class Tagged(Computing):
 
 
 class Measured(Computing):
-    """The size of a tensor, as its ``shape`` told it. Where the code computes with it, fewer indices would change the answers."""
+    """The size of a tensor, as its ``shape`` told it. Where the code computes with it, fewer indices would change the answers.
+
+    ``used`` hears of whatever the model's own code makes of it: it may do something else at another size.
+    """
+
+    used: Callable[[], None]
+
+    def _used(self) -> int:
+        if not sys._getframe(2).f_code.co_filename.startswith(_TORCH):
+            self.used()
+        return int.__int__(self)
+
+    def _told(self) -> int:
+        self.used()
+        return super()._told()
 
     def __rfloordiv__(self, other: int) -> int:  # sizes divide sizes all the time, to give other sizes
-        return other // int.__int__(self)
+        return other // self._used()
 
     def __rmod__(self, other: int) -> int:
-        return other % int.__int__(self)
+        return other % self._used()
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+
+def _noticed(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: Measured, *others: Any) -> Any:
+        return plain(self._used(), *[int.__int__(other) if isinstance(other, Measured) else other for other in others])
+
+    return method
+
+
+for _name in (
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "floordiv",
+    "mod",
+    "divmod",
+    "neg",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "bool",
+):
+    setattr(Measured, f"__{_name}__", _noticed(f"__{_name}__"))
 
 
 @contextmanager
@@ -151,6 +201,7 @@ class SizeCalls(TorchFunctionMode):
     def __init__(self, stack: list[str], value: Callable[[Tensor], Any], where: Callable[[], str]) -> None:
         super().__init__()
         self.calls: list[SizeCall] = []
+        self.sized: str | None = None
         self.computed: dict[tuple[Any, int], str] = {}
         self._stack, self._value, self._where = stack, value, where
 
@@ -159,6 +210,8 @@ class SizeCalls(TorchFunctionMode):
         for arg in args if func.__name__ in _SCALING else ():
             if isinstance(arg, Measured):
                 arg.told()
+        if func.__name__ in _COUNTING or (_changes(func) and _holds_size((*args, *kwargs.values()))):
+            self._use()
         out = _called(func, _plain(args), _plain(kwargs))  # what torch's own code divides by is none of the model's business
         if isinstance(out, torch.Size):
             return torch.Size([self._measured(args[0], dim, size) for dim, size in enumerate(out)])
@@ -176,15 +229,18 @@ class SizeCalls(TorchFunctionMode):
 
     def _measured(self, tensor: Tensor, dim: int, size: int) -> int:
         """A size that tells where the code computes with it."""
-        if size < 2:
-            return size
         value, made = self._value(tensor), Measured(size)
 
         def told() -> None:
-            self.computed.setdefault((value, dim), self._where())
+            if size > 1:
+                self.computed.setdefault((value, dim), self._where())
 
-        made.told = told
+        made.told, made.used = told, self._use
         return made
+
+    def _use(self) -> None:
+        """Note that the code computes with a size, and where it does so first."""
+        self.sized = self.sized or self._where()
 
 
 _SCALING = {
@@ -201,6 +257,26 @@ _SCALING = {
     "__itruediv__",
 }
 """Calls by which a tensor is scaled: by one of its sizes, say."""
+
+_COUNTING = {"numel", "nelement", "__len__"}
+
+_TORCH = str(FilePath(torch.__file__).parent)
+
+
+def _changes(func: Any) -> bool:
+    """Whether a size among the arguments of a function may change numbers of its result, and not only how many there are."""
+    return func is functional.pad or (func not in TABLE and func.__name__ not in _ONLY_SHAPE)
+
+
+_ONLY_SHAPE = {"arange", "eye", "rand", "randn", "interpolate", "upsample", "flatten", "expand_as", "view_as"} | {
+    f"adaptive_{kind}_pool{count}d" for kind in ("avg", "max") for count in (1, 2, 3)
+}
+
+
+def _holds_size(nest: Any) -> bool:
+    if isinstance(nest, (tuple, list)):
+        return any(_holds_size(item) for item in nest)
+    return isinstance(nest, Measured)
 
 
 _KNOW_NOTHING = {Tensor, nn.Parameter, FakeTensor, int, float, bool, str, type(None)}

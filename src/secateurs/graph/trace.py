@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateurs.forward import buffers_in, call, check_fit, evaluating, modules_in, nested, parameters_in, run_example, tensors_in
+from secateurs.graph.calls import Calls, ModuleCall
 from secateurs.graph.fake import Fakes
 from secateurs.graph.lines import where
 from secateurs.graph.memory import storage_of
@@ -37,13 +38,17 @@ class Trace:
     which anything may be anywhere in that memory. ``written`` are parameters and buffers that the pass writes, and what they are at its
     end: the next pass begins with that, so that they are no constants.
 
-    ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root of; ``measured``, the
+    ``calls`` are those of its modules; ``sized`` is where the code first computes with a size, if it does, so that it may do something
+    else at another one. ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root
+    of; ``measured``, the
     dimensions whose size it computes with, and where; ``floats``,
     each module's attributes that are floating-point numbers.
     """
 
     ops: list[Op] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     sizes: list[SizeCall] = field(default_factory=list)
+    sized: str | None = None
     parameters: dict[str, Value] = field(default_factory=dict)
     buffers: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
@@ -98,9 +103,11 @@ def _refuse_opaque(model: nn.Module) -> None:
 def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     stack = [""]
     trace = Trace(fake=fake)
+    calls: list[Calls] = []
     together = _together(_tensors(model, example)) if fake else []
-    with ready(model, fake, stack.append, stack.pop) as fakes, tagged(model) as computed:
+    with ready(model, fake, stack.append, stack.pop, calls) as fakes, tagged(model) as computed:
         recorder = Recorder(stack, fakes)
+        calls += [Calls(recorder.value)] if fake else []
         if fakes is not None:
             example = nested(example, fakes.of)
         tensors = _tensors(model, example) if together else []
@@ -121,7 +128,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
     trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
-    trace.measured = sizes.computed
+    trace.measured, trace.sized, trace.calls = sizes.computed, sizes.sized, [call for each in calls for call in each.found()]
     before = {**trace.parameters, **trace.buffers}
     trace.written = {name: value for name, value in now.items() if before.get(name) is not value}
     return trace
@@ -149,10 +156,13 @@ def _floats(module: nn.Module) -> set[float]:
 
 
 @contextmanager
-def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[Fakes | None]:
+def ready(
+    model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any], calls: Sequence[Calls] = ()
+) -> Iterator[Fakes | None]:
     """A model about to be watched: in evaluation mode, without fused paths, with fake weights if so wished; then as it was before.
 
-    ``enter`` is told the name of each module whose forward begins, ``leave`` is called where it ends.
+    ``enter`` is told the name of each module whose forward begins, ``leave`` is called where it ends; ``calls`` are told what goes in
+    and comes out.
     """
     fakes = Fakes() if fake else None
     with ExitStack() as around:
@@ -162,7 +172,7 @@ def ready(model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Call
             evaluating(model),
             torch.random.fork_rng(devices=[]),
             plain(),
-            _modules(model, enter, leave),
+            _modules(model, enter, leave, calls),
         )
         for context in contexts:
             around.enter_context(context)
@@ -268,7 +278,9 @@ def plain(kernels: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _modules(model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any]) -> Iterator[None]:
+def _modules(
+    model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any], calls: Sequence[Calls] = ()
+) -> Iterator[None]:
     """Tells when the forward pass of each module begins and ends."""
     names = {id(module): name for name, module in modules_in(model).items()}
     before, thread = nn.Module.__call__, get_ident()
@@ -277,11 +289,15 @@ def _modules(model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], 
         name = names.get(id(self))
         if name is None or get_ident() != thread:
             return before(self, *args, **kwargs)
+        given = [each.begin(args, kwargs) for each in calls]
         enter(name)
         try:
-            return before(self, *args, **kwargs)
+            output = before(self, *args, **kwargs)
         finally:
             leave()
+        for each, value in zip(calls, given, strict=True):
+            each.end(name, value, args, output)
+        return output
 
     nn.Module.__call__ = told  # type: ignore[method-assign]
     try:

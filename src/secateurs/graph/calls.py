@@ -1,0 +1,63 @@
+"""Which tensor goes into each module of a model, and which one comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module with one tensor that gives one tensor; both are ``None`` where more or other things go in or come out.
+
+    ``overwrites``: the tensor that went in is another one when the module returns. ``overwritten``: what went in or came out is written
+    to later, so that it matters whether they are one tensor.
+    """
+
+    module: str
+    input: Any = None
+    output: Any = None
+    overwrites: bool = False
+    overwritten: bool = False
+
+
+class Calls:
+    """Notes the calls of modules while a model runs; `value` gives a tensor its name in the trace.
+
+    >>> import torch
+    >>> calls = Calls(id)
+    >>> x = torch.ones(1)
+    >>> calls.end("relu", calls.begin((x,), {}), (x,), x)
+    >>> call, = calls.found()
+    >>> call.input == call.output
+    True
+    """
+
+    def __init__(self, value: Callable[[Tensor], Any]) -> None:
+        self._value = value
+        self._noted: list[tuple[ModuleCall, tuple[Tensor, ...]]] = []
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that goes in."""
+        single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        return self._value(args[0]) if single else None
+
+    def end(self, module: str, given: Any, args: tuple[Any, ...], output: Any) -> None:
+        """What came out, and whether what went in is still what it was."""
+        if given is None or not isinstance(output, Tensor):
+            self._noted.append((ModuleCall(module), ()))
+        else:
+            call = ModuleCall(module, given, self._value(output), self._value(args[0]) != given)
+            self._noted.append((call, (args[0], output)))
+
+    def found(self) -> list[ModuleCall]:
+        """Every call, once the pass is over."""
+
+        def now(call: ModuleCall, tensors: tuple[Tensor, ...]) -> ModuleCall:
+            later = [self._value(tensor) for tensor in tensors]
+            return replace(call, overwritten=bool(later) and later != [call.input, call.output])
+
+        return [now(*each) for each in self._noted]
