@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +25,16 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.models import mobilenet_v2, resnet_20, squeezenet_1_0
 from secateurs.run import CompileError, KernelError, available, compile, instruction_set
+from secateurs.run import limits as limit_module
 from secateurs.run import machine as machine_module
+from secateurs.run import memory as memory_module
 from secateurs.run import tune as tuning
 from secateurs.run.backends import Absent
 from secateurs.run.memory import Memory
 from secateurs.run.timing import Timing
 
-compiling = importlib.import_module("secateurs.run.compile")  # the package has a function of this name
+compiling = importlib.import_module("secateurs.run.compile")  # the package has functions of these names
+latency_module = importlib.import_module("secateurs.run.latency")
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
 
@@ -397,15 +402,69 @@ def test_plain_torch_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compile(small(), torch.randn(1, 3, 32, 32), threads=1).explain().isa == "no kernels"
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"machine": "another", "entries": {"a": 1}}', "[1]", "\x00\xff"])
+@pytest.mark.parametrize("damage", ["", "{", '{"machine": "another", "entries": {"a": 1}}', "[1]", "\x00\xff", "[" * 100_000])
 def test_a_damaged_memory_counts_as_empty(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     path.write_text(damage)
     memory = Memory(path)
-    assert memory.get("a") is None
+    assert memory.get("a", int) is None
     with memory.changing() as entries:
         entries["a"] = 2
-    assert Memory(path).get("a") == 2
+    assert Memory(path).get("a", int) == 2
+
+
+_BAD = [None, -7, "x", [], {}, -1.0, 0, float("nan"), float("inf"), 10**400, True]
+
+
+def _damaged(value: Any) -> Iterator[Any]:
+    """Copies of what was remembered in which one number, or the whole, is another one."""
+    yield from _BAD
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield {other: each for other, each in value.items() if other != key}
+            yield from ({**value, key: damaged} for damaged in (_damaged(part) if isinstance(part, dict) else _BAD))
+        yield {**value, "more": 1}
+
+
+def _is_fine(value: Any, like: Any) -> bool:
+    """Whether what was damaged may be taken for a measurement all the same."""
+    return value == like or (isinstance(value, dict) and {**value, "measured": True} == like)
+
+
+@has_kernels
+def test_a_damaged_measurement_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model = torch.randn(1, 3, 12, 12), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(400, 2)).eval()
+    tuned = tuning.Tuned(tuning.Choice(), 1e-3, 2e-3)
+    monkeypatch.setattr(
+        tuning, "_measured", lambda node, *_: replace(tuned, choice=next(tuning.candidates(node, instruction_set())))
+    )  # type: ignore[arg-type]
+    monkeypatch.setattr(limit_module, "_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(limit_module, "native_module", lambda: SimpleNamespace(peak=lambda isa: 1e11))
+    network, tried = compiling.lower(compiling.record(model, x)), 0
+    tuning.tune(network, instruction_set(), 1, Memory())  # type: ignore[arg-type]
+    limit_module.limits(instruction_set())  # type: ignore[arg-type]
+    path, expected = Memory().path, Memory()._entries
+    for key, value in expected.items():
+        for damaged in _damaged(value):
+            if not _is_fine(damaged, value):
+                path.write_text(json.dumps({"machine": memory_module.machine(), "entries": {**expected, key: damaged}}))
+                memory = Memory()
+                found = tuning.tune(network, instruction_set(), 1, memory)  # type: ignore[arg-type]
+                assert {(each.seconds, each.dense_seconds) for each in found.values()} == {(1e-3, 2e-3)}, (key, damaged)
+                assert limit_module.limits(instruction_set(), memory) == limit_module.Limits(1e11, 1e10), (key, damaged)  # type: ignore[arg-type]
+                tried += 1
+    assert tried > 100
+
+
+@pytest.mark.parametrize("damaged", [*_BAD, [1e-3], [1e-3, None], [1e-3, 2e-3, 3e-3], {"a": 1, "b": 2}], ids=repr)
+def test_other_measurements_that_are_damaged_count_as_unknown(damaged: Any, tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "measured.json")
+    with memory.changing() as entries:
+        entries["a"] = damaged
+    assert memory.get("a", memory_module.read_seconds) is None
+    assert memory.get("a", latency_module._two) is None
+    assert memory.recall("a", memory_module.read_seconds, lambda: 0.5) == 0.5
+    assert Memory(memory.path).get("a", memory_module.read_seconds) == 0.5
 
 
 def test_two_processes_add_to_one_memory(tmp_path: Path) -> None:
@@ -415,7 +474,7 @@ def test_two_processes_add_to_one_memory(tmp_path: Path) -> None:
         entries["a"] = 1
     with other.changing() as entries:
         entries["b"] = 2
-    assert (Memory(path).get("a"), Memory(path).get("b")) == (1, 2)
+    assert (Memory(path).get("a", int), Memory(path).get("b", int)) == (1, 2)
 
 
 def test_a_memory_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
@@ -423,7 +482,7 @@ def test_a_memory_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> N
     memory = Memory(tmp_path / "file" / "measured.json")
     with memory.changing() as entries:
         entries["a"] = 1
-    assert memory.get("a") == 1
+    assert memory.get("a", int) == 1
 
 
 @has_kernels
@@ -466,9 +525,25 @@ def test_rounded_weights_where_they_are_asked_for(values: Any) -> None:
     with torch.no_grad():
         layer.weight.mul_(torch.rand_like(layer.weight) > 0.8)
         expected = layer(x)
-    found = compile(layer, x, threads=1, tune=False, values=values)(x)
+    fast = compile(layer, x, threads=1, tune=False, values=values)
+    assert [each.rounded for each in fast.explain().layers] == [values]
+    assert f"weights rounded to {values}: " in str(fast.explain())
+    found = fast(x)
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert 0 < difference < 0.02
+
+
+@has_kernels
+def test_where_nothing_was_rounded_it_is_told() -> None:
+    fast = compile(small(), torch.zeros(9, 3, 32, 32), threads=1, tune=False, values="int8")
+    assert not any(each.rounded for each in fast.explain().layers)
+    assert "no weights were rounded to int8: only linear layers" in str(fast.explain())
+    assert "rounded" not in str(compile(small(), torch.zeros(9, 3, 32, 32), threads=1, tune=False).explain())
+
+
+def test_unknown_numbers_for_weights_are_refused() -> None:
+    with pytest.raises(CompileError, match=r"values='int4': weights are held as 'float32', 'bfloat16', 'int8'"):
+        compile(small(), torch.randn(1, 3, 32, 32), threads=1, values="int4")  # type: ignore[arg-type]
 
 
 @has_kernels

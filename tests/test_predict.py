@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.run.latency import GRID, falling, latency, latency_ms
 from secateurs.run.layers import Choice, positions_of
-from secateurs.run.machine import available
+from secateurs.run.machine import InstructionSet, available
 from secateurs.run.predict import Weighted, predict
 from secateurs.run.tune import Tuned
 from secateurs.testing import COUPLED, LAYERS, NETWORKS, check_cost
@@ -35,12 +35,13 @@ class Machine:
     noise: float = 0.0
     runtime: float = 1.0
 
-    def layer(self, layer: Weighted, *_: Any) -> Tuned:
+    def layer(self, layer: Weighted, isa: InstructionSet, *_: Any) -> Tuned:
         self.measured.append(layer)
         wobble = 1 + self.noise * (-1) ** len(self.measured)
         positions = positions_of(layer)
         dense, nonzeros = layer.weight.numel() * positions * 1e-9, int(layer.weight.count_nonzero())
-        return Tuned(Choice(dense=2e-9 * nonzeros * positions > dense), 2e-9 * nonzeros * positions * wobble, dense * wobble)
+        choice = replace(next(tune_module.candidates(layer, isa)), dense=2e-9 * nonzeros * positions > dense)
+        return Tuned(choice, 2e-9 * nonzeros * positions * wobble, dense * wobble)
 
     def behind(self, layer: Weighted, *_: Any) -> float:
         return 2e-9 * int(layer.weight.count_nonzero()) * positions_of(layer)
@@ -96,7 +97,7 @@ def test_a_layer_takes_the_kernels_time_or_the_dense_one_where_that_is_less(mach
     assert sparse.dense_ms == pytest.approx(4000e-6)
     assert sparse.speed_up == pytest.approx(5)
     assert sparse.measured
-    assert sparse.kernel.startswith("spmm")
+    assert sparse.kernel.startswith("vector")
     half = predict(nn.Linear(100, 40), sc.Element(), 0.3, threads=1)
     assert half.sparse_ms == half.dense_ms == sparse.dense_ms
     assert half.kernel == "torch, dense"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from torch.sparse._semi_structured_conversions import (
 
 import secateurs as sc
 from secateurs.export import Converted, ExportError, semi_structured, semi_structured_
+
+pytestmark = pytest.mark.filterwarnings("ignore:2.4 weights lose time")
 
 
 def two_of_four(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -127,6 +130,15 @@ def test_a_pruned_model_is_converted_and_the_outputs_compared(a_gpu):
     sc.prune_(model, sc.NofM(2, 4), sc.TopK(sc.magnitude()), sc.as_pattern(), sc.Task(example=example), only="*")
     done = semi_structured_(model, example)
     assert done.layers == ("0", "2") and done.skipped == () and done.largest_difference == 0
+
+
+def test_what_was_measured_is_told_once(a_gpu):
+    semi_structured._say_what_was_measured.cache_clear()
+    with pytest.warns(UserWarning, match=r"lose time in eager mode: .*0\.05 to 0\.40 times .*CUDA graph.*2,048 tokens"):
+        semi_structured_(nn.Sequential(linear(64, 64)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        semi_structured_(nn.Sequential(linear(64, 64)))
 
 
 def test_other_outputs_undo_everything(a_gpu, monkeypatch):

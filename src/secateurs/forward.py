@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.types import TaskError
+from secateurs.types import SecateursError, TaskError
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: Callable[..., Any], inputs: Any) -> Any:
     """Call a model with a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
 
     >>> call(nn.Flatten(), (torch.zeros(2, 3, 4),)).shape
@@ -92,22 +92,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def check_fit(model: nn.Module, inputs: Any, what: str = "the example") -> None:
     """Raise `TaskError` where the inputs' device or floating dtype is not the model's."""
-    parameters = [parameter for parameter in parameters_in(model).values() if parameter.is_floating_point()]
-    if not parameters:
-        return
-    devices, dtypes = {p.device for p in parameters}, {p.dtype for p in parameters}
+    weights = _weights(model)
+    _check_devices(weights, inputs, what)
+    dtypes = {weight.dtype for weight in weights}
     for tensor in tensors_in(inputs):
-        if tensor.device not in devices:
-            here = " and ".join(sorted(map(str, devices)))
-            raise TaskError(
-                f"{what} is on {tensor.device} but the model is on {here}: "
-                f'move one of them, for example model.to("{tensor.device}")'
-            )
-        if tensor.is_floating_point() and tensor.dtype not in dtypes and not _autocasts(tensor.device.type):
+        if dtypes and tensor.is_floating_point() and tensor.dtype not in dtypes and not _autocasts(tensor.device.type):
             theirs = " and ".join(sorted(map(str, dtypes)))
             raise TaskError(
                 f"{what} is {tensor.dtype} but the model's weights are {theirs}: convert one of them, "
                 f"for example model.to({tensor.dtype}), or example.to({next(iter(dtypes))})"
+            )
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in parameters_in(model).values() if parameter.is_floating_point()]
+
+
+def _check_devices(weights: Sequence[Tensor], inputs: Any, what: str) -> None:
+    devices = {weight.device for weight in weights}
+    for tensor in tensors_in(inputs):
+        if devices and tensor.device not in devices:
+            here = " and ".join(sorted(map(str, devices)))
+            raise TaskError(
+                f"{what} is on {tensor.device} but the model is on {here}: "
+                f'move one of them, for example model.to("{tensor.device}")'
             )
 
 
@@ -126,11 +134,13 @@ def run_example(model: nn.Module, example: Any) -> Any:
     """
     if example is None:
         raise TaskError("there is no example input: give Task(example=...) what the model is called with, for one sample")
-    check_fit(model, example)
+    _check_devices(_weights(model), example, "the example")
     with evaluating(model), torch.random.fork_rng(devices=[]):
         try:
             return call(model, example)
         except Exception as error:
+            if not isinstance(error, SecateursError):
+                check_fit(model, example)  # the most frequent reason, in words; a model that takes any dtype never comes here
             first_line = (str(error).strip().splitlines() or [""])[0]
             raise TaskError(
                 f"the model rejects the example ({describe(example)}): {type(error).__name__}: {first_line}; "

@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from secateurs.forward import run_example, tensors_in
+from secateurs.forward import call, run_example, tensors_in
 from secateurs.run.backends import DENSE, Absent, Backend
+from secateurs.run.error import CompileError
 from secateurs.run.execute import Runner
 from secateurs.run.explain import Explanation, explain
 from secateurs.run.gemv import Values
@@ -26,8 +28,9 @@ from secateurs.run.machine import InstructionSet, instruction_set
 from secateurs.run.memory import Memory
 from secateurs.run.nest import changed, leaves
 from secateurs.run.nodes import Network, Node, Value
+from secateurs.run.plain import only_torch, resolved
 from secateurs.run.plan import plan
-from secateurs.run.record import CompileError, fits, record
+from secateurs.run.record import fits, record
 from secateurs.run.timing import Timing, measure, torch_threads
 from secateurs.run.tune import Tuned, choices, reckon, tune
 
@@ -70,11 +73,14 @@ class Compiled:
         self._model, self._tuning, self._dense, self._values = model, tuning, dense, values
         self._plans: dict[Any, Ready] = {}
         self._planning = threading.Lock()
+        self._told: set[str] = set()
         self._memory = Memory()
         self._first = self._plan(example)
         self._straight = self._first.straight or _nothing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._model(*args, **kwargs)
         if len(args) == 1 and not kwargs:
             found = self._straight(args[0])
             if found is not None:
@@ -84,16 +90,32 @@ class Compiled:
                 "call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture"
             )
         inputs = kwargs or (args[0] if len(args) == 1 else args)
+        why = only_torch(inputs)
+        if why is not None:
+            return self._by_torch(inputs, why)
+        inputs = resolved(inputs)
         ready = self._first
         if not fits(ready.network, inputs):
             ready = self._for(inputs)
         return ready.run(inputs)
 
+    def __copy__(self) -> Compiled:
+        return self  # it never changes, and several may use it at once
+
+    def __deepcopy__(self, memo: Any) -> Compiled:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise CompileError(
+            "a compiled model cannot be pickled: its kernels belong to this process and this machine; "
+            "save the model that it was made from (secateurs.save), and compile it where it is to run"
+        )
+
     def explain(self, inputs: Any = None) -> Explanation:
         """What was chosen for each layer and why, for the example's shape, or for that of other inputs."""
         ready = self._first if inputs is None else self._for(inputs)
         limit = None if self.isa is None else limits(self.isa, self._memory)
-        return explain(ready, self.threads, self.isa, limit)
+        return explain(ready, self.threads, self.isa, limit, self._values)
 
     def _for(self, inputs: Any) -> Ready:
         key = tuple(
@@ -107,6 +129,17 @@ class Compiled:
                     self._plans.pop(next(iter(self._plans)))
                 self._plans[key] = self._plan(inputs)
             return self._plans[key]
+
+    def _by_torch(self, inputs: Any, why: str) -> Any:
+        """What torch gives for inputs, or at moments, that are none for kernels, gradients included."""
+        if why not in self._told:
+            self._told.add(why)
+            warnings.warn(f"{why}: torch runs the model, in its own time", RuntimeWarning, stacklevel=3)
+        try:
+            return _with_torch(self._model, inputs)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [""])[0]
+            raise CompileError(f"{why}; torch cannot run the model so either: {type(error).__name__}: {line}") from error
 
     def _plan(self, example: Any) -> Ready:
         network = lower(record(self._model, example))
@@ -186,11 +219,15 @@ def compile(
     ``$SECATEURS_ISA``). Measurements are remembered in ``~/.cache/secateurs``.
 
     ``values`` may be "bfloat16" or "int8" (one scale a row): linear layers that read single vectors then hold their weights so, which
-    halves or quarters what comes from memory, and rounds them (sums stay float32).
+    halves or quarters what comes from memory, and rounds them (sums stay float32); `explain` says which. All others stay float32.
 
     A zero weight is skipped, so that an infinite input there gives 0 where torch gives NaN.
 
-    Raises `TaskError` where the model rejects the example, `CompileError` where what it does depends on the numbers of its input.
+    Kernels read plain tensors. Where the input is something else (sparse, a subclass, one that requires gradients), or torch's
+    operations are followed (`torch.jit.trace`, `torch.export`, `torch.func`), torch runs the model, and a warning says so.
+
+    Raises `TaskError` where the model rejects the example, `CompileError` where what it does depends on the numbers of its input, for
+    ``values`` that are none, and for an example that is no plain tensor.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
     >>> fast = compile(model, torch.zeros(1, 3, 8, 8), threads=1, tune=False)
@@ -198,17 +235,33 @@ def compile(
     >>> torch.allclose(fast(x), model(x), atol=1e-5)
     True
     """
+    example = resolved(example)
+    why = only_torch(example)
+    if why is not None:
+        raise CompileError(f"{why}: compile outside of that, with plain tensors for an example")
     run_example(model, example)
     _require_cpu(example)
     count = torch.get_num_threads() if threads is None else threads
     if count < 1:
         raise CompileError(f"threads={threads}: at least one is needed")
+    if values not in get_args(Values):
+        raise CompileError(f"values={values!r}: weights are held as {', '.join(map(repr, get_args(Values)))}")
     own = copy.deepcopy(model).eval().requires_grad_(False)
     return Compiled(own, example, count, instruction_set(isa), tune, DENSE if dense is None else dense, values)
 
 
 def _nothing(inputs: Any) -> None:
     """Where there is no short way."""
+
+
+def _with_torch(model: nn.Module, inputs: Any) -> Any:
+    """What the model gives; for fake inputs that nobody records, with fakes of its weights."""
+    mode = torch._guards.detect_fake_mode([leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)])
+    if mode is None or mode.allow_non_fake_inputs or get_proxy_mode() is not None:
+        return call(model, inputs)
+    held = (*model.named_parameters(), *model.named_buffers())
+    fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in held}
+    return call(partial(torch.func.functional_call, model, fakes), inputs)
 
 
 def _require_cpu(inputs: Any) -> None:

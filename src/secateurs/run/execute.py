@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.run.error import CompileError
 from secateurs.run.homes import Segment
 from secateurs.run.interpret import program
 from secateurs.run.machine import native_module
 from secateurs.run.nodes import Network, Node, Torch, Value
+from secateurs.run.plain import in_memory, is_followed, is_plain
 from secateurs.run.plan import Plan, programs, results
 
 Kernels = Callable[[int, Sequence[Tensor]], list[Tensor]]
@@ -78,16 +80,21 @@ class Runner:
 
         def call(x: Any, keeps_the_arena: Runner = self) -> Tensor | None:
             if (
-                type(x) is not Tensor
+                is_followed()
+                or not isinstance(x, Tensor)
                 or x.shape != shape
                 or x.dtype is not dtype
-                or not x.is_cpu
+                or x.requires_grad
+                or not is_plain(x)
                 or not free.acquire(blocking=False)
             ):
                 return None
             try:
                 held, y = x.contiguous(), _empty(out)
-                execute((arena, held.data_ptr(), y.data_ptr()), threads)
+                here, there = held.data_ptr(), y.data_ptr()
+                if not here or not there:
+                    return None
+                execute((arena, here, there), threads)
                 return y
             finally:
                 free.release()
@@ -129,9 +136,11 @@ class Runner:
         here, threads, names = self._here, self.threads, [name for name, _ in segment.tasks]
 
         def run(arena: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-            held = [*map(Tensor.contiguous, tensors)]
+            held = [*map(in_memory, tensors)]
             made = [*map(_empty, shapes)]
             addresses = [arena, *map(Tensor.data_ptr, held), *map(Tensor.data_ptr, made)]
+            if not all(addresses):
+                raise CompileError("a tensor without memory cannot be given to kernels: run the model that was compiled instead")
             if here.steps is None:
                 native.run(addresses, threads)
             else:

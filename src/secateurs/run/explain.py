@@ -20,7 +20,10 @@ from secateurs.run.tune import Tuned
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: milliseconds of torch's dense kernel and of ours, and which share of the machine's limit ours reaches."""
+    """One layer: milliseconds of torch's dense kernel and of ours, and which share of the machine's limit ours reaches.
+
+    ``rounded`` names the numbers that its weights were rounded to; None where they are used as they are.
+    """
 
     name: str
     shape: str
@@ -29,6 +32,7 @@ class LayerReport:
     dense_ms: float
     sparse_ms: float
     of_limit: float
+    rounded: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Explanation:
     race_ms: Mapping[str, float]
     layers: tuple[LayerReport, ...]
     measured: bool
+    asked: str = "float32"
 
     def __rich__(self) -> Table:
         race = ", ".join(f"{name} {seconds:.2f} ms" for name, seconds in sorted(self.race_ms.items(), key=lambda pair: pair[1]))
@@ -52,7 +57,18 @@ class Explanation:
         for each in self.layers:
             numbers = f"{each.dense_ms:.3f}", f"{each.sparse_ms:.3f}", f"{each.of_limit:.0%}"
             table.add_row(each.name, each.shape, f"{each.sparsity:.1%}", each.kernel, *numbers)
+        if self.asked != "float32":
+            table.caption, table.caption_justify = self._told_rounding(), "left"
         return table
+
+    def _told_rounding(self) -> str:
+        rounded = [each.name for each in self.layers if each.rounded] if self.chosen == "kernels" else []
+        if not rounded:
+            return f"no weights were rounded to {self.asked}: {self._why_none()}"
+        return f"weights rounded to {self.asked}: {', '.join(rounded)}; those of all other layers are float32"
+
+    def _why_none(self) -> str:
+        return f"{self.chosen} runs" if self.chosen != "kernels" else "only linear layers that read one to four vectors are"
 
     def __str__(self) -> str:
         console = Console(width=150, color_system=None, force_terminal=False)
@@ -72,7 +88,7 @@ class _Ready(Protocol):
     def race(self) -> Mapping[str, Timing]: ...
 
 
-def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limits | None) -> Explanation:
+def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limits | None, asked: str) -> Explanation:
     """Put what is known of a compiled model into a report."""
     layers = tuple(
         _layer(node, tuned, threads, limit)
@@ -81,7 +97,7 @@ def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limi
     )
     race = {name: timing.median * 1e3 for name, timing in ready.race.items()}
     measured = all(each.measured for each in ready.tuned.values())
-    return Explanation(ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured)
+    return Explanation(ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured, asked)
 
 
 def _layer(node: Layer, tuned: Tuned, threads: int, limit: Limits) -> LayerReport:
@@ -100,6 +116,7 @@ def _layer(node: Layer, tuned: Tuned, threads: int, limit: Limits) -> LayerRepor
         dense_ms=tuned.dense_seconds * 1e3,
         sparse_ms=tuned.seconds * 1e3,
         of_limit=least / tuned.seconds,
+        rounded=None if tuned.choice.dense or tuned.choice.values == "float32" else tuned.choice.values,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateurs.forward import tensors_in
+from secateurs.run.error import CompileError
 from secateurs.run.nest import changed, leaves
 from secateurs.run.nodes import (
     Activate,
@@ -29,7 +30,7 @@ from secateurs.run.nodes import (
     Torch,
     Value,
 )
-from secateurs.run.record import CompileError, difference
+from secateurs.run.record import difference
 from secateurs.run.writes import values_in
 
 

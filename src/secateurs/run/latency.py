@@ -21,6 +21,7 @@ from secateurs.run.execute import Runner
 from secateurs.run.layers import Choice
 from secateurs.run.lower import lower
 from secateurs.run.machine import instruction_set
+from secateurs.run.memory import read_seconds
 from secateurs.run.nest import leaves
 from secateurs.run.nodes import Conv, Linear, Network, Node
 from secateurs.run.plan import plan
@@ -196,17 +197,21 @@ def _whole(
     """Seconds of the fastest dense runtime, and of all that lies between layers where the kernels run them."""
     parts = "\n".join([*DENSE, *map(_told, network.nodes)])
     key = f"whole {sha256(parts.encode()).hexdigest()} {clock.isa} {clock.threads}"
-    known = clock.memory.get(key)
-    if known is None and clock.isa is None:
-        seconds = clock.seconds(key, running(network, example))
-        return seconds, max(0.0, seconds - sum(map(fastest, layers.values())))
-    if known is None:
+    if clock.isa is None:
+        whole = clock.seconds(key, running(network, example))
+        return whole, max(0.0, whole - sum(map(fastest, layers.values())))
+
+    def measured() -> tuple[float, float]:
         race = compile(model, example, threads=clock.threads).explain().race_ms
         dense = min(milliseconds for name, milliseconds in race.items() if name != "kernels")
-        known = dense / 1e3, _between(network, layers, example, clock)
-        with clock.memory.changing() as entries:
-            entries[key] = known
-    return float(known[0]), float(known[1])
+        return dense / 1e3, _between(network, layers, example, clock)
+
+    return clock.memory.recall(key, _two, measured)
+
+
+def _two(value: Any) -> tuple[float, float]:
+    whole, between = value
+    return read_seconds(whole), read_seconds(between)
 
 
 def _between(network: Network, layers: Mapping[Weighted, Tuned], example: Any, clock: Stopwatch) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,14 @@ class Limits:
 def limits(isa: InstructionSet, memory: Memory | None = None) -> Limits:
     """The limits of this machine, measured once (about a second) and then remembered."""
     memory = memory or Memory()
-    key = f"limits {isa.name}"
-    if memory.get(key) is None:
-        with memory.changing() as entries:
-            entries[key] = asdict(Limits(native_module().peak(isa.name), _bandwidth()))
-    return Limits(**memory.get(key))
+    return memory.recall(f"limits {isa.name}", _read, lambda: Limits(native_module().peak(isa.name), _bandwidth()), asdict)
+
+
+def _read(value: Any) -> Limits:
+    found = Limits(**value)
+    if not all(isinstance(each, float) and 1e6 < each < 1e18 for each in (found.flops, found.bandwidth)):
+        raise ValueError(f"{value!r} are no limits of a machine")
+    return found
 
 
 def _bandwidth() -> float:

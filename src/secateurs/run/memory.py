@@ -8,12 +8,17 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+_LONGEST = 1e6
+"""More seconds than anything that was ever measured here."""
 
 KERNELS_VERSION = 10
 """Grows with every change of kernels or formats after which measurements of before do not hold."""
@@ -41,14 +46,27 @@ def machine() -> str:
     return "|".join([platform.machine(), *model, str(os.cpu_count()), *map(str, versions)])
 
 
+def read_seconds(value: Any) -> float:
+    """A time as it was remembered; raises `ValueError` for what can be none.
+
+    >>> read_seconds(0.25)
+    0.25
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LONGEST:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return float(value)
+
+
 class Memory:
-    """A dictionary of JSON values in a file of this machine. A file that is damaged, or of another machine, counts as empty.
+    """A dictionary of JSON values in a file of this machine. What is damaged, or of another machine, counts as unknown.
+
+    Each value is read by a function that raises `ValueError`, `TypeError`, `KeyError` or `AttributeError` for what it cannot be.
 
     >>> memory = Memory(Path(tempfile.mkdtemp()) / "measured.json")
-    >>> with memory.changing() as entries:
-    ...     entries["answer"] = 42
-    >>> Memory(memory.path).get("answer")
-    42
+    >>> memory.recall("a layer", read_seconds, lambda: 0.25)
+    0.25
+    >>> Memory(memory.path).get("a layer", read_seconds)
+    0.25
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -56,9 +74,22 @@ class Memory:
         self.path = path or folder() / f"measured-{name}.json"
         self._entries = self._read()
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str, read: Callable[[Any], T]) -> T | None:
         """What is known, or None."""
-        return self._entries.get(key)
+        try:
+            return read(self._entries[key])
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+    def recall(self, key: str, read: Callable[[Any], T], measure: Callable[[], T], told: Callable[[T], Any] = lambda it: it) -> T:
+        """What is known, else what is measured now, which is kept as ``told`` makes it JSON."""
+        known = self.get(key, read)
+        if known is not None:
+            return known
+        found = measure()
+        with self.changing() as entries:
+            entries[key] = told(found)
+        return found
 
     @contextmanager
     def changing(self) -> Iterator[dict[str, Any]]:
@@ -75,7 +106,7 @@ class Memory:
         try:
             found = json.loads(self.path.read_text())
             return dict(found["entries"]) if found["machine"] == machine() else {}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 
     def _write(self) -> None:

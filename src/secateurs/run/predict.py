@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -20,15 +21,16 @@ from secateurs.prune import prune_
 from secateurs.run.execute import Runner
 from secateurs.run.explain import kernel_name
 from secateurs.run.interpret import inputs_of, interpreter, step
+from secateurs.run.kernels import KERNELS
 from secateurs.run.layers import Choice, as_linear, positions_of
 from secateurs.run.limits import limits
 from secateurs.run.lower import lower
 from secateurs.run.machine import InstructionSet, instruction_set
-from secateurs.run.memory import Memory
+from secateurs.run.memory import Memory, read_seconds
 from secateurs.run.nodes import Conv, Linear, Network, Value
 from secateurs.run.record import record
 from secateurs.run.timing import measure, torch_threads
-from secateurs.run.tune import Tuned, alone, is_layer, reckon, signature, tune
+from secateurs.run.tune import Tuned, alone, is_layer, recalled, reckon, signature, tune
 from secateurs.solve import TopK
 from secateurs.types import Coupling, Pattern, SecateursError, Task, TaskError
 
@@ -160,11 +162,8 @@ class Stopwatch:
         if isinstance(layer, Linear) or as_linear(layer) is not None:
             return tuned
         key = f"{signature(layer, self.isa, self.threads)} behind a kernel"
-        seconds = self.memory.get(key)
-        if seconds is None:
-            with self.memory.changing() as entries:
-                seconds = entries[key] = behind_a_kernel(layer, tuned.choice, self.isa, self.threads)
-        return replace(tuned, choice=replace(tuned.choice, dense=tuned.dense_seconds < seconds), seconds=seconds)
+        behind = self.memory.recall(key, read_seconds, partial(behind_a_kernel, layer, tuned.choice, self.isa, self.threads))
+        return replace(tuned, choice=replace(tuned.choice, dense=tuned.dense_seconds < behind), seconds=behind)
 
     def thinned(self, layer: Weighted, pattern: Pattern, sparsity: float) -> Tuned:
         """What a layer of that shape takes at a sparsity. What is known is found without making the stand-in, which is not cheap."""
@@ -172,21 +171,19 @@ class Stopwatch:
         if self.isa is None or not self.tuning:
             return self.now(thinned(whole, pattern, sparsity))
         key = f"{signature(whole, self.isa, self.threads)} {pattern} {sparsity}"
-        known = self.memory.get(key)
-        if known is None:
-            found = self.now(thinned(whole, pattern, sparsity))
-            with self.memory.changing() as entries:
-                entries[key] = asdict(found)
-            return found
-        return Tuned(Choice(**known["choice"]), known["seconds"], known["dense_seconds"])
+        choices = [choice for kernel in KERNELS for choice in kernel.choices]
+        read = partial(recalled, choices=choices)
+        return self.memory.recall(key, read, lambda: self.now(thinned(whole, pattern, sparsity)), asdict)
 
     def seconds(self, key: str, call: Callable[[], object]) -> float:
         """What a call takes, remembered by a key."""
         key = f"torch {key} {self.threads}"
-        if self.memory.get(key) is None:
-            with self.memory.changing() as entries, torch.no_grad():
-                entries[key] = measure({key: call}, rounds=15, seconds=2.0, threads=self.threads)[key].median
-        return float(self.memory.get(key))
+
+        def median() -> float:
+            with torch.no_grad():
+                return measure({key: call}, rounds=15, seconds=2.0, threads=self.threads)[key].median
+
+        return self.memory.recall(key, read_seconds, median)
 
     def least(self, layer: Weighted, sparsity: float) -> float:
         """What the machine's limit allows."""

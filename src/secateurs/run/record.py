@@ -20,8 +20,10 @@ from torch.utils.weak import TensorWeakRef
 from secateurs.forward import run_example, tensors_in
 from secateurs.graph.lines import where
 from secateurs.graph.trace import untouched
+from secateurs.run.error import CompileError
 from secateurs.run.nest import changed, holds, leaves
 from secateurs.run.nodes import Network, Node, Torch, Value
+from secateurs.run.plain import written_out
 from secateurs.run.writes import settled
 from secateurs.types import SecateursError, TaskError
 
@@ -32,10 +34,6 @@ _DECIDES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _SELECTING = (aten.index, aten._unsafe_index, aten.masked_select)
 _READ_BY_PYTHON = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 _NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
-
-
-class CompileError(SecateursError):
-    """A model does something that a fixed list of operations cannot repeat."""
 
 
 def record(model: nn.Module, example: Any) -> Network:
@@ -320,7 +318,7 @@ class Recorder(TorchDispatchMode):
         if owned is not None and owned.written:
             self._kept[value] = self._state(owned)
         self._constants[id(tensor)] = (tensor, value)
-        self._numbers[value] = tensor.detach()
+        self._numbers[value] = written_out(tensor)
         self._storage[value] = object()
         return value
 

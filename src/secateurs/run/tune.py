@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import perf_counter, sleep
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from secateurs.progress import track
 from secateurs.run.execute import Runner
 from secateurs.run.gemv import Values
 from secateurs.run.interpret import inputs_of, step
@@ -18,7 +21,7 @@ from secateurs.run.kernels import candidates, has_fours, is_single, union
 from secateurs.run.layers import Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.limits import Limits
 from secateurs.run.machine import InstructionSet
-from secateurs.run.memory import Memory
+from secateurs.run.memory import Memory, read_seconds
 from secateurs.run.nodes import Conv, Linear, Lstm, Network, Node, Value
 from secateurs.run.plan import plan
 from secateurs.run.timing import torch_threads
@@ -48,20 +51,23 @@ def is_layer(node: Node) -> TypeGuard[Layer]:
 def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory, values: Values = "float32") -> dict[Node, Tuned]:
     """Time every candidate for every layer where it stands; layers that are alike are timed once, here or in an earlier process."""
     found: dict[Node, Tuned] = {}
-    for node in network.nodes:
-        if not is_layer(node):
-            continue
-        first = node.x in network.inputs
-        key = f"{signature(node, isa, threads)} {values}" + " first" * first
-        known = memory.get(key)
-        if known is None:
-            made = _measured(node, isa, threads, values, first)
-            with memory.changing() as entries:
-                entries[key] = asdict(made)
-            found[node] = made
-        else:
-            found[node] = Tuned(Choice(**known["choice"]), known["seconds"], known["dense_seconds"])
+    layers = [node for node in network.nodes if is_layer(node)]
+    with closing(track(layers, "timing kernels, layer by layer")) as bar:
+        for node in bar:
+            first = node.x in network.inputs
+            key = f"{signature(node, isa, threads)} {values}" + " first" * first
+            measure = partial(_measured, node, isa, threads, values, first)
+            found[node] = memory.recall(key, partial(recalled, choices=_tried(node, isa, values, first)), measure, asdict)
     return found
+
+
+def recalled(value: Any, choices: Iterable[Choice]) -> Tuned:
+    """What was remembered of a layer, for which there are these choices; raises like any function that reads a `Memory`."""
+    dense = value["choice"]["dense"]
+    choice = next((each for each in choices if each == Choice(**{**value["choice"], "dense": False})), None)
+    if choice is None or not isinstance(dense, bool):
+        raise ValueError(f"{value!r} names no kernel of this layer")
+    return Tuned(replace(choice, dense=dense), read_seconds(value["seconds"]), read_seconds(value["dense_seconds"]))
 
 
 def reckon(network: Network, isa: InstructionSet, threads: int, limits: Limits, values: Values = "float32") -> dict[Node, Tuned]:
@@ -85,8 +91,7 @@ def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
 def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, first: bool) -> Tuned:
     """The fastest candidate and torch, timed in turns."""
     inputs = _inputs(node)
-    choices = [choice for choice in candidates(node, isa, values) if first or not choice.masked]
-    runners = [(choice, alone(node, choice, isa, threads, first)) for choice in choices]
+    runners = [(choice, alone(node, choice, isa, threads, first)) for choice in _tried(node, isa, values, first)]
     timed: list[tuple[Choice, list[float]]] = [(choice, []) for choice, _ in runners]
     dense: list[float] = []
     layouts: list[float] = []
@@ -104,6 +109,11 @@ def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, fi
     dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
     without = _usual(dense) + (_usual(layouts) if isinstance(node, Conv) and as_linear(node) is None else 0.0)
     return Tuned(replace(choice, dense=dense_too and without < best), best, without)
+
+
+def _tried(node: Layer, isa: InstructionSet, values: Values, first: bool) -> list[Choice]:
+    """Only what reads an image of torch can be masked."""
+    return [choice for choice in candidates(node, isa, values) if first or not choice.masked]
 
 
 def _usual(seconds: list[float]) -> float:
