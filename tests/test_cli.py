@@ -239,7 +239,7 @@ def test_report_writes_the_page_of_a_record_again(run, tmp_path: Path) -> None:
         (("prune", "digits_cnn", "--task", "digit"), "there is no built-in task 'digit'; did you mean digits"),
         (("prune", "digits_cnn", "--task", "secateurs.models:digits_cnn"), "not a secateurs Task"),
         (("prune", "digits_cnn", "--task", "digits", "--sparsity", "1.5"), "1.5 is not in [0, 1)"),
-        (("prune", "digits_cnn", "--task", "digits", "--skip", "fc9"), "no prunable layer is called 'fc9'"),
+        (("prune", "digits_cnn", "--task", "digits", "--skip", "fc9"), "skip=: nothing in Sequential is called 'fc9'"),
         (("inspect", "digits_cnn", "--channels"), "give --task or --input-shape"),
         (
             ("inspect", "digits_cnn", "--task", "digits", "--heads"),

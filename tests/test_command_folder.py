@@ -126,7 +126,7 @@ def test_a_folder_that_holds_a_run_is_neither_written_over_nor_forgotten(place: 
         (("--seed", "-1"), "--seed -1: must be from 0 to"),
         (("--lr", "nan"), "--lr nan is no learning rate"),
         (("--sparsity", "1.5"), "1.5 is not in [0, 1)"),
-        (("--skip", "9"), "no prunable layer is called '9'"),
+        (("--skip", "9"), "skip=: nothing in Sequential is called '9'"),
         (("--pattern", "channel", "--sparsity", "0.5", "--allocator", "erdos-renyi"), "densities are for single weights"),
         (("--pattern", "Kernel()"), "Kernel()"),
         (("--p", "-1"), "-1"),

@@ -673,7 +673,7 @@ def test_sites_are_chosen_by_name_layer_container_glob_or_function(choice, expec
 def test_an_unknown_name_is_an_error_that_suggests():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     for choice in ("only", "skip"):
-        with pytest.raises(sc.PatternError, match=r"no site is called '00'; did you mean 0"):
+        with pytest.raises(sc.PatternError, match=r"nothing in Sequential is called '00'; did you mean 0"):
             sc.find_sites(model, sc.Channel(), torch.randn(1, 3), **{choice: "00"})
 
 
