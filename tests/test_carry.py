@@ -51,6 +51,8 @@ def test_masks_stay_where_every_site_is_put_back() -> None:
     before = {name: mask.clone() for name, mask in masks.items()}
     shrunk = sc.shrink_(model, masks)
     assert shrunk.skipped and not shrunk.sites
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    assert f"of the whole model {removed / sc.params(model):.4f}" in str(masks)
     assert masks.keys() == before.keys() and all(torch.equal(masks[name], mask) for name, mask in before.items())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     masks.attach(optimizer)
@@ -83,7 +85,8 @@ def test_masks_made_on_a_wrapped_model_follow() -> None:
     gone = int(sum((~mask).sum() for mask in masks.values()))
     sc.shrink_(model, masks, torch.randn(2, 4))
     assert masks["module.0.weight"].shape == model[0].weight.shape != (12, 4)
-    assert 0 < int(sum((~mask).sum() for mask in masks.values())) < gone
+    left = int(sum((~mask).sum() for mask in masks.values()))
+    assert 0 < left < gone and f"of the whole model {left / sc.params(model):.4f}" in str(masks)
 
 
 def test_masks_of_another_copy_are_refused() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pytest
 import torch
@@ -251,59 +248,6 @@ def test_tied_weights_stay_zero_in_both_places() -> None:
     masks.attach(optimizer)
     steps(model, optimizer, [(torch.randn(8, 4), torch.randint(4, (8,)))] * 3)
     assert_plus_zero(model[0].weight.detach()[~torch.eye(4).bool()])
-
-
-_DDP = """
-import sys
-import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-import secateurs as sc
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-torch.manual_seed(rank)  # different weights and batches; DDP makes the weights equal
-model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-wrapped = DistributedDataParallel(model)
-optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-
-def train(steps):
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(wrapped(torch.randn(8, 2, 6, 6)), torch.randint(3, (8,))).backward()
-        optimizer.step()
-        yield
-
-for _ in train(2):
-    pass
-masks = sc.prune_(wrapped, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), sc.Task(torch.zeros(1, 2, 6, 6)))
-masks.attach(optimizer)
-for _ in train(4):
-    for name, mask in masks.items():
-        gone = wrapped.get_parameter(name).detach()[~mask]
-        assert gone.numel() and not gone.any() and not gone.signbit().any()
-sc.save(model, f"{folder}/{rank}.safetensors", masks)
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_masks_hold_under_distributed_data_parallel(tmp_path: Path) -> None:
-    """Two processes over gloo: zeros stay, and both ranks end with the same weights."""
-    command = [sys.executable, "-W", "ignore", "-c", _DDP]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        for rank in (0, 1)
-    ]
-    complaints = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], complaints
-    make = lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))  # noqa: E731
-    first, second = (sc.load(tmp_path / f"{rank}.safetensors", make) for rank in (0, 1))
-    for name, parameter in first.named_parameters():
-        assert torch.equal(parameter, second.get_parameter(name))
-    assert sc.load_masks(tmp_path / "0.safetensors", first).sparsity == 0.5
-    assert int(first[0].weight.count_nonzero()) == first[0].weight.numel() // 2
 
 
 # ---------------------------------------------------------------- exactly zero

@@ -13,6 +13,7 @@ from secateurs.criteria import magnitude, random
 from secateurs.observe import input_norm, observe
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites
 from secateurs.prune import prune_
+from secateurs.ranks import alone
 from secateurs.recover import (
     adjust_dropout_,
     clip_gradients,
@@ -82,6 +83,7 @@ __all__ = [
     "Vector",
     "WriteError",
     "adjust_dropout_",
+    "alone",
     "as_pattern",
     "by_layer",
     "bytes_",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from secateurs.apply import Masks
 from secateurs.observe import observe
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
+from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole
 from secateurs.types import Allocator, Pattern, Plan, PlanError, SecateursError, Site, Sites, Solution, Solver, Task
 
 
@@ -32,6 +33,9 @@ def prune_(
     ``allocate=None`` leaves the amount to the pattern (2:4). ``only`` and ``skip`` choose layers as in `find_sites`. ``masks`` are
     those of an earlier pruning, whose removals stand. Where anything is wrong the model is left as it was.
 
+    Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
+    the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
+
     Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out.
 
     >>> from secateurs import Element, TopK, magnitude, uniform
@@ -42,15 +46,21 @@ def prune_(
     """
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks)
     stats = observe(model, sites, solver.needs, task)
-    plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
+    with together():
+        plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
+    plan = of_first(plan)
     _require_these_sites(plan, sites)
     found: dict[str, Tensor] = {}
+    written: set[str] = set()
     with _taken_back_on_error() as write:
-        for site in track(sites, "pruning"):
-            solution = solver(site, plan[site.name], stats)
-            _require_count(site, plan[site.name], solution)
-            _restrict(found, site, solution)
-            write(site, solution.weights, found)
+        with together():
+            for site in track(sites, "pruning"):
+                solution = solver(site, plan[site.name], stats)
+                _require_count(site, plan[site.name], solution)
+                _restrict(found, site, solution)
+                write(site, solution.weights, found)
+                written.update(solution.weights)
+        _require_agreement(sites, found, written)
         return _imposed_(model, sites, plan, found, masks)
 
 
@@ -109,7 +119,7 @@ def _taken_back_on_error() -> Iterator[Callable[[Site, Mapping[str, Tensor], Map
                 raise SecateursError(f"{site.name}: the solver writes {name} as {tuple(value.shape)}, but it {here}")
             weight = members[name]
             before.setdefault(weight, weight.detach().clone())
-            weight.copy_(value).masked_fill_(~masks[name], 0)
+            weight.copy_(sharded_as(value.masked_fill(~masks[name], 0), weight))
 
     try:
         yield write
@@ -120,10 +130,19 @@ def _taken_back_on_error() -> Iterator[Callable[[Site, Mapping[str, Tensor], Map
         raise
 
 
+def _require_agreement(sites: Sites, found: Mapping[str, Tensor], written: Container[str]) -> None:
+    """Raise `SecateursError` where several processes train one model and would go on with different masks, or solved weights."""
+    solved = {member.parameter: member.weight for site in sites for member in site.members if member.parameter in written}
+    why = "their weights or their models differ already (wrap in DistributedDataParallel first)"
+    require_same(found, "what is to stay", why)
+    if count() > 1:
+        require_same({name: whole(weight.detach()) for name, weight in solved.items()}, "what the solver wrote", why)
+
+
 def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tensor], earlier: Masks | None) -> Masks:
     """The masks of what was found and of an earlier pruning together, applied."""
     for name, mask in (earlier or {}).items():
-        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
+        found[name] = found[name] & whole(mask).to(found[name].device) if name in found else whole(mask)
     masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
     masks.remember(model, sites.structure)
     return masks.apply_()

@@ -127,6 +127,11 @@ class Member:
     def weight(self) -> nn.Parameter:
         return getattr(self.module, self.attribute)
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the canonical view."""
+        return self.canonical(torch.empty(self.weight.shape, device="meta")).shape
+
 
 @dataclass(frozen=True)
 class Site:
@@ -260,7 +265,11 @@ class Statistic:
 
 
 class Accumulator(Protocol):
-    """Collects one statistic of one weight, batch by batch."""
+    """Collects one statistic of one weight, batch by batch.
+
+    ``sums``, an attribute of its class, names those of its attributes that are sums over batches (tensors, ``None`` before the first):
+    where several processes train one model, each with its own batches, they are added up over all of them before the result is asked for.
+    """
 
     def add(self, inputs: tuple[Any, ...], output: Any) -> None: ...
 

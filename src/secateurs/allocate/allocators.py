@@ -69,7 +69,7 @@ def _erdos_renyi_density(site: Site, kernel: bool) -> float:
     member = (makers or site.members)[0]
     sizes = list(member.weight.shape)
     if layout_of(member.module, member.attribute) is not None:  # a bare parameter has no groups, and its dimensions no names
-        groups, outputs, *others = member.canonical(member.weight).shape
+        groups, outputs, *others = member.shape
         sizes = [groups * outputs, *others]
     sizes = sizes if kernel else sizes[:2]
     return sum(sizes) / torch.Size(sizes).numel()

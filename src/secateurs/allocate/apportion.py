@@ -6,6 +6,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
 
 
@@ -146,7 +148,7 @@ def _elements(site: Site) -> dict[str, int]:
     """How many elements of each parameter one unit takes."""
     found: dict[str, int] = {}
     for member in site.members:
-        view = member.cut(member.canonical(member.weight.detach()))
+        view = member.cut(torch.empty(member.shape, device="meta"))
         found[member.parameter] = found.get(member.parameter, 0) + view.numel() // site.units
     return found
 

@@ -23,14 +23,17 @@ def carry_(given: Masks | None, before: Iterable[nn.Parameter], model: nn.Module
     concerned, here = {id(parameter) for parameter in before}, {id(parameter) for parameter in now.values()}
     by_dim = {id(now[name]): cut for name, cut in cuts.items() if name in now}
 
+    def gone(masks: Masks, parameter: nn.Parameter) -> bool:
+        return id(parameter) not in here and (masks is given or id(parameter) in concerned)
+
     def left(masks: Masks, parameter: nn.Parameter, mask: Tensor) -> Tensor | None:
-        if id(parameter) not in here:
-            return None if masks is given or id(parameter) in concerned else mask
+        if gone(masks, parameter):
+            return None
         cut = by_dim.get(id(parameter))
         return mask if cut is None else None if _keeps(mask, cut) else kept_of(mask, cut)
 
     for masks in Masks.of_any(concerned):
-        masks.follow_(partial(left, masks))
+        masks.follow_(partial(left, masks), partial(gone, masks))
 
 
 def _keeps(mask: Tensor, by_dim: Indices) -> bool:

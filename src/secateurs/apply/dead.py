@@ -22,6 +22,7 @@ from secateurs.apply.mask import Masks
 from secateurs.forward import run_example, tensors_in
 from secateurs.patterns import Weight, find_weights
 from secateurs.progress import track
+from secateurs.ranks import whole
 from secateurs.types import SecateursError
 
 _NONE, _MANY = -1, -2
@@ -114,7 +115,7 @@ def _alive(layers: dict[str, Weight], masks: Masks) -> dict[str, Tensor]:
     alive = {}
     for name, layer in layers.items():
         mask = masks.get(layer.parameter)
-        here = torch.ones_like(layer.value, dtype=torch.bool) if mask is None else mask
+        here = torch.ones(layer.value.shape, dtype=torch.bool) if mask is None else whole(mask)
         view = layer.layout.canonical(here).cpu()
         connected = view.flatten(3).any(3) if view.ndim > 3 else view
         alive[name] = torch.block_diag(*connected.unbind(0))
@@ -185,7 +186,8 @@ def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dic
     for name, layer in layers.items():
         rows = torch.zeros(alive[name].shape[0], dtype=torch.bool)
         rows[dead.get(name, [])] = True
-        mask = grown.get(layer.parameter, torch.ones_like(layer.value, dtype=torch.bool)).clone()
+        mask = grown.get(layer.parameter)
+        mask = torch.ones(layer.value.shape, dtype=torch.bool, device=layer.value.device) if mask is None else whole(mask).clone()
         view = layer.layout.canonical(mask)
         groups, outputs, inputs = view.shape[:3]
         blocks = (alive[name] & ~rows[:, None]).view(groups, outputs, groups, inputs).diagonal(dim1=0, dim2=2).movedim(-1, 0)
@@ -194,8 +196,9 @@ def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dic
             grown[layer.parameter] = mask
         bias = getattr(layer.module, "bias", None)
         if rows.any() and isinstance(bias, nn.Parameter) and id(bias) in names:
-            there = grown.get(names[id(bias)], torch.ones_like(bias, dtype=torch.bool))
-            grown[names[id(bias)]] = there & ~rows.to(bias.device)
+            there = grown.get(names[id(bias)])
+            alone = ~rows.to(bias.device)
+            grown[names[id(bias)]] = alone if there is None else whole(there) & alone
     return Masks(grown, model, masks.plan, masks.pattern, masks.skipped, masks.example)
 
 

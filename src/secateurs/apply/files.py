@@ -17,6 +17,7 @@ from secateurs.apply import container
 from secateurs.apply.mask import INTEGERS, Masks
 from secateurs.apply.resize import Undo, replay_, steps_of
 from secateurs.apply.step import Step
+from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
 from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -53,7 +54,8 @@ def save(
 
     A folder gets ``model.safetensors`` and, of a Hugging Face model, its ``config.json``; `load` reads both, given the class.
     By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
-    weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone.
+    weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone. Of a sharded
+    model (`fully_shard`) every process must call it; the first one writes the whole.
 
     Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
     not made of tensors that the format can hold, or where a mask is of another model.
@@ -93,10 +95,14 @@ def save(
         raise WriteError(
             f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
         )
-    container.write(target, stored, document)
-    if target != Path(path):  # the class as it makes the model, before it is made small again
-        config.save_pretrained(path)
-    return target.stat().st_size
+
+    def write() -> int:
+        container.write(target, stored, document)
+        if target != Path(path):  # the class as it makes the model, before it is made small again
+            config.save_pretrained(path)
+        return target.stat().st_size
+
+    return by_first(write) if any_sharded(model.parameters()) else write()
 
 
 def document_of(
@@ -146,8 +152,8 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise SecateursError(f"{name} is {'lazy' if is_lazy(tensor) else 'on the meta device'} and has no values to save")
         if tensor.layout != torch.strided:
             raise SecateursError(f"{name} is {tensor.layout}; only dense tensors can be saved: make it one first, with to_dense()")
-        storage = tensor.untyped_storage()._cdata
-        value = tensor.detach().cpu().contiguous()
+        storage = shard_of(tensor.detach()).untyped_storage()._cdata
+        value = whole(tensor.detach()).cpu().contiguous()
         tensors[name] = value.clone() if storage in storages else value  # the container wants no shared memory
         storages.add(storage)
     return tensors, tied
@@ -175,8 +181,9 @@ def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
     """The same for two tensors that are the same memory, seen in the same way; none where there is none."""
     if is_lazy(tensor) or tensor.layout != torch.strided or not tensor.numel():
         return None
-    place = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
-    return (*place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    here = shard_of(tensor.detach())
+    place = here.untyped_storage()._cdata, here.storage_offset(), here.shape, here.stride()
+    return (*place, here.dtype, here.is_conj(), here.is_neg())
 
 
 def _masks_of_state(masks: Masks | None, model: nn.Module, tied: Mapping[str, str]) -> dict[str, Tensor]:
@@ -192,7 +199,7 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tup
     """The tensors that hold one parameter, and how its mask is to be found."""
     if mask is None:
         return {name: tensor}, {}
-    mask = mask.cpu()
+    mask = whole(mask).cpu()
     if sparse:
         layout = {"in": "bits", "shape": list(tensor.shape)}
         return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + BITS: _to_bits(mask)}, layout
@@ -273,7 +280,7 @@ def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapp
     values = {name: each.whole() for name, each in packed.items()}
     with torch.no_grad():
         for name, value in values.items():
-            state[name].copy_(value)
+            state[name].copy_(sharded_as(value, state[name]))
     return loaded
 
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.apply.pieces import pieces
 from secateurs.forward import parameters_in
 from secateurs.graph import Snapshot, Structure
+from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
 from secateurs.types import Plan, SecateursError, Skipped
 
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
@@ -48,6 +49,7 @@ class Masks(Mapping[str, Tensor]):
         self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
         exact = parameters_in(model, again=True)
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
+        self._kept: dict[str, int] = {}
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
             if parameter is None:
@@ -59,9 +61,11 @@ class Masks(Mapping[str, Tensor]):
                     f"{name}: a mask must be a bool tensor of shape {tuple(parameter.shape)}, "
                     f"not {mask.dtype} of shape {tuple(mask.shape)}"
                 )
-            self._masks[name], self._parameters[name] = mask, parameter
+            if is_sharded(parameter):  # counted while it is whole: to be asked about masks must not take all processes
+                self._kept[name] = int(torch.count_nonzero(whole(mask)))
+            self._masks[name], self._parameters[name] = sharded_as(mask, parameter), parameter
         masked = set(map(id, self._parameters.values()))
-        self._unmasked = {name: each.numel() for name, each in parameters_in(model).items() if id(each) not in masked}
+        self._unmasked = {name: each for name, each in parameters_in(model).items() if id(each) not in masked}
         _living[id(self)] = self
 
     def __getitem__(self, name: str) -> Tensor:
@@ -86,14 +90,14 @@ class Masks(Mapping[str, Tensor]):
         left alone, 50.0 % of the parameters: 1: a normalisation, never pruned
         """
         masked = sum(mask.numel() for mask in self.values())
-        whole = masked + sum(self._unmasked.values())
-        removed = masked - sum(int(torch.count_nonzero(mask)) for mask in self.values())
+        total = masked + sum(parameter.numel() for parameter in self._unmasked.values())
+        removed = masked - sum(map(self._kept_of, self))
         counted = f"{len(self)} parameter{'' if len(self) == 1 else 's'} masked"
-        lines = [f"{counted}, sparsity {self.sparsity:.4f}; of the whole model {removed / whole if whole else 0.0:.4f}"]
+        lines = [f"{counted}, sparsity {self.sparsity:.4f}; of the whole model {removed / total if total else 0.0:.4f}"]
         reasons: dict[str, list[str]] = {}
         for item in self.skipped:
             reasons.setdefault(item.reason, []).append(item.name)
-        shares = {reason: self._unmasked_in(names) / whole if whole else 0.0 for reason, names in reasons.items()}
+        shares = {reason: self._unmasked_in(names) / total if total else 0.0 for reason, names in reasons.items()}
         for reason in sorted(shares, key=shares.__getitem__, reverse=True)[:_SHOWN]:
             names = reasons[reason]
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -106,24 +110,27 @@ class Masks(Mapping[str, Tensor]):
         """How many numbers the parameters of some layers hold that no mask reaches."""
         wanted = set(names)
         return sum(
-            size
-            for name, size in self._unmasked.items()
+            parameter.numel()
+            for name, parameter in self._unmasked.items()
             if any(part in wanted for part in accumulate(name.split("."), "{}.{}".format))
         )
 
     @property
     def kept(self) -> int:
         """Weights that stay, of the masked weights."""
-        return sum(int(torch.count_nonzero(mask)) for mask in self._weights())
+        return sum(map(self._kept_of, self._weights()))
 
     @property
     def sparsity(self) -> float:
         """Fraction removed of the masked weights; biases, which only dead neurons lose, do not count."""
-        total = sum(mask.numel() for mask in self._weights())
+        total = sum(self[name].numel() for name in self._weights())
         return 1 - self.kept / total if total else 0.0
 
-    def _weights(self) -> list[Tensor]:
-        return [mask for mask in self._masks.values() if mask.ndim > 1]
+    def _weights(self) -> list[str]:
+        return [name for name, mask in self._masks.items() if mask.ndim > 1]
+
+    def _kept_of(self, name: str) -> int:
+        return self._kept[name] if name in self._kept else int(torch.count_nonzero(self._masks[name]))
 
     @torch.no_grad()
     def apply_(self, model: nn.Module | None = None) -> Masks:
@@ -147,7 +154,7 @@ class Masks(Mapping[str, Tensor]):
                 )
             if mask.device != parameter.device:
                 mask = self._masks[name] = mask.to(parameter.device)
-            yield parameter, _zeroed_(parameter.detach(), mask)
+            yield parameter, _zeroed_(shard_of(parameter.detach()), shard_of(mask))
 
     def remember(self, model: nn.Module, structure: Structure | None) -> None:
         """Keep what was found out about a model's structure, for as long as it holds; what was seen on real numbers may not."""
@@ -199,8 +206,8 @@ class Masks(Mapping[str, Tensor]):
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if self and not any(id(parameter) in trained for parameter in self._parameters.values()):
             raise SecateursError(
-                "the optimizer trains none of the masked parameters: was it made for another copy of the model? "
-                "make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
+                "the optimizer trains none of the masked parameters: was it made for another copy of the model, or was the model sharded "
+                "since (fully_shard)? make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
             )
         self.apply_()
         return optimizer.register_step_post_hook(self._after_step)
@@ -210,7 +217,7 @@ class Masks(Mapping[str, Tensor]):
 
     def replace_(self, other: Masks) -> None:
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
-        self._masks, self._parameters = dict(other._masks), dict(other._parameters)
+        self._masks, self._parameters, self._kept = dict(other._masks), dict(other._parameters), dict(other._kept)
         self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
         self._structure, self._unmasked = other._structure, other._unmasked
         self.apply_()
@@ -224,11 +231,13 @@ class Masks(Mapping[str, Tensor]):
                 "for another copy of it? use masks.bind(model)"
             )
 
-    def follow_(self, change: Callable[[nn.Parameter, Tensor], Tensor | None]) -> None:
-        """Replace each mask by what its parameter's change makes of it; ``None`` where it is no mask any more."""
+    def follow_(self, change: Callable[[nn.Parameter, Tensor], Tensor | None], gone: Callable[[nn.Parameter], bool]) -> None:
+        """Replace each mask by what its parameter's change makes of it: ``None`` where it is no mask any more; forget what is gone."""
+        parameters = {**self._unmasked, **self._parameters}
         changed = {name: change(self._parameters[name], mask) for name, mask in self._masks.items()}
         self._masks = {name: mask for name, mask in changed.items() if mask is not None}
         self._parameters = {name: self._parameters[name] for name in self._masks}
+        self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
         self._structure = None
 
     @staticmethod

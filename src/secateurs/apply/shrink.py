@@ -20,7 +20,7 @@ from secateurs.apply.present import Nonzero, present_units
 from secateurs.apply.resize import Indices, Undo, cut_, implied, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal
+from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal, refuse_opaque
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
 
@@ -85,6 +85,7 @@ def shrink_(
     Linear(in_features=3, out_features=2, bias=True)
     """
     example = example if example is not None or masks is None else masks.example
+    refuse_opaque(model)
     if masks is not None:
         masks.require_of(model)
     before, parameters = _count(model), list(parameters_in(model).values())

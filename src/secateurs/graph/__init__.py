@@ -9,7 +9,7 @@ from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules import RULES
 from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
-from secateurs.graph.trace import Trace, plain, ready, record, untouched
+from secateurs.graph.trace import Trace, plain, ready, record, refuse_opaque, untouched
 from secateurs.graph.typed import Typing
 from secateurs.graph.unchanged import Snapshot
 
@@ -47,6 +47,7 @@ __all__ = [
     "plain",
     "ready",
     "record",
+    "refuse_opaque",
     "unify",
     "untouched",
 ]

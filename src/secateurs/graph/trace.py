@@ -24,6 +24,7 @@ from secateurs.graph.memory import storage_of
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.sizes import SizeCall, SizeCalls, Source, tagged
+from secateurs.ranks import any_sharded
 from secateurs.types import SecateursError, TaskError
 
 
@@ -71,7 +72,7 @@ def record(model: nn.Module, example: Any) -> Trace:
     >>> [op.name for op in record(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).ops]
     ['t', 'addmm', 'relu']
     """
-    _refuse_opaque(model)
+    refuse_opaque(model)
     if example is None:
         run_example(model, example)  # raises
     check_fit(model, example)
@@ -89,7 +90,8 @@ def record(model: nn.Module, example: Any) -> Trace:
         return trace
 
 
-def _refuse_opaque(model: nn.Module) -> None:
+def refuse_opaque(model: nn.Module) -> None:
+    """Raise `SecateursError` where a model's code cannot be seen, or not its parameters as they are."""
     if isinstance(model, torch.jit.ScriptModule):
         raise SecateursError(
             f"{type(model).__name__} is a scripted model, whose code cannot be traced: prune the nn.Module, then script it"
@@ -98,6 +100,11 @@ def _refuse_opaque(model: nn.Module) -> None:
         raise SecateursError("the model is compiled: prune model._orig_mod, then compile again")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise SecateursError(f"the model is wrapped in {type(model).__name__}: prune model.module, then wrap again")
+    if any_sharded(model.parameters()):
+        raise SecateursError(
+            "the model is sharded (fully_shard), and no trace sees what is coupled to what in shards: prune whole channels and shrink_ "
+            "first, then shard it; or save it, load it into a whole one, and go on there"
+        )
 
 
 def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:

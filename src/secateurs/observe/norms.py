@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class _InputNorm:
     member: Member
     p: float
     total: Tensor | None = None
+
+    sums: ClassVar = ("total",)
 
     def add(self, inputs: tuple[Any, ...], output: Any) -> None:
         # An attention's one weight reads three inputs: query, key and value, its three groups.
@@ -48,7 +50,7 @@ class _InputNorm:
                 f"{self.member.parameter}: no calibration batch passed this layer, so its inputs are unknown; "
                 "skip it with skip=[...]"
             )
-        shape = self.member.canonical(self.member.weight).shape
+        shape = self.member.shape
         norms = self.total.pow(1 / self.p)
         groups = shape[0] if norms.numel() == shape[0] * shape[2] else 1
         return norms.view(groups, 1, shape[2], *(1,) * (len(shape) - 3))

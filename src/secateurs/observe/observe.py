@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from secateurs.batch import run_batch, split
 from secateurs.forward import check_fit, evaluating
+from secateurs.observe.adding import Accumulators, add_up_
 from secateurs.products import Product, Products
 from secateurs.progress import track
+from secateurs.ranks import count, gathered, together
 from secateurs.types import Accumulator, Member, SecateursError, Sites, Statistic, Stats, Task, TaskError
-
-Accumulators = Mapping[Statistic, Accumulator]
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
     """Statistics of every weight of the sites, from the task's calibration batches (else its training batches), on the model's device.
 
     Each expert of a mixture is observed with the tokens that reach it; where none does, the mean of the others stands for it, with a
-    warning. Without needs it does nothing. Raises `TaskError` where there are no batches or none passes.
+    warning. Where several processes train one model, each observes its own batches, and what all have seen counts. Without needs it
+    does nothing. Raises `TaskError` where there are no batches or none passes.
 
     >>> import torch
     >>> from secateurs.patterns import Element, find_sites
@@ -45,14 +46,16 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     layers = {name: {need: need.start(member) for need in needs} for name, member in members.items() if not member.stacked}
     stacks = {name: _Stack(member, needs) for name, member in members.items() if member.stacked}
     seen = 0
-    with _fed(members, layers), _watched(stacks), evaluating(model), closing(track(batches, "observing")) as walk:
+    with together(), _fed(members, layers), _watched(stacks), evaluating(model), closing(track(batches, "observing")) as walk:
         for batch in walk:
             inputs, _ = split(model, task, batch)
             check_fit(model, inputs, "a calibration batch")
             run_batch(model, inputs, "a calibration batch", task.example)
             seen += 1
-    if not seen:
-        raise TaskError("the calibration loader is empty: it gave no batch to observe")
+        if not seen:
+            raise TaskError("the calibration loader is empty: it gave no batch to observe")
+    if count() > 1:
+        add_up_(layers | {f"{name}[{index}]": part for name, stack in stacks.items() for index, part in stack.of_all().items()})
     found = {name: {need: value.result() for need, value in layer.items()} for name, layer in layers.items()}
     return found | {name: stack.results() for name, stack in stacks.items()}
 
@@ -91,11 +94,21 @@ class _Stack:
         self.parts: dict[int, Accumulators] = {}
 
     def add(self, seen: Product) -> None:
-        if seen.index not in self.parts:
-            one = replace(self.member, canonical=lambda tensor: self.member.canonical(tensor)[seen.index : seen.index + 1])
-            self.parts[seen.index] = {need: need.start(one) for need in self.needs}
-        for accumulator in self.parts[seen.index].values():
+        for accumulator in self._part(seen.index).values():
             accumulator.add((seen.inputs,), seen.output)
+
+    def _part(self, index: int) -> Accumulators:
+        if index not in self.parts:
+            one = replace(self.member, canonical=lambda tensor: self.member.canonical(tensor)[index : index + 1])
+            self.parts[index] = {need: need.start(one) for need in self.needs}
+        return self.parts[index]
+
+    def of_all(self) -> Mapping[int, Accumulators]:
+        """The accumulators of each matrix that any process has seen at work."""
+        for indices in gathered(list(self.parts)):
+            for index in indices:
+                self._part(index)
+        return self.parts
 
     def results(self) -> dict[Statistic, Tensor]:
         count, name = self.member.weight.shape[0], self.member.parameter

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -77,7 +78,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the canonical view."""
-        return tuple(self.layout.canonical(self.value).shape)
+        return tuple(self.layout.canonical(torch.empty(self.value.shape, device="meta")).shape)
 
 
 LayoutOf = Callable[[nn.Module, str], Layout | None]

@@ -16,6 +16,7 @@ from secateurs.patterns.coupled import coupled_sites, extents_without, with_aliv
 from secateurs.patterns.cut import cut, misfit
 from secateurs.patterns.selection import Axes, Selection, select
 from secateurs.patterns.units import as_units
+from secateurs.ranks import whole
 from secateurs.types import Coupling, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
 
 
@@ -195,7 +196,7 @@ def _with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
             f"{member.parameter}: the earlier mask is of shape {tuple(mask.shape)}, but the weight of {tuple(member.weight.shape)}: "
             "the masks belong to another model"
         )
-    units = as_units(site, mask)
+    units = as_units(site, whole(mask))
     return replace(site, alive=units.flatten(2).any(dim=2) if units.ndim > 2 else units)
 
 

@@ -8,11 +8,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from secateurs.ranks import whole
 from secateurs.types import Criterion, Evidence, Member, Scores, Site
 
 
 def weight_of(member: Member) -> Tensor:
-    """The numbers that a member's layer computes with: what a mask of `torch.nn.utils.prune` hides is zero.
+    """The numbers that a member's layer computes with: all shards of them; what a mask of `torch.nn.utils.prune` hides is zero.
 
     >>> from torch.nn.utils import prune
     >>> from secateurs.patterns import Element, find_sites
@@ -20,7 +21,7 @@ def weight_of(member: Member) -> Tensor:
     >>> bool((weight_of(member) == member.weight).all())
     True
     """
-    weight, attribute = member.weight.detach(), member.attribute
+    weight, attribute = whole(member.weight.detach()), member.attribute
     hidden = member.module._buffers.get(attribute.removesuffix("_orig") + "_mask") if attribute.endswith("_orig") else None
     return weight if hidden is None else weight * hidden
 

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from secateurs.forward import run_example
 from secateurs.patterns import find_weights
+from secateurs.ranks import whole
 
 
 def dropout_rates(model: nn.Module) -> dict[str, float]:
@@ -40,7 +41,7 @@ def adjust_dropout_(model: nn.Module, masks: Mapping[str, Tensor], example: Any,
     modules = dict(model.named_modules())
     for name, parameter in _dropped_weights(model, example).items():
         mask = masks.get(parameter)
-        fraction = 1.0 if mask is None else int(mask.count_nonzero()) / mask.numel()
+        fraction = 1.0 if mask is None else int(whole(mask).count_nonzero()) / mask.numel()
         rates[name] = original[name] * sqrt(fraction)
         modules[name].p = rates[name]
     return rates

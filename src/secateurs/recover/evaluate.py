@@ -25,6 +25,12 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
     >>> evaluate(model, task, [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))])
     0.6666666666666666
     """
+    total, count = measured(model, task, batches, show)
+    return total / count
+
+
+def measured(model: nn.Module, task: Task, batches: Iterable[Any] | None, show: bool) -> tuple[float, int]:
+    """The task's metric summed over all samples, and how many there are; raises as `evaluate` does."""
     if task.metric is None:
         raise TaskError("there is no metric to evaluate: give Task(metric=...), a mean over a batch of (output, target)")
     if batches is None:
@@ -40,7 +46,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
             count += size
     if not count:
         raise TaskError("the loader to evaluate is empty: it gave no batch")
-    return total / count
+    return total, count
 
 
 def size_of(inputs: Any, target: Any) -> int:

@@ -18,8 +18,9 @@ from secateurs.apply import Masks
 from secateurs.batch import own_loss, run_batch, split
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.progress import tell, track
+from secateurs.ranks import any_sharded, by_first, count, is_sharded, require_same, summed, whole
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
-from secateurs.recover.evaluate import evaluate, size_of
+from secateurs.recover.evaluate import measured, size_of
 from secateurs.recover.trial import needs_closure, require_scheduler_goes_on
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
@@ -45,7 +46,8 @@ def train_(
     validation's). ``amp`` is the dtype of automatic mixed precision: ``torch.bfloat16``, or ``torch.float16`` with gradient scaling.
     ``accumulate`` batches, of whatever sizes, make one optimizer step. ``checkpoint`` is a file that is written after each epoch;
     where it exists, training goes on from it, to the bit as if it had never stopped. ``seed`` seeds torch at the start. Batches are
-    moved to the model's device. Where the task has validation batches and a metric, they are measured after each epoch. ``show``: bars
+    moved to the model's device; where several processes train one model, masks must be the same in all, and losses and metrics are those
+    of all. Where the task has validation batches and a metric, they are measured after each epoch. ``show``: bars
     on a terminal, elsewhere a line an epoch on stderr.
 
     Without a loss in the task, the model's own is taken (``output.loss``).
@@ -60,6 +62,11 @@ def train_(
     True
     """
     _check(task, epochs, accumulate, hooks)
+    if checkpoint is not None and any_sharded(model.parameters()):
+        raise SecateursError(
+            "train_: checkpoint= writes whole models, and this one is sharded (fully_shard): keep its state with "
+            "torch.distributed.checkpoint, and its masks with save(model, path, masks)"
+        )
     if task.loss is None:
         _require_own_loss(model, task)
     run = Run(model, task, optimizer, epochs, scheduler, masks if masks is not None else Masks({}, model))
@@ -73,6 +80,11 @@ def train_(
         start = read_checkpoint(checkpoint, run, hooks, scaler)
     elif seed is not None:
         torch.manual_seed(seed)
+    require_same(
+        {name: mask for name, mask in run.masks.items() if not is_sharded(mask)},
+        "the mask",
+        "give all the same masks (prune_ in every process does, and load_masks of one file)",
+    )
     handle = run.masks.attach(optimizer)
     try:
         for hook in hooks:
@@ -84,7 +96,7 @@ def train_(
                 loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
                 _finish_epoch(run, hooks, loss, show)
                 if checkpoint is not None:
-                    write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
+                    by_first(partial(write_checkpoint, checkpoint, run, hooks, scaler, run.epoch + 1))
                 tell(f"epoch {run.epoch + 1}/{epochs}: {_told(run)}", show)
     finally:
         handle.remove()
@@ -142,9 +154,16 @@ def _epoch(
         run.step += 1
         for hook in hooks:
             hook.stepped(run)
-    if not walk.samples:
+    return _finite(_mean(walk.total, walk.samples), run)
+
+
+def _mean(total: Tensor | float, samples: int) -> float:
+    """The mean over the samples of all processes that train together."""
+    if count() > 1:
+        total, samples = summed({"": torch.tensor([float(total), samples], dtype=torch.float64)})[""].tolist()
+    if not samples:
         raise TaskError("the training loader is empty: it gave no batch")
-    return _finite(float(walk.total / walk.samples), run)
+    return float(total / samples)
 
 
 @dataclass
@@ -210,7 +229,7 @@ def _finish_epoch(run: Run, hooks: Sequence[Hook], loss: float, show: bool) -> N
     entry = {"epoch": float(run.epoch), "loss": loss, "lr": float(run.optimizer.param_groups[0]["lr"])}
     entry["sparsity"] = run.masks.sparsity
     if run.task.validation is not None and run.task.metric is not None:
-        entry["validation"] = evaluate(run.model, run.task, run.task.validation, show=show)
+        entry["validation"] = _mean(*measured(run.model, run.task, run.task.validation, show))
     if isinstance(run.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         if "validation" not in entry:
             raise TaskError("ReduceLROnPlateau needs a metric: give Task(validation=..., metric=...)")
@@ -272,6 +291,6 @@ def penalty(strength: float, p: float = 2) -> Hook:
 
     def loss(run: Run) -> Tensor:
         weights: Iterator[Tensor] = (parameter for parameter in run.model.parameters() if parameter.ndim > 1)
-        return strength * sum((weight.abs().pow(p).sum() for weight in weights), torch.zeros(()))
+        return strength * sum((whole(weight.abs().pow(p).sum()) for weight in weights), torch.zeros(()))
 
     return Hook(f"penalty(p={p})", loss=loss)

@@ -1,0 +1,250 @@
+"""One of two processes that prune and train one model together: ``python ranks_worker.py RANK FOLDER`` (see test_ranks.py).
+
+Each check runs in both, in the same order; what came of it is written to ``RANK.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import secateurs as sc
+from secateurs.ranks import whole
+
+RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
+CHECKS: dict[str, Callable[[], Any]] = {}
+
+
+def check(function: Callable[[], Any]) -> Callable[[], Any]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def batches(rank: int) -> list[tuple[Tensor, Tensor]]:
+    """What each process has of the data."""
+    generator = torch.Generator().manual_seed(rank)
+    return [(torch.randn(8, 12, generator=generator), torch.randint(4, (8,), generator=generator)) for _ in range(2)]
+
+
+def task(*ranks: int) -> sc.Task:
+    data = [batch for rank in ranks or (RANK,) for batch in batches(rank)]
+    accuracy = lambda output, target: (output.argmax(1) == target).float().mean()  # noqa: E731
+    loss = nn.functional.cross_entropy
+    return sc.Task(data[0][0][:1], train=data, validation=data, calibration=data, loss=loss, metric=accuracy)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 4))  # 33: the shards are not of one size
+
+
+def sharded(model: nn.Sequential) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def prune(model: nn.Module, task: sc.Task, pattern: Any = None, **options: Any) -> sc.Masks:
+    wanda = sc.TopK(sc.magnitude(p=1) * sc.input_norm())
+    allocate = options.pop("allocate", sc.uniform(sparsity=0.5))
+    return sc.prune_(model, pattern or sc.Element(), wanda, allocate, task, **options)
+
+
+def same(first: Any, second: Any) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(whole(first[name]), whole(second[name])) for name in first)
+
+
+def zeros(model: nn.Module) -> list[float]:
+    return [float((whole(p.detach()) == 0).float().mean()) for p in model.parameters() if p.ndim > 1]
+
+
+def refused(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def everywhere(value: Any) -> list[Any]:
+    values: list[Any] = [None, None]
+    dist.all_gather_object(values, value)
+    return values
+
+
+# ---------------------------------------------------------------- each process has its own data
+
+
+@check
+def masks_are_those_of_all_data() -> Any:
+    model = network()
+    masks = prune(model, task())
+    with sc.alone():
+        of_all, of_own = prune(network(), task(0, 1)), prune(network(), task())
+    return same(masks, of_all), same(masks, of_own)
+
+
+@check
+def a_unit_that_one_process_never_sees() -> Any:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(12, 4), nn.Linear(12, 4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[RANK](x)
+
+    torch.manual_seed(0)
+    model = Choosing()
+    norm = sc.input_norm()
+    stats = sc.observe(model, sc.find_sites(model, sc.Element(), skip=()), [norm], task())
+    expected = [torch.cat([x for x, _ in batches(rank)]).norm(dim=0) for rank in (0, 1)]
+    return all(torch.allclose(stats[f"layers.{rank}.weight"][norm].flatten(), expected[rank]) for rank in (0, 1))
+
+
+@check
+def what_fails_in_one_fails_in_all() -> Any:
+    model = network()
+    empty = replace(task(), calibration=[] if RANK else task().calibration)
+    told = refused(lambda: prune(model, empty))
+    return told, same(model.state_dict(), network().state_dict())
+
+
+@check
+def other_weights() -> Any:
+    model = network(seed=RANK)
+    told = refused(lambda: prune(model, task()))
+    return told, same(model.state_dict(), network(seed=RANK).state_dict())
+
+
+@check
+def a_plan_that_was_measured() -> Any:
+    """Every process would plan something else; that of the first is followed."""
+    masks = prune(network(), task(), allocate=sc.uniform(sparsity=0.25 + 0.5 * RANK))
+    return masks.sparsity
+
+
+@check
+def a_statistic_that_is_no_sum() -> Any:
+    class Last:
+        def add(self, inputs: Any, output: Any) -> None:
+            self.seen = inputs[0].abs().sum(0)
+
+        def result(self) -> Tensor:
+            return self.seen.view(1, 1, -1)
+
+    statistic = sc.Statistic("last", lambda member: Last())
+    solver = sc.TopK(sc.magnitude(p=1) * statistic)
+    return refused(lambda: sc.prune_(network(), sc.Element(), solver, sc.uniform(sparsity=0.5), task()))
+
+
+@check
+def data_parallel_training() -> Any:
+    """Its own masks in each are refused; the same ones hold, and both end with the same weights and the same history."""
+    wrapped = DistributedDataParallel(network(seed=RANK))
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-2)
+    with sc.alone():
+        own = prune(copy.deepcopy(wrapped), task())
+    told = refused(lambda: sc.train_(wrapped, task(), optimizer, 1, masks=own.bind(wrapped), show=False))
+    masks = prune(wrapped, task())
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=0)
+    checkpoint = FOLDER / "data_parallel.safetensors"
+    run = sc.train_(wrapped, task(), optimizer, 3, masks=masks, scheduler=plateau, checkpoint=checkpoint, show=False)
+    state = {name: tensor.tolist() for name, tensor in wrapped.state_dict().items()}
+    alike = len({json.dumps(each) for each in everywhere((run.history, state))}) == 1
+    return told, alike, zeros(wrapped), [entry["loss"] for entry in run.history]
+
+
+# ---------------------------------------------------------------- each process has a shard of the model
+
+
+@check
+def masks_made_before_sharding() -> Any:
+    model = network()
+    masks = prune(model, task())
+    sharded(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    told = refused(lambda: masks.attach(optimizer))
+    bound = masks.bind(model)
+    history = sc.train_(model, task(), optimizer, 2, masks=bound, show=False).history
+    here = sum(mask.to_local().numel() for mask in bound.values())  # type: ignore[attr-defined]
+    shown = repr(bound) if RANK == 0 else ""  # nobody waits for anybody
+    return told, zeros(model), here, shown, history[-1]["sparsity"]
+
+
+@check
+def pruned_in_shards() -> Any:
+    """To the same masks as the whole model, further, to N of M, and not by channels."""
+    model, beside = sharded(network()), network()
+    masks, expected = prune(model, task()), prune(beside, task())
+    alike = same(masks, expected) and same(model.state_dict(), beside.state_dict())
+    further = prune(model, task(), masks=masks, allocate=sc.global_threshold(sparsity=0.8))
+    stay = all(bool((whole(masks[name]) | ~whole(mask)).all()) for name, mask in further.items())
+    two_of_four = prune(sharded(network()), task(), sc.NofM(2, 4), only=["0"], allocate=None)
+    channels = refused(lambda: prune(sharded(network()), task(), sc.Channel()))
+    return alike, stay, further.sparsity, two_of_four.sparsity, channels, refused(lambda: sc.shrink_(model, further))
+
+
+@check
+def gradually_in_shards() -> Any:
+    """With a penalty, clipped gradients and dead neurons: the history is that of data-parallel training."""
+
+    def history(model: nn.Module) -> Any:
+        hook = sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.global_threshold, sc.linear(0.6))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        hooks = [hook, sc.penalty(1e-4), sc.clip_gradients(1.0)]
+        return sc.train_(model, task(), optimizer, 2, hooks=hooks, show=False).history
+
+    in_shards, parallel = history(sharded(network())), history(DistributedDataParallel(network()))
+    return [[entry[key] for key in ("loss", "sparsity", "validation")] for entry in (*in_shards, *parallel)]
+
+
+@check
+def files_of_shards() -> Any:
+    model = sharded(network())
+    masks = prune(model, task())
+    sizes = [sc.save(model, FOLDER / f"{sparse}.safetensors", masks, sparse=sparse) for sparse in (False, True)]
+    again = sc.load(FOLDER / "True.safetensors", sharded(network(seed=5)))
+    loaded = sc.load(FOLDER / "False.safetensors", network)
+    alike = same(model.state_dict(), again.state_dict()) and same(model.state_dict(), loaded.state_dict())
+    alike &= same(sc.load_masks(FOLDER / "False.safetensors", again), masks)
+    alike &= same(sc.load_masks(FOLDER / "True.safetensors", loaded), masks)
+    nowhere = refused(lambda: sc.save(model, FOLDER / "nowhere" / "x.safetensors", masks))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = refused(lambda: sc.train_(model, task(), optimizer, 1, checkpoint=FOLDER / "c.safetensors", show=False))
+    return alike, sizes, nowhere, kept
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{FOLDER}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=RANK, world_size=2)
+    found: dict[str, Any] = {}
+    for name, function in CHECKS.items():
+        try:
+            found[name] = function()
+        except Exception:
+            found[name] = traceback.format_exc()
+        (FOLDER / f"{RANK}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Two processes, one model: they decide alike, wait for nobody who is gone, and may hold the model in shards.
+
+All of it runs in one pair of processes (ranks_worker.py), because processes start slowly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secateurs.ranks import count, gathered, is_sharded, of_first, shard_of, sharded_as, together, whole
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What came of each check, of both processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ranks_worker.py"))]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        for rank in (0, 1)
+    ]
+    complaints = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], complaints
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def both(found: Found, name: str) -> Any:
+    """What both processes found, which must be the same."""
+    assert found[0][name] == found[1][name]
+    return found[0][name]
+
+
+def test_masks_are_chosen_by_what_all_processes_have_seen(found: Found) -> None:
+    for rank in (0, 1):
+        as_all, as_own = found[rank]["masks_are_those_of_all_data"]
+        assert as_all and not as_own
+    assert both(found, "a_unit_that_one_process_never_sees") is True
+
+
+def test_what_fails_in_one_process_fails_in_all(found: Found) -> None:
+    (first, unchanged), (second, also_unchanged) = (each["what_fails_in_one_fails_in_all"] for each in found)
+    assert unchanged and also_unchanged
+    assert second == "TaskError: the calibration loader is empty: it gave no batch to observe"
+    assert first == f"SecateursError: process 1 of 2 failed: {second}"
+
+
+def test_masks_that_differ_are_refused_and_nothing_is_changed(found: Found) -> None:
+    told, unchanged = both(found, "other_weights")
+    assert unchanged
+    assert told.startswith("SecateursError: 0.weight: what is to stay of process 1 differs from that of process 0")
+    assert "wrap in DistributedDataParallel first" in told and "with secateurs.alone()" in told
+
+
+def test_the_plan_of_the_first_process_is_followed(found: Found) -> None:
+    assert both(found, "a_plan_that_was_measured") == 0.25
+
+
+def test_a_statistic_that_cannot_be_added_up_is_refused(found: Found) -> None:
+    told = both(found, "a_statistic_that_is_no_sum")
+    assert "last cannot be added up over 2 processes: the class of its accumulator must name its sums" in told
+
+
+def test_masks_hold_under_distributed_data_parallel(found: Found) -> None:
+    """The same weights, losses, metrics and learning rates in both, and zeros stay."""
+    told, alike, zeros, losses = both(found, "data_parallel_training")
+    assert "the mask of process 1 differs from that of process 0: give all the same masks" in told
+    assert alike and zeros == [0.5, 0.5] and len(set(losses)) == 3
+
+
+def test_masks_made_before_sharding_are_bound_to_the_shards(found: Found) -> None:
+    (told, zeros, here, shown, sparsity), (*_, there, _, _) = (each["masks_made_before_sharding"] for each in found)
+    assert "was the model sharded since (fully_shard)?" in told and "masks.bind(copy).attach(optimizer)" in told
+    assert zeros == [0.5, 0.5] and shown == "Masks(2 parameters, sparsity 0.5000)" and sparsity == 0.5
+    assert here != there and here + there == 12 * 33 + 33 * 4
+
+
+def test_shards_are_pruned_as_the_whole_is(found: Found) -> None:
+    alike, stay, further, two_of_four, channels, shrunk = both(found, "pruned_in_shards")
+    assert alike and stay
+    assert further == pytest.approx(0.8, abs=2e-3) and two_of_four == 0.5
+    for told in (channels, shrunk):
+        assert "the model is sharded (fully_shard)" in told and "prune whole channels and shrink_ first, then shard it" in told
+
+
+def test_gradual_pruning_of_shards_is_that_of_data_parallel_training(found: Found) -> None:
+    numbers = both(found, "gradually_in_shards")
+    assert numbers[:2] == [pytest.approx(each, rel=1e-5) for each in numbers[2:]]
+    assert numbers[1][1] >= 0.6
+
+
+def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
+    (alike, sizes, nowhere, kept), (also, same_sizes, told, _) = (each["files_of_shards"] for each in found)
+    assert alike and also and sizes == same_sizes and sizes[1] < sizes[0]
+    assert nowhere.startswith("WriteError: could not write") and told == f"SecateursError: process 0 of 2 failed: {nowhere}"
+    assert "train_: checkpoint= writes whole models, and this one is sharded" in kept
+
+
+def test_one_process_alone_talks_to_nobody() -> None:
+    with together():
+        assert (count(), gathered(3), of_first(3)) == (1, [3], 3)
+    tensor = torch.ones(2)
+    assert whole(tensor) is shard_of(tensor) is sharded_as(tensor, tensor) is tensor and not is_sharded(tensor)
