@@ -30,6 +30,7 @@ from secateurs.report import (
     latencies,
     layer_bars,
     metric_curve,
+    over_seeds,
     read_record,
     remarks,
     table,
@@ -97,10 +98,12 @@ def entries(draw: st.DrawFn) -> Entry:
         draw(st.none() | counts),
         draw(optional),
         draw(optional),
+        draw(optional),
+        draw(st.booleans()),
     )
 
 
-points = st.builds(Point, st.floats(0, 1), floats, st.none() | st.integers(0, 999))
+points = st.builds(Point, st.floats(0, 1), floats, st.none() | st.integers(0, 999), st.none() | st.floats(0, 1))
 layers = st.builds(
     lambda name, kind, shape, nonzero, more, macs: Layer(name, kind, tuple(shape), nonzero + more, nonzero, macs),
     *(texts, texts, st.lists(counts, max_size=4), counts, counts, st.floats(0, 1e15)),
@@ -113,6 +116,7 @@ records = st.builds(
     higher_is_better=st.booleans(),
     entries=st.lists(entries(), max_size=3).map(tuple),
     curves=st.lists(st.builds(Curve, texts, st.lists(points, max_size=4).map(tuple)), max_size=2).map(tuple),
+    runtime=texts,
     layers=st.lists(layers, max_size=3).map(tuple),
     history=st.builds(History, st.lists(epochs, max_size=3).map(tuple)),
     skipped=st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
@@ -166,13 +170,13 @@ def spoiled(**changes: object) -> str:
         ("[" * 100_000, r"expected JSON \("),
         ("[]", r'expected the JSON object that Record\.to_json\(\) wrote, with "format": "secateurs record"'),
         ('{"title": "x"}', r"expected the JSON object"),
-        (spoiled(version=2), r"version is 2, this version of secateurs reads 1"),
+        (spoiled(version=3), r"version is 3, this version of secateurs reads up to 2"),
         (spoiled(title=3), r"record\.title is 3, expected text"),
         (spoiled(title=None), r"record\.title is None, expected text"),
         (spoiled(tilte="x"), r"record has an unknown part 'tilte', expected only title, "),
         ('{"format": "secateurs record", "version": 1}', r"record has no part 'title'"),
         (spoiled(entries={}), r"record\.entries is \{\}, expected a list"),
-        (spoiled(entries=[{"name": "dense"}]), r"record\.entries\[0\] has no part 'metric'"),
+        (spoiled(entries=[{"metric": 1.0}]), r"record\.entries\[0\] has no part 'name'"),
         (spoiled(layers=[7]), r"record\.layers\[0\] is 7, expected an object"),
         (spoiled(skipped=[["a"]]), r"record\.skipped\[0\] has 1 parts, expected 2"),
         (spoiled(seed=1.5), r"record\.seed is 1\.5, expected a whole number"),
@@ -212,6 +216,11 @@ def test_spoiled_json_is_a_file_error_or_a_record(data: st.DataObject) -> None:
         (lambda: dataclasses.replace(DENSE, bytes=-1), r"Entry\('dense'\): bytes=-1; expected zero or more, or None"),
         (lambda: Layer("a", "Linear", (1,), 1, -1, 0.0), r"Layer\('a'\): nonzero=-1, parameters=1; expected"),
         (lambda: Layer("a", "Linear", (-1,), 1, 1, 0.0), r"Layer\('a'\): macs=0\.0, shape=\(-1,\); expected zero or more"),
+        (
+            lambda: dataclasses.replace(DENSE, latency_ms=-1.0),
+            r"Entry\('dense'\): latency_ms=-1\.0; expected zero or more, or None",
+        ),
+        (lambda: Point(0.5, 0.0, spread=-1.0), r"Point: spread=-1\.0; expected zero or more"),
         (lambda: Point(math.nan, 0.0), r"Point: sparsity=nan; expected the fraction removed, from 0 to 1"),
     ],
 )
@@ -310,7 +319,8 @@ def test_verdict(record: Record, sentence: str) -> None:
 def test_verdict_is_one_honest_sentence(record: Record) -> None:
     sentence = verdict(dataclasses.replace(record, metric_name="accuracy"))
     assert sentence.endswith(".") and "\n" not in sentence
-    assert not re.search(r"fast|speed|quick|slow", sentence)
+    timed = all(entry and entry.latency_ms for entry in (record.dense, record.pruned))
+    assert timed or not re.search(r"fast|speed|quick|slow", sentence)
     dense, pruned = record.dense, record.pruned
     if dense and pruned and dense.metric is not None and pruned.metric is not None and pruned.metric > dense.metric:
         assert " fell " not in sentence
@@ -344,6 +354,83 @@ def test_result_table_compares_with_dense_and_leaves_out_what_nobody_measured() 
     assert (cells["parameters"].note, rows[2][-1].text) == ("", "—")
     bare = dataclasses.replace(DENSE, bytes=None, seconds=None)
     assert "file" not in result_table(Record("x", entries=(bare,)))[0]
+
+
+TIMED = dataclasses.replace(
+    FULL,
+    entries=(
+        dataclasses.replace(DENSE, latency_ms=2.0),
+        Entry("as planned", nonzero=1_000, parameters=1_000, is_step=True),
+        Entry("masked", 0.99, 24_000, 1_000, is_step=True),
+        Entry("pruned", 0.983, 1_000, 1_000, seconds=7.0, latency_ms=0.8),
+        Entry("pruned, reloaded", 0.983, 1_000, 1_000, bytes=5_000, latency_ms=0.8),
+    ),
+    runtime="torch 2.13 on 1 thread",
+)
+
+
+def test_measured_latency_is_in_the_headline_and_the_table_with_its_runtime() -> None:
+    assert verdict(TIMED).endswith("; a forward pass in torch 2.13 on 1 thread is 2.5x as fast (2 ms before, 0.8 ms after).")
+    headings, rows = result_table(TIMED)
+    assert [(row[headings.index("ms a pass")].text, row[headings.index("ms a pass")].note) for row in (rows[0], rows[-1])] == [
+        ("2", ""),
+        ("0.8", "2.5x as fast"),
+    ]
+    slower = dataclasses.replace(TIMED, entries=(TIMED.entries[0], dataclasses.replace(TIMED.entries[3], latency_ms=3.0)))
+    assert "is 1.5x slower (2 ms before, 3 ms after)" in verdict(slower)
+    assert "of a forward pass of the example in torch 2.13 on 1 thread" in html(TIMED)
+
+
+def test_steps_are_no_baselines_and_rows_of_the_same_numbers_are_one() -> None:
+    assert remarks(TIMED) == ()  # the masked model scores higher
+    headings, rows = result_table(TIMED)
+    assert [row[0].text for row in rows] == ["dense", "as planned", "masked", "pruned and reloaded"]
+    assert [row[0].is_result for row in rows] == [False, False, False, True]
+    assert (rows[-1][headings.index("file")].text, rows[-1][headings.index("made in")].text) == ("5.00 kB", "7.00 s")
+    assert "nonzero" not in headings  # what was pruned is gone: nothing is left that is zero
+    other = dataclasses.replace(TIMED.entries[-1], metric=0.98)
+    assert len(result_table(dataclasses.replace(TIMED, entries=(*TIMED.entries[:-1], other)))[1]) == 5
+
+
+def test_what_was_not_measured_may_be_left_out() -> None:
+    record = Record("x", entries=(Entry("dense", 0.9), Entry("pruned", 0.8)))
+    assert verdict(record) == "Test accuracy fell from 90.0 % to 80.0 %."
+    assert result_table(record)[0] == ("model", "test accuracy")
+    assert Record.from_json(record.to_json()) == record
+    first = FULL.to_json().replace('"version": 2', '"version": 1')
+    assert Record.from_json(first) == Record.from_json(FULL.to_json())
+
+
+def test_a_layer_that_got_smaller_is_shown_with_both_shapes() -> None:
+    small = dataclasses.replace(FULL.layers[1], new_shape=(64, 256))
+    page = Page(html(Record("x", layers=(FULL.layers[0], small, dataclasses.replace(small, new_shape=())))))
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "128 × 512 → 64 × 256" in text
+    assert "128 × 512 → gone" in text
+    assert "16 × 1 × 3 × 3 →" not in text
+
+
+def test_curves_over_seeds_have_bands_and_no_two_of_many_look_alike() -> None:
+    runs = [Curve(str(seed), (Point(0.5, 0.9 + seed / 100), Point(0.9, 0.8))) for seed in range(3)]
+    joined = over_seeds("mean", [*runs, Curve("short", (Point(0.50001, 0.9),))])
+    assert [point.sparsity for point in joined.points] == [0.5]
+    assert joined.points[0].metric == pytest.approx(0.9075)
+    assert over_seeds("none", []).points == ()
+    curve = over_seeds("mean", runs)
+    assert "fill-opacity: 0.18" in metric_curve(Record("x", curves=(curve,)))
+    assert "fill-opacity: 0.18" not in metric_curve(Record("x", curves=(runs[0],)))
+    many = tuple(dataclasses.replace(runs[0], name=str(number)) for number in range(12))
+    lines = re.findall(r'style="(fill: none;[^"]*stroke-width: 1.8[^"]*)"', metric_curve(Record("x", curves=many)))
+    assert len(set(lines)) == 12
+
+
+def test_the_axis_of_a_short_run_has_a_tick_an_epoch_and_no_others() -> None:
+    for epochs in (1, 2, 3):
+        svg = training_curve(Record("x", history=History(tuple({"loss": 0.5 / epoch} for epoch in range(1, epochs + 1)))))
+        ticks = [
+            element for element in ElementTree.fromstring(svg).iter() if (element.get("id") or "").startswith("training-8-xtick")
+        ]
+        assert len(ticks) == epochs
 
 
 @given(st.floats(0, 1))

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from secateurs.report.measure import curve, latencies, layers, measure, reasons
+from secateurs.report.measure import curve, latencies, layers, measure, over_seeds, reasons
 from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
@@ -30,6 +30,7 @@ __all__ = [
     "layers",
     "measure",
     "metric_curve",
+    "over_seeds",
     "read_record",
     "reasons",
     "remarks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
@@ -105,6 +105,24 @@ def curve(name: str, history: Sequence[Mapping[str, float]], dense: float | None
         if "validation" in entry:
             last[entry["sparsity"]] = Point(entry["sparsity"], entry["validation"], epoch)
     return Curve(name, tuple(last.values()))
+
+
+def over_seeds(name: str, curves: Sequence[Curve]) -> Curve:
+    """The mean of several runs' curves, with their standard deviation, at each sparsity that all of them reached.
+
+    Sparsities count as the same to four decimals: what is left is a whole number of weights.
+
+    >>> runs = [Curve("seed 0", (Point(0.5, 0.9),)), Curve("seed 1", (Point(0.5, 0.8), Point(0.9, 0.7)))]
+    >>> [(round(point.metric, 3), round(point.spread, 3)) for point in over_seeds("magnitude", runs).points]
+    [(0.85, 0.071)]
+    """
+    by_sparsity = [{round(point.sparsity, 4): point.metric for point in curve.points} for curve in curves]
+    shared = sorted(set[float].intersection(*map(set, by_sparsity))) if by_sparsity else []
+    metrics = {sparsity: [run[sparsity] for run in by_sparsity] for sparsity in shared}
+    points = (
+        Point(sparsity, mean(values), spread=stdev(values) if len(values) > 1 else None) for sparsity, values in metrics.items()
+    )
+    return Curve(name, tuple(points))
 
 
 def reasons(skipped: Iterable[Skipped]) -> tuple[tuple[str, str], ...]:

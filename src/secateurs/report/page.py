@@ -10,8 +10,10 @@ from pathlib import Path
 from secateurs.report.files import replace_text
 from secateurs.report.plots import NARROW, WIDE, is_drawable, layer_bars, metric_curve, training_curve
 from secateurs.report.record import Layer, Record
-from secateurs.report.summary import COUNTED, remarks, result_table, verdict
-from secateurs.report.words import percent, printable, scaled
+from secateurs.report.summary import footnotes, remarks, result_table, verdict
+from secateurs.report.words import UNKNOWN, percent, printable, scaled
+
+_TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 
 
 def html(record: Record) -> str:
@@ -28,7 +30,7 @@ def html(record: Record) -> str:
 
     source = resources.files("secateurs.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, scaled=scaled, together=_together)
+    environment.filters.update(percent=percent, scaled=scaled, together=_together, shapes=_shapes)
     headings, rows = result_table(record)
     drawings = {
         name: [Markup(draw(record, width)) for width in (WIDE, NARROW)]  # ours, and escaped by the XML writer
@@ -39,9 +41,11 @@ def html(record: Record) -> str:
         verdict=verdict(record),
         remarks=remarks(record),
         headings=headings,
-        rows=list(zip(record.entries, rows, strict=True)),
-        counted=COUNTED,
+        rows=rows,
+        footnotes=footnotes(record),
+        unknown=UNKNOWN,
         total=_total(record.layers),
+        banded=any(point.spread for curve in record.curves for point in curve.points),
         undrawn=sum(not is_drawable(point.metric) for curve in record.curves for point in curve.points),
         **drawings,
     )
@@ -64,6 +68,14 @@ def _total(layers: tuple[Layer, ...]) -> Layer:
     """All layers as one, for the last row of their table."""
     parameters, nonzero = sum(layer.parameters for layer in layers), sum(layer.nonzero for layer in layers)
     return Layer("all layers", "", (), parameters, nonzero, sum(layer.macs for layer in layers))
+
+
+def _shapes(layer: Layer) -> str:
+    """The shape of a layer's weight, and what it became where units went for good; sizes and signs stay together, shapes need not."""
+    before, after = (_TIMES.join(map(str, shape)) for shape in (layer.shape, layer.new_shape or ()))
+    if layer.new_shape is None or layer.new_shape == layer.shape:
+        return before
+    return f"{before} \N{RIGHTWARDS ARROW}\N{NO-BREAK SPACE}{after or 'gone'}"
 
 
 def _together(text: str) -> str:

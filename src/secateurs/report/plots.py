@@ -41,7 +41,8 @@ WIDE, NARROW = 8.0, 3.6
 """Widths in inches that suit a desk and a phone: text keeps its size, and the drawing gets fewer or shorter labels."""
 
 _ROOMY = 6.0  # inches from which there is room for a second panel, three legends in a row, all ticks
-_LINES = ((KEPT, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PINK, "D", ":"), (INK, "v", "-"))
+_COLOURS, _MARKERS, _DASHES = (KEPT, ORANGE, GREEN, PINK, INK), "os^Dv*P", ("-", "--", "-.", ":")
+# Three lists of lengths without a common factor: 140 curves before two look alike, and neighbours differ in all three.
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, copied, and takes the page's font
     "text.parse_math": False,  # a layer may be called "$x$"
@@ -67,6 +68,7 @@ _STYLE: Any = {
 def metric_curve(record: Record, width: float = WIDE) -> str:
     """The metric on validation data against sparsity, a line for each curve, as an inline SVG ``width`` inches wide.
 
+    Where points tell their spread over seeds, a band of one standard deviation each way lies around the line.
     The axis is logarithmic in the fraction kept, so that 90, 99 and 99.9 % stand well apart. The dense level is dashed: that of
     the curves' own validation data at sparsity 0 where a curve starts there, else the dense entry's on test data, and labelled
     so. Points that are not finite are left out of the line. Empty text where there is no point to draw.
@@ -78,13 +80,14 @@ def metric_curve(record: Record, width: float = WIDE) -> str:
     curves = [curve for curve in record.curves if any(is_drawable(point.metric) for point in curve.points)]
     if not curves:
         return ""
-    with _figure(width, 3.7 if width >= _ROOMY else 3.0 + 0.17 * len(curves)) as figure:
+    with _figure(width, 3.5 + 0.17 * -(-len(curves) // 3) if width >= _ROOMY else 3.0 + 0.17 * len(curves)) as figure:
         axes = figure.add_subplot()
         floor, everything = _least_kept(curves), any(point.sparsity == 1 for curve in curves for point in curve.points)
         for index, curve in enumerate(curves):
-            colour, marker, dash = _LINES[index % len(_LINES)]
+            colour, marker, dash = (styles[index % len(styles)] for styles in (_COLOURS, _MARKERS, _DASHES))
             kept = [max(1 - point.sparsity, floor) for point in curve.points]
             metric = [point.metric if is_drawable(point.metric) else math.nan for point in curve.points]
+            _band(axes, kept, metric, [point.spread or 0.0 for point in curve.points], colour)
             axes.plot(kept, metric, dash, color=colour, marker=marker, label=_legend(curve.name), clip_on=False, zorder=3)
         level, origin = _dense_level(record, curves)
         if level is not None:
@@ -143,7 +146,7 @@ def training_curve(record: Record, width: float = WIDE) -> str:
     ]
     if not panels:
         return ""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     sparsity = history.column("sparsity")
     epochs = list(range(1, len(history.epochs) + 1))
@@ -160,7 +163,7 @@ def training_curve(record: Record, width: float = WIDE) -> str:
                 _metric_axis(axes, record)
         stack[-1].set_xlabel("epoch")
         stack[-1].set_xlim(0.5, len(epochs) + 0.5)
-        stack[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        stack[-1].xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) <= 12 else MaxNLocator(integer=True))
         return _svg(figure, f"training-{width:g}", "validation metric, training loss and sparsity over the epochs")
 
 
@@ -174,6 +177,13 @@ def is_drawable(value: float) -> bool:
     (True, False, False)
     """
     return abs(value) <= 1e300  # false for NaN
+
+
+def _band(axes: Axes, kept: Sequence[float], metric: Sequence[float], spread: Sequence[float], colour: str) -> None:
+    """One standard deviation each way around a line, where there is any."""
+    if any(spread) and all(map(is_drawable, spread)):
+        edges = ([value + sign * width for value, width in zip(metric, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(kept, *edges, color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
 def _name(text: str, width: int) -> str:

@@ -22,7 +22,8 @@ from secateurs.report.files import replace_text
 from secateurs.types import FileError, SecateursError
 
 FORMAT = "secateurs record"
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)  # a record of version 1 is one of version 2 without what was added: latencies, new shapes, spreads, steps
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -40,30 +41,34 @@ class Entry:
     - ``bytes``: size of the file written
     - ``seconds``: wall-clock seconds spent on making it (training, pruning, recovering), **not** the time of a forward pass
     - ``metric_spread``: standard deviation of the metric over runs with other seeds, in the metric's unit
+    - ``latency_ms``: measured milliseconds of one forward pass; the record's ``runtime`` says in what
+    - ``is_step``: whether it is a step on the way to the result, such as the masked model, and no baseline
 
-    Raises `SecateursError` where the numbers contradict each other.
+    ``None`` stands for what was not measured. Raises `SecateursError` where the numbers contradict each other.
 
     >>> Entry("pruned", 0.98, parameters=1000, nonzero=50, macs=8e3, nonzero_macs=400.0, bytes=612, seconds=3.5).nonzero
     50
     """
 
     name: str
-    metric: float | None
-    parameters: int
-    nonzero: int
-    macs: float
-    nonzero_macs: float
-    bytes: int | None
-    seconds: float | None
+    metric: float | None = None
+    parameters: int | None = None
+    nonzero: int | None = None
+    macs: float | None = None
+    nonzero_macs: float | None = None
+    bytes: int | None = None
+    seconds: float | None = None
     metric_spread: float | None = None
+    latency_ms: float | None = None
+    is_step: bool = False
 
     def __post_init__(self) -> None:
         where = f"Entry({self.name!r})"
-        _check_counts(where, self.parameters, self.nonzero)
-        if self.macs < 0 or self.nonzero_macs < 0 or self.nonzero_macs > self.macs:
-            given = f"nonzero_macs={self.nonzero_macs}, macs={self.macs}"
-            raise SecateursError(f"{where}: {given}; expected 0 <= nonzero_macs <= macs")
-        for name in ("bytes", "seconds", "metric_spread"):
+        for part, whole in (("nonzero", "parameters"), ("nonzero_macs", "macs")):
+            less, more = getattr(self, part), getattr(self, whole)
+            if less is not None and more is not None and not 0 <= less <= more:
+                raise SecateursError(f"{where}: {part}={less}, {whole}={more}; expected 0 <= {part} <= {whole}")
+        for name in ("parameters", "nonzero", "macs", "nonzero_macs", "bytes", "seconds", "metric_spread", "latency_ms"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise SecateursError(f"{where}: {name}={value}; expected zero or more, or None where it was not measured")
@@ -73,8 +78,9 @@ class Entry:
 class Point:
     """The metric on **validation** data at one step of pruning.
 
-    ``sparsity`` is the fraction of the weights removed, in [0, 1]; ``epoch`` counts training epochs from 0, where known.
-    Raises `SecateursError` where the sparsity is not a fraction.
+    ``sparsity`` is the fraction of the weights removed, in [0, 1]; ``epoch`` counts training epochs from 0, where known;
+    ``spread`` is the standard deviation over runs with other seeds, drawn as a band around the line.
+    Raises `SecateursError` where the sparsity is not a fraction or the spread is negative.
 
     >>> Point(sparsity=0.9, metric=0.97).epoch is None
     True
@@ -83,10 +89,13 @@ class Point:
     sparsity: float
     metric: float
     epoch: int | None = None
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity <= 1:
             raise SecateursError(f"Point: sparsity={self.sparsity}; expected the fraction removed, from 0 to 1")
+        if self.spread is not None and self.spread < 0:
+            raise SecateursError(f"Point: spread={self.spread}; expected zero or more, or None where it is one run")
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,9 @@ class Layer:
     """One weight of the pruned model.
 
     ``kind`` is the class of its module, ``shape`` that of the weight, ``parameters`` and ``nonzero`` are whole numbers of
-    weights, and ``macs`` counts the multiply-accumulates of one example by the nonzero weights.
-    Raises `SecateursError` where the numbers contradict each other.
+    weights, and ``macs`` counts the multiply-accumulates of one example by the nonzero weights. Where channels or heads went for
+    good, all but ``nonzero`` and ``macs`` are those of the dense model, and ``new_shape`` is what is left, empty for a layer that
+    is gone. Raises `SecateursError` where the numbers contradict each other.
 
     >>> Layer("conv1", "Conv2d", (8, 1, 3, 3), parameters=72, nonzero=18, macs=1920.0).sparsity
     0.75
@@ -119,22 +129,20 @@ class Layer:
     parameters: int
     nonzero: int
     macs: float
+    new_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         where = f"Layer({self.name!r})"
-        _check_counts(where, self.parameters, self.nonzero)
-        if self.macs < 0 or any(size < 0 for size in self.shape):
+        if not 0 <= self.nonzero <= self.parameters:
+            given = f"nonzero={self.nonzero}, parameters={self.parameters}"
+            raise SecateursError(f"{where}: {given}; expected 0 <= nonzero <= parameters")
+        if self.macs < 0 or any(size < 0 for size in (*self.shape, *(self.new_shape or ()))):
             raise SecateursError(f"{where}: macs={self.macs}, shape={self.shape}; expected zero or more")
 
     @property
     def sparsity(self) -> float:
         """Fraction of the weights removed, in [0, 1]; 0 for a layer without weights."""
         return 1 - self.nonzero / self.parameters if self.parameters else 0.0
-
-
-def _check_counts(where: str, parameters: int, nonzero: int) -> None:
-    if not 0 <= nonzero <= parameters:
-        raise SecateursError(f"{where}: nonzero={nonzero}, parameters={parameters}; expected 0 <= nonzero <= parameters")
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,8 @@ class Record:
 
     ``metric_name`` is what ``Entry.metric`` and ``Point.metric`` measure; a metric for which higher is better and that stays
     within [0, 1] is shown in %. ``skipped`` holds ``(name, reason)`` of every weight left alone. ``command`` is the exact
-    command or code; `environment` gives ``versions`` (by package), ``machine`` (in words) and ``date`` (ISO 8601).
+    command or code; `environment` gives ``versions`` (by package), ``machine`` (in words) and ``date`` (ISO 8601). ``runtime`` is
+    what the latencies were measured in, such as ``"torch 2.13.0 on 1 thread"``.
 
     >>> record = Record("Digits", "accuracy", entries=(Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 4096, None),))
     >>> Record.from_json(record.to_json()) == record
@@ -184,6 +193,7 @@ class Record:
     machine: str = ""
     date: str = ""
     notes: tuple[str, ...] = ()
+    runtime: str = ""
 
     @property
     def dense(self) -> Entry | None:
@@ -227,8 +237,8 @@ class Record:
             document = json.loads(text, parse_constant=_refuse_constant)
             if not isinstance(document, dict) or document.get("format") != FORMAT:
                 raise _Mismatch(f'expected the JSON object that Record.to_json() wrote, with "format": "{FORMAT}"')
-            if document.get("version") != VERSION:
-                known = f"this version of secateurs reads {VERSION}; upgrade secateurs, or write the record again"
+            if document.get("version") not in _READ:
+                known = f"this version of secateurs reads up to {VERSION}; upgrade secateurs, or write the record again"
                 raise _Mismatch(f"version is {_shown(document.get('version'))}, {known}")
             content = {key: value for key, value in document.items() if key not in ("format", "version")}
             return typing.cast(Record, _from_plain(content, Record, "record"))

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 from secateurs.report.record import Entry, Record
-from secateurs.report.words import UNKNOWN, duration, number, percent, scaled, size, times
+from secateurs.report.words import UNKNOWN, duration, number, percent, scaled, size, times, whole
 
 COUNTED = "MACs of nonzero weights are counted, not measured time."
 """Printed under every result table: a zero is only fast where the software and the machine skip it."""
+
+
+def footnotes(record: Record) -> tuple[str, ...]:
+    """What stands under the result table: what is counted, and what was timed.
+
+    >>> footnotes(Record("Digits", runtime="torch on 1 thread"))[1]
+    'Ms a pass: measured milliseconds of a forward pass of the example in torch on 1 thread, the models in turn, medians.'
+    """
+    how = f"Ms a pass: measured milliseconds of a forward pass of the example in {record.runtime}, the models in turn, medians."
+    return (COUNTED, how) if record.runtime else (COUNTED,)
 
 
 def verdict(record: Record) -> str:
@@ -21,12 +31,13 @@ def verdict(record: Record) -> str:
     >>> verdict(Record("Digits", entries=(dense, pruned)))
     '95.1 % of the parameters removed; test accuracy fell from 98.7 % to 98.3 %; the file is 9.8x smaller.'
     """
+    record = replace(record, entries=merged(record.entries))
     dense, pruned = record.dense, record.pruned
     if dense is None or pruned is None:
         missing = " and ".join(name for name, entry in (("dense", dense), ("pruned", pruned)) if entry is None)
         return f"Nothing is concluded: the record has no {missing} model to compare."
     file = times(dense.bytes, pruned.bytes, "smaller", "larger", "the same size").replace("none left", "empty")
-    clauses = [_removed(dense, pruned), _change(record, dense, pruned), f"the file is {file}" if file else ""]
+    clauses = [_removed(dense, pruned), _change(record, dense, pruned), f"the file is {file}" if file else "", _faster(record)]
     sentence = "; ".join(clause for clause in clauses if clause)
     return f"{sentence[0].upper()}{sentence[1:]}."
 
@@ -35,7 +46,9 @@ def remarks(record: Record) -> tuple[str, ...]:
     """Sentences that temper the verdict: each baseline that does at least as well as the pruned model on test data."""
     if record.pruned is None or not _known(record.pruned.metric):
         return ()
-    others = [entry for entry in record.entries if entry.name != "dense" and not entry.name.startswith("pruned")]
+    others = [
+        entry for entry in record.entries if entry.name != "dense" and not entry.name.startswith("pruned") and not entry.is_step
+    ]
     reached = record.pruned.metric
     return tuple(
         f"The baseline \N{LEFT DOUBLE QUOTATION MARK}{entry.name}\N{RIGHT DOUBLE QUOTATION MARK} does at least as well: "
@@ -61,9 +74,21 @@ def shown_metric(record: Record, value: float | None, extra: int = 1) -> str:
 
 
 def _removed(dense: Entry, pruned: Entry) -> str:
+    if dense.nonzero is None or pruned.nonzero is None:
+        return ""
     # Against the nonzero ones of the dense model: what was zero before was not removed.
     gone = dense.nonzero - pruned.nonzero
     return f"{percent(gone / dense.nonzero)} of the parameters removed" if gone > 0 else "no parameters removed"
+
+
+def _faster(record: Record) -> str:
+    """The measured time of a forward pass, before and after; empty where it was not measured."""
+    before, after = ((entry.latency_ms if entry else None) for entry in (record.dense, record.pruned))
+    if not before or not after:
+        return ""
+    how = "as fast as before" if f"{before / after:.2f}" == "1.00" else times(before, after, "as fast", "slower")
+    where = f" in {record.runtime}" if record.runtime else ""
+    return f"a forward pass{where} is {how} ({number(before, 3)} ms before, {number(after, 3)} ms after)"
 
 
 def _change(record: Record, dense: Entry, pruned: Entry) -> str:
@@ -100,14 +125,15 @@ def _better(record: Record, first: float | None, second: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in words, and below it in small how that compares with the dense model."""
+    """A number in words, and below it in small how that compares with the dense model; ``is_result``: of the pruned model's row."""
 
     text: str
     note: str = ""
+    is_result: bool = False
 
 
 def result_table(record: Record) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Headings, and a row of cells for each entry; a column that nobody measured is left out.
+    """Headings, and a row of cells for each entry; a column that nobody measured is left out, and the nonzero ones where nothing is zero.
 
     >>> headings, rows = result_table(Record("Digits", entries=(Entry("dense", 0.987, 1000, 1000, 8e3, 8e3, 4096, None),)))
     >>> headings
@@ -116,30 +142,70 @@ def result_table(record: Record) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...
     ['dense', '98.70 %', '1,000', '1,000', '8.00 k', '8.00 k', '4.10 kB']
     """
 
+    record = replace(record, entries=merged(record.entries))
     columns = {heading: [make(entry) for entry in record.entries] for heading, make in _columns(record).items()}
+    if _nothing_is_zero(record.entries):
+        del columns["nonzero"], columns["nonzero MACs"]
     measured = {heading: cells for heading, cells in columns.items() if any(cell.text != UNKNOWN for cell in cells)}
     return tuple(measured), tuple(zip(*measured.values(), strict=True))
 
 
+def _nothing_is_zero(entries: Sequence[Entry]) -> bool:
+    """Whether, steps aside, several models hold no zeros: what was pruned is gone."""
+    models = [entry for entry in entries if not entry.is_step]
+    return len(models) > 1 and all(entry.nonzero == entry.parameters for entry in models)
+
+
+def merged(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Entries whose numbers are the same, as far as they were measured, as one under both names, in the place of the later one.
+
+    >>> one, other = Entry("pruned", 0.98, nonzero=49, seconds=3.0), Entry("pruned, reloaded", 0.98, nonzero=49)
+    >>> [(entry.name, entry.seconds) for entry in merged((one, other))]
+    [('pruned and reloaded', 3.0)]
+    """
+    found: list[Entry] = []
+    for entry in entries:
+        same = next((each for each in found if _is_same(each, entry)), None)
+        if same is None:
+            found.append(entry)
+            continue
+        found.remove(same)
+        measured = {part: value for part, value in vars(same).items() if getattr(entry, part) is None}
+        suffix = entry.name.removeprefix(f"{same.name}, ")
+        found.append(replace(entry, **measured, name=f"{same.name} and {suffix}", is_step=same.is_step and entry.is_step))
+    return tuple(found)
+
+
+def _is_same(one: Entry, other: Entry) -> bool:
+    """Whether two entries agree in all that was measured of both, the metric among it, and none is the dense one."""
+    if "dense" in (one.name, other.name) or one.metric is None or one.metric != other.metric:
+        return False
+    parts = [part.name for part in fields(Entry) if part.name not in ("name", "metric", "is_step")]
+    pairs = [(getattr(one, part), getattr(other, part)) for part in parts]
+    known = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
+    return bool(known) and all(mine == theirs for mine, theirs in known)
+
+
 def _columns(record: Record) -> dict[str, Callable[[Entry], Cell]]:
-    dense = record.dense
+    dense, result = record.dense, record.pruned
 
     def compared(show: Callable[[Entry], str], value: Callable[[Entry], float | None], less: str) -> Callable[[Entry], Cell]:
         def cell(entry: Entry) -> Cell:
             if dense is None or entry is dense:
                 return Cell(show(entry))
-            more = "larger" if less == "smaller" else "more"
+            more = {"smaller": "larger", "as fast": "slower"}.get(less, "more")
             return Cell(show(entry), times(value(dense), value(entry), less, more, same=""))
 
         return cell
 
     return {
-        "model": lambda entry: Cell(entry.name),
+        "model": lambda entry: Cell(entry.name, is_result=entry is result),
         metric_on_test(record): lambda entry: _metric_cell(record, entry),
-        "parameters": compared(lambda entry: f"{entry.parameters:,}", lambda entry: entry.parameters, "fewer"),
-        "nonzero": compared(lambda entry: f"{entry.nonzero:,}", lambda entry: entry.nonzero, "fewer"),
+        "parameters": compared(lambda entry: whole(entry.parameters), lambda entry: entry.parameters, "fewer"),
+        "nonzero": compared(lambda entry: whole(entry.nonzero), lambda entry: entry.nonzero, "fewer"),
         "MACs": compared(lambda entry: scaled(entry.macs), lambda entry: entry.macs, "fewer"),
         "nonzero MACs": compared(lambda entry: scaled(entry.nonzero_macs), lambda entry: entry.nonzero_macs, "fewer"),
+        "ms a pass": compared(lambda entry: number(entry.latency_ms, 3), lambda entry: entry.latency_ms, "as fast"),
         "file": compared(lambda entry: size(entry.bytes), lambda entry: entry.bytes, "smaller"),
         "made in": lambda entry: Cell(duration(entry.seconds)),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from secateurs.report.record import Record
-from secateurs.report.summary import COUNTED, Cell, result_table, verdict
+from secateurs.report.summary import Cell, footnotes, result_table, verdict
 from secateurs.report.words import printable
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ def table(record: Record) -> Table:
     from rich.text import Text
 
     # Text, because a plain string would be read as markup: a layer may be called "[red]".
-    title, caption = Text(printable(record.title), style="bold"), Text(printable(f"{verdict(record)}\n{COUNTED}"))
+    title, caption = Text(printable(record.title), style="bold"), Text(printable("\n".join([verdict(record), *footnotes(record)])))
     made = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     headings, rows = result_table(record)
     for index, heading in enumerate(headings):
         # A word a line, so that eight columns fit into 80 characters; only the models' names may be wrapped further.
         justify: Literal["left", "right"] = "right" if index else "left"
         made.add_column(Text("\n".join(printable(heading).split())), justify=justify, vertical="top", no_wrap=index > 0)
-    for entry, row in zip(record.entries, rows, strict=True):
-        made.add_row(*map(_text, row), style="bold" if entry is record.pruned else "")
+    for row in rows:
+        made.add_row(*map(_text, row), style="bold" if row[0].is_result else "")
     return made
 
 

@@ -37,6 +37,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def whole(value: int | None) -> str:
+    """A whole number with all its digits.
+
+    >>> whole(24_600), whole(None)
+    ('24,600', '—')
+    """
+    return UNKNOWN if value is None else f"{value:,}"
+
+
 def scaled(value: float | None) -> str:
     """Three significant digits and k, M, G or T; whole numbers below 1000.
 

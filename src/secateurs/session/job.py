@@ -13,6 +13,7 @@ from torch import nn
 
 from secateurs.apply import Masks, Shrunk, bytes_, load, save, shrink_
 from secateurs.costs import macs, nonzero_params, params
+from secateurs.forward import describe
 from secateurs.recover import evaluate
 from secateurs.report import (
     Curve,
@@ -141,7 +142,8 @@ def shrink_to_folder(
     """As `prune_to_folder` for a pattern on channels or heads: what is masked is removed for good before the model is saved.
 
     Then ``pruned.safetensors`` is a plain file of smaller tensors, with the record of how the class's own model becomes as small.
-    The report shows what the plan promised beside what was measured, and the latency of the dense model beside the small one's.
+    The report shows what the plan promised beside what was measured, and the latency of the dense model beside the small one's,
+    measured in turn.
     """
     masked: list[Entry] = []
     did: list[Shrunk] = []
@@ -149,7 +151,7 @@ def shrink_to_folder(
 
     def prune_and_shrink(network: nn.Module) -> Run:
         run = prune(network)
-        masked.append(measure("masked", network, task))
+        masked.append(replace(measure("masked", network, task), is_step=True))
         did.append(shrink_(network, run.masks, task.example, optimizer=run.optimizer))
         left = {name: mask for name, mask in run.masks.items() if not mask.all()}  # what could not go stays masked
         run.masks = Masks(left, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
@@ -158,27 +160,38 @@ def shrink_to_folder(
 
     result = prune_to_folder(model, make, task, prune_and_shrink, out, **told)
     dense = load(result.folder / DENSE, make).to(next(model.parameters()).device)
+    before, after = latencies((dense, model), task.example)
+    threads = torch.get_num_threads()
     first, *others = result.record.entries
     small = {layer.name: layer for layer in result.record.layers}
     record = replace(
         result.record,
-        entries=(first, _planned(dense, task, plans[0]), *masked, *others),
+        entries=(
+            replace(first, latency_ms=before),
+            _planned(dense, task, plans[0]),
+            *masked,
+            *(replace(entry, latency_ms=after) if entry.name.startswith("pruned") else entry for entry in others),
+        ),
+        runtime=f"torch {torch.__version__} on {threads} thread{'s' * (threads > 1)}",
         layers=tuple(_of_dense(layer, small.get(layer.name)) for layer in layers(dense, task.example)),
-        notes=(*result.record.notes, _in_words(did[0]), _faster(dense, model, task)),
+        notes=(*result.record.notes, _in_words(did[0]), f"Timed were forward passes of the example, {describe(task.example)}."),
     )
     return _written(record, result.folder)
 
 
 def _of_dense(dense: Layer, small: Layer | None) -> Layer:
     """What is left of a layer of the dense model; nothing where it was taken out whole."""
-    return replace(dense, nonzero=small.nonzero if small else 0, macs=small.macs if small else 0.0)
+    if small is None:
+        return replace(dense, nonzero=0, macs=0.0, new_shape=())
+    return replace(dense, nonzero=small.nonzero, macs=small.macs, new_shape=small.shape)
 
 
 def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
     """What a plan promises, as a row of the table; its bytes are the most that the file has."""
     left = int(params(dense, task.example, plan))
     work = macs(dense, task.example, plan)
-    return Entry("as planned", None, left, left, work, work, int(bytes_(dense, task.example, plan)), None)
+    size = int(bytes_(dense, task.example, plan))
+    return Entry("as planned", parameters=left, nonzero=left, macs=work, nonzero_macs=work, bytes=size, is_step=True)
 
 
 def _in_words(shrunk: Shrunk) -> str:
@@ -191,15 +204,6 @@ def _in_words(shrunk: Shrunk) -> str:
         said += f" Taken out whole: {', '.join(shrunk.layers)}."
     names = ", ".join(item.name for item in shrunk.skipped)
     return said + (f" Left as zeros, because the model cannot run smaller there: {names}." if names else "")
-
-
-def _faster(dense: nn.Module, small: nn.Module, task: Task) -> str:
-    """Latency of the example, dense and small in turn."""
-    before, after = latencies((dense, small), task.example)
-    return (
-        f"One forward pass of the example: {before:.3g} ms dense, {after:.3g} ms shrunk (medians of passes in turn on this machine, "
-        f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})."
-    )
 
 
 def _written(record: Record, folder: Path) -> Result:
