@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import secateurs as sc
 from secateurs import cli, session
 from secateurs.report import read_record
+from secateurs.run.explain import Explanation, LayerReport
 from secateurs.run.timing import Timing
 
 OWN = """
@@ -332,3 +335,26 @@ def test_more_threads_are_taken_only_where_they_are_clearly_faster(monkeypatch: 
     seconds["4"] = (2.8, 2.8, 2.8)
     assert session.quickest_threads(model, task) == 1
     assert model.weight.grad is None
+
+
+def test_a_narrow_terminal_shows_every_column(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = called("inspect", "resnet_18", "--input-shape", "1,3,64,64")
+    tables = out.partition("conv1: ")[0].splitlines()
+    assert max(map(len, tables)) <= 80
+    assert all(word in out for word in ("parameters", "nonzero", "MACs", "Kernel", "Filter", "layer2.0.downsample.0"))
+    layer = LayerReport("layer3.0.downsample.0", "3x3/2 256->512 @56x56", 0.9, "spmm 16x1, masked, 32 KiB", 1.234, 0.123, 0.5)
+    file = io.StringIO()
+    Console(file=file, width=80).print(Explanation("kernels", 1, "avx512", {"torch": 2.0, "kernels": 1.0}, (layer,) * 3, True))
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+    assert all(number in file.getvalue() for number in ("90.0%", "1.234", "0.123", "50%"))
+
+
+def test_rooms_that_not_everybody_needs_are_there_when_asked_for() -> None:
+    code = (
+        "import sys, secateurs as sc; assert 'secateurs.models' not in sys.modules; sc.models.lenet_5, sc.tasks.digits, sc.methods"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert {"models", "tasks", "methods", "report", "testing"} <= set(dir(sc))
+    with pytest.raises(AttributeError, match="module 'secateurs' has no attribute 'modles'"):
+        _ = sc.modles

@@ -5,6 +5,11 @@
 NofM(2, 4)
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from secateurs import export, run
 from secateurs.allocate import as_pattern, by_layer, erdos_renyi, global_threshold, uniform, within_budget
 from secateurs.apply import Dead, Masks, Saved, Shrunk, bytes_, find_dead, load, load_masks, read_saved, save, shrink_, zero_dead_
@@ -50,7 +55,12 @@ from secateurs.types import (
     WriteError,
 )
 
+if TYPE_CHECKING:
+    from secateurs import methods, models, report, tasks, testing
+
 __version__ = "0.1.0"
+
+_WHEN_ASKED_FOR = ("methods", "models", "report", "tasks", "testing")
 
 __all__ = [
     "Block",
@@ -106,6 +116,8 @@ __all__ = [
     "load_masks",
     "macs",
     "magnitude",
+    "methods",
+    "models",
     "nonzero_macs",
     "nonzero_params",
     "observe",
@@ -116,13 +128,27 @@ __all__ = [
     "prune_",
     "random",
     "read_saved",
+    "report",
     "rewind_",
     "run",
     "save",
     "shrink_",
+    "tasks",
+    "testing",
     "trace_macs",
     "train_",
     "uniform",
     "within_budget",
     "zero_dead_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The rooms that not everybody needs are imported when they are asked for."""
+    if name in _WHEN_ASKED_FOR:
+        return importlib.import_module(f"secateurs.{name}")
+    raise AttributeError(f"module 'secateurs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHEN_ASKED_FOR})

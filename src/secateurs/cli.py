@@ -50,6 +50,7 @@ app = App(
 Made = TypeVar("Made")
 
 _MOST_THREADS = 1024
+_WIDE = 120  # columns of a terminal from which all that is known of a layer stands in one row
 
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
@@ -128,9 +129,10 @@ def inspect(
         patterns.Block(4, 1),
         patterns.Filter(),
     ]
-    _print(_layer_table(network, example, tried))
+    for each in _layer_tables(network, example, tried, Console().width):
+        _print(each)
     found, skipped = find_weights(network)
-    why = [(weight.name, reason) for each in tried for weight in found if (reason := misfit(each, weight.shape))]
+    why = [(weight.name, reason) for kind in tried for weight in found if (reason := misfit(kind, weight.shape))]
     _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
 
 
@@ -716,25 +718,42 @@ def _tied(site: Site) -> str:
     return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
 
 
-def _layer_table(network: nn.Module, example: Any, tried: Sequence[Tiling]) -> Table:
-    made = Table(title=type(network).__name__, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for heading in ("layer", "kind", "shape"):
-        made.add_column(heading, no_wrap=True)
-    for heading in ("parameters", "nonzero", "MACs"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    for each in tried:
-        kind, _, arguments = str(each).partition("(")
-        made.add_column(Text(f"{kind}\n{arguments[:-1]}"), justify="center", overflow="fold")
+def _layer_tables(network: nn.Module, example: Any, tried: Sequence[Tiling], width: int) -> list[Table]:
+    """A row a layer: its numbers, and which patterns fit it; two tables where one would be too wide for the terminal."""
     macs = trace_macs(network, example).by_parameter if example is not None else {}
     found, _ = find_weights(network)
-    for row, weight in zip(report.layers(network), found, strict=True):
-        fits = ["no" if misfit(each, weight.shape) else "yes" for each in tried]
-        count = f"{macs.get(weight.parameter, 0.0):,.0f}" if macs else "–"
-        shape = "x".join(map(str, row.shape))
-        made.add_row(row.name, row.kind, shape, f"{row.parameters:,}", f"{row.nonzero:,}", count, *fits)
-    made.caption = (
-        f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters, biases and normalisations included"
-    )
+    rows = report.layers(network)
+    names = ("layer", [row.name for row in rows])
+    numbers = [
+        ("kind", [row.kind for row in rows]),
+        ("shape", ["x".join(map(str, row.shape)) for row in rows]),
+        ("parameters", [f"{row.parameters:,}" for row in rows]),
+        ("nonzero", [f"{row.nonzero:,}" for row in rows]),
+        ("MACs", [f"{macs.get(weight.parameter, 0.0):,.0f}" if macs else "–" for weight in found]),
+    ]
+    fits = [(_stacked(each), ["no" if misfit(each, weight.shape) else "yes" for weight in found]) for each in tried]
+    total = sum(parameter.numel() for parameter in network.parameters())
+    caption = f"{total:,} parameters, biases and normalisations included"
+    if width >= _WIDE:
+        return [_table(type(network).__name__, [names, *numbers, *fits], caption)]
+    return [_table(type(network).__name__, [names, *numbers], caption), _table("patterns that fit", [names, *fits])]
+
+
+def _stacked(pattern: Tiling) -> str:
+    """A pattern's name with its arguments below it."""
+    kind, _, arguments = str(pattern).partition("(")
+    return f"{kind}\n{arguments[:-1]}"
+
+
+def _table(title: str, columns: Sequence[tuple[str, list[str]]], caption: str = "") -> Table:
+    """Columns under their headings: names may be folded where the terminal is narrow, numbers never."""
+    made = Table(title=Text(title), title_justify="left", caption=caption, box=SIMPLE_HEAD, padding=0)
+    for heading, _ in columns:
+        is_number = heading in ("parameters", "nonzero", "MACs")
+        justify: Literal["left", "right", "center"] = "right" if is_number else "center" if "\n" in heading else "left"
+        made.add_column(Text(heading), justify=justify, no_wrap=is_number or heading == "shape", overflow="fold")
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 

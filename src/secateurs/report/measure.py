@@ -98,7 +98,7 @@ def curve(name: str, history: Sequence[Mapping[str, float]], dense: float | None
 
     >>> history = [{"sparsity": 0.5, "validation": 0.7}, {"sparsity": 0.5, "validation": 0.9}]
     >>> curve("pruned", history).points
-    (Point(sparsity=0.5, metric=0.9, epoch=1),)
+    (Point(sparsity=0.5, metric=0.9, epoch=1, spread=None),)
     """
     last = {} if dense is None else {0.0: Point(0.0, dense)}
     for epoch, entry in enumerate(history):

@@ -182,8 +182,8 @@ def is_drawable(value: float) -> bool:
 def _band(axes: Axes, kept: Sequence[float], metric: Sequence[float], spread: Sequence[float], colour: str) -> None:
     """One standard deviation each way around a line, where there is any."""
     if any(spread) and all(map(is_drawable, spread)):
-        edges = ([value + sign * width for value, width in zip(metric, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(kept, *edges, color=colour, alpha=0.18, linewidth=0, zorder=1)
+        low, high = ([value + sign * width for value, width in zip(metric, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(kept, low, high, color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
 def _name(text: str, width: int) -> str:

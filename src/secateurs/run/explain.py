@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from secateurs.run.layers import Layer, positions_of, weights_of
 from secateurs.run.limits import Limits
@@ -51,14 +52,15 @@ class Explanation:
         race = ", ".join(f"{name} {seconds:.2f} ms" for name, seconds in sorted(self.race_ms.items(), key=lambda pair: pair[1]))
         title = f"runs: {self.chosen} ({self.isa}, {self.threads} thread{'s' * (self.threads > 1)})" + (f"; {race}" if race else "")
         how = "measured" if self.measured else "reckoned"
-        table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-        for heading in ("layer", "shape", "sparsity", "kernel", f"dense ms, {how}", f"sparse ms, {how}", "of limit"):
-            table.add_column(heading, justify="left" if heading in ("layer", "shape", "kernel") else "right")
+        table = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 0, 0, 1))
+        for heading in ("layer", "shape", "sparsity", "kernel", f"dense ms,\n{how}", f"sparse ms,\n{how}", "of\nlimit"):
+            is_text = heading in ("layer", "shape", "kernel")  # may be folded where the terminal is narrow
+            table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
         for each in self.layers:
             numbers = f"{each.dense_ms:.3f}", f"{each.sparse_ms:.3f}", f"{each.of_limit:.0%}"
-            table.add_row(each.name, each.shape, f"{each.sparsity:.1%}", each.kernel, *numbers)
+            table.add_row(Text(each.name), each.shape, f"{each.sparsity:.1%}", each.kernel, *numbers)
         if self.asked != "float32":
-            table.caption, table.caption_justify = self._told_rounding(), "left"
+            table.caption, table.caption_justify = Text(self._told_rounding()), "left"
         return table
 
     def _told_rounding(self) -> str:
