@@ -566,3 +566,27 @@ def test_single_weights_compete_with_those_of_layers_of_their_kind():
     assert [(site.kind, site.contest_count) for site in sites] == [("Conv2d.weight", 1)] * 2 + [("Linear.weight", 1)] * 2
     plan = uniform(keep=0.5)(sites, lambda: TopK(magnitude()).scores(sites, {}))
     assert dict(plan) == {"0": 1, "1": 26, "3": 12, "4": 8}
+
+
+@pytest.mark.parametrize("pattern", [Element(), Channel()])
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_layers_are_listed(pattern):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {"2", "4"}, dtype=torch.qint8)
+    if pattern == Element():
+        sites = find_sites(quantised, pattern, torch.zeros(1, 4))
+        assert names(sites) == ["0"]
+        assert reasons(sites) == dict.fromkeys(["2", "4"], "its weight is quantised; prune first, then quantise")
+    else:
+        with pytest.raises(PatternError, match="2: its weight is quantised; prune first, then quantise"):
+            find_sites(quantised, pattern, torch.zeros(1, 4))
+
+
+def test_weights_in_a_packed_kind_of_tensor_are_listed():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight = nn.Parameter(TwoTensor(torch.ones(4, 4), torch.ones(4, 4)))
+    sites = find_sites(model, Element())
+    assert names(sites) == ["1"]
+    assert reasons(sites) == {"0.weight": "its numbers are packed in a TwoTensor; prune first, then pack"}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.methods import wanda_
 from secateurs.types import PatternError
 
 
@@ -150,3 +151,14 @@ def test_what_means_nothing_is_refused(pattern, argument, selection, message):
 def test_reasons_may_be_given_with_the_names():
     sites = sc.find_sites(Decoder(), sc.Element(), IDS, skip={"*.mix": "too small to be worth it"})
     assert {item.name: item.reason for item in sites.skipped}["blocks.0.mix"] == "too small to be worth it"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_wanda_leaves_the_output_head_and_the_embeddings_alone_unless_only_names_them(tied):
+    model, task = Decoder(tied), sc.Task(IDS, calibration=[torch.randint(0, 20, (2, 5))])
+    masks = wanda_(model, task)
+    assert list(masks) == [f"{name}.weight" for name in PROJECTIONS]
+    assert "output head" in {item.name: item.reason for item in masks.skipped}["embed" if tied else "head"]
+    assert list(wanda_(model, task, skip=["blocks.1", "*.mlp"])) == ["blocks.0.mix.weight"]
+    if not tied:
+        assert list(wanda_(model, task, only="head")) == ["head.weight"]

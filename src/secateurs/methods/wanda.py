@@ -8,7 +8,7 @@ from secateurs.allocate import uniform
 from secateurs.apply import Masks
 from secateurs.criteria import magnitude
 from secateurs.observe import input_norm
-from secateurs.patterns import Element, Selection
+from secateurs.patterns import Element, Selection, find_weights, output_head, select
 from secateurs.prune import prune_
 from secateurs.solve import TopK
 from secateurs.types import Pattern, Task
@@ -26,13 +26,19 @@ def wanda_(
     """Remove from each output row the weights with the smallest |w|·‖x‖₂, the norm of their input over calibration batches.
 
     ``pattern=NofM(2, 4), sparsity=None`` gives the paper's structured variant. All layers are observed with the dense network before
-    any of them.
+    any of them. As in the paper, embeddings and the output head stay dense unless ``only`` names them.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
     >>> masks = wanda_(digits_cnn(), digits(), sparsity=0.5)
-    >>> masks["fc1.weight"].sum(1).unique()
-    tensor([256])
+    >>> masks["fc1.weight"].sum(1).unique(), "fc2.weight" in masks
+    (tensor([256]), False)
     """
+    if only is None:
+        head = dict.fromkeys(
+            output_head(model, task.example), "the output head, which Wanda leaves dense; name it in only= to prune it"
+        )
+        named: dict[str, str] = {} if skip is None else select(model, find_weights(model, task.example)[0], skip, "skip=")
+        skip = head | named
     allocate = uniform(sparsity=sparsity) if sparsity is not None else None
     return prune_(model, pattern, TopK(magnitude(p=1) * input_norm()), allocate, task, only=only, skip=skip)

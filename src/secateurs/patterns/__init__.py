@@ -5,7 +5,7 @@ from secateurs.patterns.coupled import Channel, Head, axis_names
 from secateurs.patterns.cut import Cut, cut, misfit
 from secateurs.patterns.selection import Selection, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
-from secateurs.patterns.sites import find_sites
+from secateurs.patterns.sites import find_sites, output_head
 from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "layout_of",
     "marked",
     "misfit",
+    "output_head",
     "restrict",
     "select",
     "size",

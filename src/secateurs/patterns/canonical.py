@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
@@ -19,8 +20,9 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from secateurs.forward import run_example
+from secateurs.forward import modules_in, run_example
 from secateurs.products import Products
 from secateurs.types import PatternError, Skipped
 
@@ -170,7 +172,30 @@ def find_weights(model: nn.Module, example: Any = None) -> tuple[list[Weight], l
             weights.append(Weight(site, full_name, module, attribute, layout))
         elif reason is not None:
             skipped.append(Skipped(name if isinstance(module, NORMALISATIONS) else full_name, reason))
-    return weights, list(dict.fromkeys(skipped))
+    return weights, list(dict.fromkeys(skipped + quantised(model)))
+
+
+def quantised(model: nn.Module) -> list[Skipped]:
+    """Layers whose weights are no parameters any more, since they were packed into whole numbers.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 3))
+    >>> model[0].register_buffer("qweight", torch.zeros(4, 3, dtype=torch.int8))
+    >>> [(item.name, item.reason) for item in quantised(model)]
+    [('0', 'its weight is quantised; prune first, then quantise')]
+    """
+    found: list[Skipped] = []
+    for name, module in modules_in(model).items():
+        inside = bool(found) and name.startswith(f"{found[-1].name}.")
+        of_torch = ".quantized." in f"{type(module).__module__}."
+        packed = of_torch and (callable(getattr(module, "weight", None)) or hasattr(module, "get_weight"))
+        others = any(
+            key.endswith("weight") and buffer is not None and buffer.ndim > 1 and not buffer.is_floating_point()
+            for key, buffer in module._buffers.items()
+        )
+        if (packed or others) and not inside:
+            found.append(Skipped(name or type(module).__name__, "its weight is quantised; prune first, then quantise"))
+    return found
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -205,6 +230,9 @@ def _reason_to_skip(
     if isinstance(module, NORMALISATIONS):
         return "a normalisation, never pruned"
     if layout is not None:
+        value: Any = parameter
+        if not isinstance(value, DTensor) and is_traceable_wrapper_subclass(value):
+            return f"its numbers are packed in a {type(value).__name__}; prune first, then pack"
         return (
             None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
         )

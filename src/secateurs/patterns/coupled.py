@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateurs.forward import modules_in
 from secateurs.graph import Axis, Dim, Place, Structure, extent, normal
-from secateurs.patterns.canonical import layout_of
+from secateurs.patterns.canonical import layout_of, quantised
 from secateurs.patterns.shapes import check_length, check_within, written
 from secateurs.types import Coupling, Extents, Member, PatternError, Product, Site, Sites, Skipped, Within
 
@@ -103,7 +103,7 @@ def coupled_sites(
         Skipped(f"operation {name}", f"no rule is known for it, so what it touches is pinned (first at {where})")
         for name, where in structure.typing.unknown.items()
     ]
-    skipped += [Skipped("trace", note) for note in structure.trace.notes]
+    skipped += [Skipped("trace", note) for note in structure.trace.notes] + quantised(model)
     for axis in structure.axes:
         if axis not in names or (pattern.only_heads and axis.heads is None):
             continue

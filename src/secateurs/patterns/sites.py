@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.forward import run_example
+from secateurs.forward import modules_in, run_example
 from secateurs.graph import analyse
 from secateurs.patterns.canonical import Weight, find_weights
 from secateurs.patterns.coupled import coupled_sites, extents_without, with_alive
@@ -165,6 +165,33 @@ def _skipped_by_default(weights: list[Weight], pattern: Tiling, named: bool) -> 
         elif role == "classifier" and _is_whole_output(pattern, weight.shape):
             reasons[weight.name] = "the classifier: its outputs are the model's answer; name it in only= to prune it"
     return reasons
+
+
+def output_head(model: nn.Module, example: Any) -> list[str]:
+    """The parameters of the last prunable layer that the example passes, by name: where the model's answer is made.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    >>> output_head(model, torch.zeros(1, 4))
+    ['1.weight']
+    """
+    weights = {id(weight.value): weight.parameter for weight in find_weights(model, example)[0]}
+    held = {
+        module: [weights[id(each)] for each in module._parameters.values() if id(each) in weights]
+        for module in modules_in(model).values()
+    }
+    last: list[str] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        last[:] = held[module]
+
+    hooks = [module.register_forward_pre_hook(note) for module, names in held.items() if names]
+    try:
+        run_example(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return last
 
 
 def _is_whole_output(pattern: Tiling, shape: tuple[int, ...]) -> bool:
