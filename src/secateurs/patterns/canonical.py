@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
@@ -24,6 +23,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from secateurs.forward import modules_in, run_example
 from secateurs.products import Products
+from secateurs.ranks import is_sharded
 from secateurs.types import PatternError, Skipped
 
 
@@ -231,7 +231,7 @@ def _reason_to_skip(
         return "a normalisation, never pruned"
     if layout is not None:
         value: Any = parameter
-        if not isinstance(value, DTensor) and is_traceable_wrapper_subclass(value):
+        if not is_sharded(value) and is_traceable_wrapper_subclass(value):
             return f"its numbers are packed in a {type(value).__name__}; prune first, then pack"
         return (
             None if parameter.is_floating_point() else f"its numbers are {parameter.dtype}; only floating-point weights are pruned"
