@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
+from secateurs.graph.axes import Axis
 from secateurs.graph.known.state import Free, Known, Size, fixed, size_of
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.typed import Typing
@@ -41,8 +43,15 @@ class Knowing:
         return Known.nothing([known.get(dim, (Free(size),)) for dim, size in enumerate(value.shape)])
 
     def exact(self, value: Value, dim: int) -> bool:
-        """Whether indices of a dimension may be counted: it is made by weights, and pruning would know what becomes of it."""
-        return all(axis.pinned is None for axis in self.typing.dims(value)[dim].axes())
+        """Whether indices of a dimension may be counted: products with weights make it, or pruning would know what becomes of it.
+
+        Not so the places of a table of positions, of which the input says how many are taken.
+        """
+        return all(axis.pinned is None or axis in self._made for axis in self.typing.dims(value)[dim].axes())
+
+    @cached_property
+    def _made(self) -> set[Axis]:
+        return {axis for _, dim in self.typing.produced for axis in dim.axes()}
 
     def indexed(self, value: Value, dims: Sequence[int]) -> Known:
         """A tensor whose indices along these dimensions are chosen by number: where these may depend on the input, only zeros count."""
