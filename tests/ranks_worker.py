@@ -171,6 +171,23 @@ def data_parallel_training() -> Any:
     return told, alike, zeros(wrapped), [entry["loss"] for entry in run.history]
 
 
+@check
+def stopped_and_gone_on() -> Any:
+    """Random numbers of its own in each process (dropout): after a stop they go on as if there had been none."""
+
+    def train(epochs: int, checkpoint: Path | None) -> nn.Module:
+        model = DistributedDataParallel(nn.Sequential(*network(), nn.Dropout(0.5)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        torch.manual_seed(RANK)
+        sc.train_(model, task(), optimizer, epochs, checkpoint=checkpoint, show=False)
+        return model
+
+    whole_run = train(2, None)
+    train(1, FOLDER / "stopped.safetensors")
+    gone_on = train(2, FOLDER / "stopped.safetensors")
+    return same(whole_run.state_dict(), gone_on.state_dict()), len({*everywhere(float(torch.rand(())))})
+
+
 # ---------------------------------------------------------------- each process has a shard of the model
 
 

@@ -147,7 +147,7 @@ def test_what_else_uses_the_optimizer_is_not_disturbed(small_cnn: nn.Module, cnn
     other = copy.deepcopy(small_cnn)
     all_kept = sc.Masks({"7.weight": torch.ones(32, 64, dtype=torch.bool)}, small_cnn)
     optimizers = [OPTIMIZERS["adamw"](model.parameters()) for model in (small_cnn, other)]
-    all_kept.attach(optimizers[0])
+    all_kept.hold(optimizers[0])
     for model, optimizer in zip((small_cnn, other), optimizers, strict=True):
         steps(model, optimizer, cnn_task.train)
     assert all(torch.equal(a, b) for a, b in zip(small_cnn.state_dict().values(), other.state_dict().values(), strict=True))
@@ -376,6 +376,37 @@ def test_masks_of_zeros_are_where_the_zeros_are() -> None:
     layer = nn.Linear(3, 1)
     layer.weight.data = torch.tensor([[0.0, -0.0, 2.0]])
     assert sc.Masks.of_zeros(layer, ["weight"])["weight"].tolist() == [[False, False, True]]
+
+
+def test_masks_of_zeros_are_of_every_weight_that_has_some() -> None:
+    """Not of one that has none, nor of one that is zero all over, which was never trained; by name any can be had."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].weight.data.fill_diagonal_(0)
+    model[2].weight.data.zero_()
+    assert list(sc.Masks.of_zeros(model)) == ["0.weight"]
+    assert not sc.Masks.of_zeros(model, "2.weight")["2.weight"].any()
+    with pytest.raises(SecateursError, match=r"2\.wieght: Sequential has no such parameter; did you mean 2\.weight"):
+        sc.Masks.of_zeros(model, ["2.wieght"])
+
+
+def test_masks_that_hold_nothing_warn_when_they_are_attached(small_cnn: nn.Module, cnn_task: sc.Task) -> None:
+    """But not those that are to come while training, nor those that a shrink has emptied."""
+    optimizer = OPTIMIZERS["sgd"](small_cnn.parameters())
+    dense = sc.Masks.of_zeros(small_cnn, ["0.weight"])
+    for masks in (sc.Masks({}, small_cnn), dense):
+        with pytest.warns(UserWarning, match=r"these masks hold nothing.*Masks\.of_zeros\(model\)"):
+            masks.attach(optimizer)
+    with pytest.warns(UserWarning, match="these masks hold nothing"):
+        sc.train_(small_cnn, cnn_task, optimizer, 0, masks=dense)
+    prune = sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.uniform, sc.one_shot(0.5))
+    assert sc.train_(small_cnn, cnn_task, optimizer, 1, masks=dense, hooks=[prune], show=False).masks.sparsity >= 0.5
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    task = sc.Task(torch.randn(2, 3))
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), task)
+    sc.shrink_(model, masks)
+    assert not masks
+    for held in (masks, masks.bind(copy.deepcopy(model))):
+        held.attach(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import secateurs as sc
 from secateurs.ranks import count, gathered, is_sharded, of_first, shard_of, sharded_as, together, whole
+from secateurs.recover import checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -81,6 +84,10 @@ def test_masks_hold_under_distributed_data_parallel(found: Found) -> None:
     assert alike and zeros == [0.5, 0.5] and len(set(losses)) == 3
 
 
+def test_a_run_that_was_stopped_goes_on_with_the_random_numbers_of_each_process(found: Found) -> None:
+    assert both(found, "stopped_and_gone_on") == [True, 2]
+
+
 def test_masks_made_before_sharding_are_bound_to_the_shards(found: Found) -> None:
     (told, zeros, here, shown, sparsity), (*_, there, _, _) = (each["masks_made_before_sharding"] for each in found)
     assert "was the model sharded since (fully_shard)?" in told and "masks.bind(copy).attach(optimizer)" in told
@@ -107,6 +114,18 @@ def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
     assert alike and also and sizes == same_sizes and sizes[1] < sizes[0]
     assert nowhere.startswith("WriteError: could not write") and told == f"SecateursError: process 0 of 2 failed: {nowhere}"
     assert "train_: checkpoint= writes whole models, and this one is sharded" in kept
+
+
+def test_a_checkpoint_of_more_processes_warns_that_random_numbers_will_be_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, batch = nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4, 1))
+    task = sc.Task(batch[0], train=[batch], loss=nn.functional.mse_loss)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(checkpoint, "gathered", lambda value: [value, value])
+    sc.train_(model, task, optimizer, 1, checkpoint=tmp_path / "c", show=False)
+    with pytest.warns(UserWarning, match="was written by 2 processes, but 1 go on: their random numbers will be others"):
+        assert len(sc.train_(model, task, optimizer, 2, checkpoint=tmp_path / "c", show=False).history) == 2
 
 
 def test_one_process_alone_talks_to_nobody() -> None:

@@ -44,6 +44,11 @@ def count() -> int:
     return dist.get_world_size() if together else 1
 
 
+def rank() -> int:
+    """Which of them this process is; the first where it is alone."""
+    return 0 if count() == 1 else dist.get_rank()
+
+
 def gathered(value: T) -> list[T]:
     """The value of every process, in order."""
     if count() == 1:
@@ -85,7 +90,7 @@ def by_first(write: Callable[[], T]) -> T:
     """What a write returns that the first process does for all; the others wait for it, and fail where it does."""
     done: list[T] = []
     with together():
-        if count() == 1 or dist.get_rank() == 0:
+        if rank() == 0:
             done.append(write())
     return of_first(done)[0]
 

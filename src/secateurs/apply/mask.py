@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from itertools import accumulate
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from secateurs.apply.pieces import pieces
 from secateurs.forward import parameters_in
 from secateurs.graph import Snapshot, Structure
+from secateurs.patterns import find_weights
 from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
 from secateurs.types import Plan, SecateursError, Skipped
 
@@ -50,6 +53,7 @@ class Masks(Mapping[str, Tensor]):
         exact = parameters_in(model, again=True)
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         self._kept: dict[str, int] = {}
+        self._carried = False
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
             if parameter is None:
@@ -176,7 +180,9 @@ class Masks(Mapping[str, Tensor]):
 
     def bind(self, model: nn.Module) -> Masks:
         """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
-        return Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
+        bound = Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
+        bound._carried = self._carried
+        return bound
 
     def named_as_in(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks under the names that a model has for their parameters: wrappers' prefixes included, tied ones once.
@@ -196,11 +202,23 @@ class Masks(Mapping[str, Tensor]):
         """Apply the masks now and after each step of the optimizer; ``handle.remove()`` ends it.
 
         Raises `SecateursError` where the optimizer trains none of the masked parameters, `TypeError` where it is no torch optimizer.
+        Warns where the masks hold nothing, unless `shrink_` has left nothing to hold.
 
         >>> layer = nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
         >>> handle = Masks({"weight": torch.tensor([[True, False]])}, layer).attach(optimizer)
         """
+        handle = self.hold(optimizer)
+        if not self._carried and all(self._kept_of(name) == mask.numel() for name, mask in self._masks.items()):
+            warnings.warn(
+                "these masks hold nothing: no weight is pruned, and training will fill zeros. Do they come from a file without masks? "
+                "Masks.of_zeros(model) makes those that a model's zeros mean",
+                stacklevel=2,
+            )
+        return handle
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """As `attach`, where it is no surprise that nothing is pruned yet."""
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; call masks.apply_() after each of its steps")
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -219,7 +237,7 @@ class Masks(Mapping[str, Tensor]):
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters, self._kept = dict(other._masks), dict(other._parameters), dict(other._kept)
         self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
-        self._structure, self._unmasked = other._structure, other._unmasked
+        self._structure, self._unmasked, self._carried = other._structure, other._unmasked, other._carried
         self.apply_()
 
     def require_of(self, model: nn.Module) -> None:
@@ -238,7 +256,7 @@ class Masks(Mapping[str, Tensor]):
         self._masks = {name: mask for name, mask in changed.items() if mask is not None}
         self._parameters = {name: self._parameters[name] for name in self._masks}
         self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
-        self._structure = None
+        self._structure, self._carried = None, True
 
     @staticmethod
     def of_any(parameters: Container[int]) -> list[Masks]:
@@ -247,8 +265,11 @@ class Masks(Mapping[str, Tensor]):
         return [masks for masks in living if any(id(parameter) in parameters for parameter in masks._parameters.values())]
 
     @staticmethod
-    def of_zeros(model: nn.Module, names: list[str]) -> Masks:
-        """The masks that a model's zeros mean, for the parameters named.
+    def of_zeros(model: nn.Module, names: Iterable[str] | None = None) -> Masks:
+        """The masks that a model's zeros mean: for the parameters named, by default for each prunable weight that has zeros.
+
+        A weight that is nothing but zeros has not been pruned but not been trained (the last layer of a branch that starts from
+        nothing), and is left out unless it is named. Raises `SecateursError` for a name that the model does not have.
 
         >>> layer = nn.Linear(2, 1)
         >>> layer.weight.data = torch.tensor([[0.0, 5.0]])
@@ -256,7 +277,15 @@ class Masks(Mapping[str, Tensor]):
         tensor([[False,  True]])
         """
         parameters = parameters_in(model, again=True)
-        return Masks({name: parameters[name].detach() != 0 for name in names}, model)
+        if names is None:
+            there = {weight.parameter: whole(weight.value.detach()) != 0 for weight in find_weights(model)[0]}
+            return Masks({name: mask for name, mask in there.items() if bool(mask.any()) and not bool(mask.all())}, model)
+        chosen = [names] if isinstance(names, str) else list(names)
+        for name in chosen:
+            if name not in parameters:
+                close = ", ".join(get_close_matches(name, parameters, n=3)) or f"one of {', '.join(list(parameters)[:3])}, …"
+                raise SecateursError(f"{name}: {type(model).__name__} has no such parameter; did you mean {close}?")
+        return Masks({name: parameters[name].detach() != 0 for name in chosen}, model)
 
 
 _living: WeakValueDictionary[int, Masks] = WeakValueDictionary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,18 @@ from torch import Tensor, nn
 
 from secateurs.apply import Masks, container, load, tree
 from secateurs.apply.resize import Undo
+from secateurs.ranks import by_first, count, gathered, rank
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
 
 def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: Any, epochs_done: int) -> None:
-    """Write model, masks, optimizer, scheduler, gradient scaler, hooks, random states and history; the old file survives failures."""
+    """Write model, masks, optimizer, scheduler, gradient scaler, hooks, random states and history; the old file survives failures.
+
+    Where several processes train one model, each must call it: the first writes, with the random states of all.
+    """
+    chance = {"random": tree.random_state(), "generators": [generator.get_state() for generator in _generators(run.task.train)]}
+    processes = gathered(chance)
     state = {
         "epochs_done": epochs_done,
         "step": run.step,
@@ -30,11 +37,11 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
         "scaler": scaler.state_dict(),
         "hooks": {hook.name: hook.state() for hook in hooks},
         "history": run.history,
-        "random": tree.random_state(),
-        "generators": [generator.get_state() for generator in _generators(run.task.train)],
+        **chance,
+        **({"processes": processes} if len(processes) > 1 else {}),
     }
     tensors, document = tree.pack(_plain(state))
-    container.write(path, tensors, {"checkpoint": document})
+    by_first(lambda: container.write(path, tensors, {"checkpoint": document}))
 
 
 def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: Any) -> int:
@@ -48,6 +55,7 @@ def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: A
     state = _read(path)
     undo = Undo()
     try:
+        state = {**state, **_own_chance(path, state)}
         masks = _checked(path, state, run, hooks, scaler)
         _restore(state, run, hooks, scaler, undo)
         run.masks.replace_(masks)
@@ -65,6 +73,19 @@ def _read(path: str | Path) -> Any:
     if "checkpoint" not in document:
         raise FileError(f"{path} is no checkpoint of a training run; give another checkpoint= path")
     return tree.unpack(tensors, document["checkpoint"])
+
+
+def _own_chance(path: str | Path, state: Any) -> dict[str, Any]:
+    """The random states that this process had; those of the first where not as many processes go on as wrote the checkpoint."""
+    processes = state.get("processes", [])
+    if max(1, len(processes)) != count():
+        warnings.warn(
+            f"{path} was written by {max(1, len(processes))} processes, but {count()} go on: their random numbers will be others than "
+            "those that would have come",
+            stacklevel=4,
+        )
+        return {}
+    return {key: processes[rank()][key] for key in ("random", "generators")} if processes else {}
 
 
 def _refused(path: str | Path, error: Exception, what: str) -> FileError:

@@ -18,7 +18,7 @@ from secateurs.apply import Masks
 from secateurs.batch import own_loss, run_batch, split
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.progress import tell, track
-from secateurs.ranks import any_sharded, by_first, count, is_sharded, require_same, summed, whole
+from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed, whole
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
 from secateurs.recover.evaluate import measured, size_of
 from secateurs.recover.trial import needs_closure, require_scheduler_goes_on
@@ -85,7 +85,7 @@ def train_(
         "the mask",
         "give all the same masks (prune_ in every process does, and load_masks of one file)",
     )
-    handle = run.masks.attach(optimizer)
+    handle = run.masks.hold(optimizer) if masks is None or hooks else run.masks.attach(optimizer)
     try:
         for hook in hooks:
             hook.start(run)
@@ -96,7 +96,7 @@ def train_(
                 loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
                 _finish_epoch(run, hooks, loss, show)
                 if checkpoint is not None:
-                    by_first(partial(write_checkpoint, checkpoint, run, hooks, scaler, run.epoch + 1))
+                    write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
                 tell(f"epoch {run.epoch + 1}/{epochs}: {_told(run)}", show)
     finally:
         handle.remove()
