@@ -796,3 +796,64 @@ def test_no_module_pickles(module: Path) -> None:
 
 def test_there_are_modules_to_look_at() -> None:
     assert len(MODULES) > 30
+
+
+# ------------------------------------------------------------------------------------------------ files of torch
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_torch_saved_are_read(tmp_path, suffix, legacy):
+    saved, fresh = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    path = tmp_path / f"weights{suffix}"
+    torch.save(saved.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    assert sc.load(path, fresh) is fresh
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in fresh.state_dict().items())
+    assert (dict(sc.load_masks(path, fresh)), sc.read_saved(path)) == ({}, sc.Saved())
+
+
+def test_what_save_wrote_is_read_whatever_it_is_called(tmp_path):
+    model, fresh = nn.Linear(4, 3), nn.Linear(4, 3)
+    sc.save(model, tmp_path / "model.pth")
+    assert torch.equal(sc.load(tmp_path / "model.pth", fresh).weight, model.weight)
+
+
+class Harmful:
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('was here').touch()",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.Linear(4, 3), r"cannot be read as tensors alone .*whole pickled models run code of their own and are never loaded"),
+        (Harmful(), r"cannot be read as tensors alone"),
+        ({"model": {"weight": torch.ones(1)}, "epoch": 3}, r"is no state_dict, but it has 'model', 'epoch': if one of these is"),
+        (torch.ones(3), r"is no state_dict, but it is a Tensor"),
+        (b"no pickle", r"cannot be read as tensors alone"),
+    ],
+    ids=["model", "harmful", "checkpoint", "tensor", "bytes"],
+)
+def test_other_files_of_torch_are_refused_and_run_nothing(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    layer = nn.Linear(4, 3)
+    before = layer.weight.clone()
+    with pytest.raises(FileError, match=message):
+        sc.load(path, layer)
+    assert torch.equal(layer.weight, before)
+    assert not (tmp_path / "was here").exists()
+
+
+def test_a_file_that_does_not_count_batches_is_read_and_nothing_else_may_lack(tmp_path):
+    model, path = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), tmp_path / "old.safetensors"
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    save_file({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}, path)
+    model[1].num_batches_tracked.fill_(7)
+    sc.load(path, model)
+    assert torch.equal(model[1].running_mean, state["1.running_mean"])
+    assert int(model[1].num_batches_tracked) == 7
+    save_file({name: value for name, value in state.items() if not name.endswith(("num_batches_tracked", "mean"))}, path)
+    with pytest.raises(FileError, match=r"it lacks 1.running_mean \(1 tensors are missing"):
+        sc.load(path, model)

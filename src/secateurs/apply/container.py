@@ -29,6 +29,9 @@ if sys.platform != "win32":
 _KEY = "secateurs"
 FORMAT = 1
 
+_TORCH = (".pt", ".pth")
+"""What files are called that torch.save wrote."""
+
 _DEEPEST = 100
 """How many lists and objects may stand in each other in a document: many times what is ever written, far from Python's own limit."""
 
@@ -155,10 +158,13 @@ def _name_of(dtype: torch.dtype) -> str:
 def read(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and document of a file; the document is empty where another program wrote the file.
 
-    ``verify=False`` reads also what is not what was written, by its checksums.
+    ``verify=False`` reads also what is not what was written, by its checksums. Of torch's own files (``.pt``, ``.pth``) only tensors
+    are read, never other objects.
 
     Raises `FileError` where the file is missing, truncated, corrupted or of a later format.
     """
+    if _is_torchs(path):
+        return _torch_state(path), {}
     with _opened(path) as opened:
         metadata = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -170,9 +176,42 @@ def read(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict
 
 def read_document(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """The document alone, as `read` gives it."""
+    if _is_torchs(path):
+        _torch_state(path)
+        return {}
     with _opened(path) as opened:
         metadata = opened.metadata() or {}
     return _document(path, metadata, verify)[0]
+
+
+def _is_torchs(path: str | Path) -> bool:
+    """Whether a file is one of torch.save, by its name, and because safetensors have a JSON object after eight bytes."""
+    try:
+        with open(path, "rb") as opened:
+            return Path(path).suffix in _TORCH and opened.read(9)[8:] != b"{"
+    except OSError:
+        return False
+
+
+def _torch_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save(model.state_dict(), path)`` wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickles fail in every way that there is
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise FileError(
+            f"{path} cannot be read as tensors alone ({type(error).__name__}: {first_line[:200]}): only what "
+            "torch.save(model.state_dict(), path) wrote is; whole pickled models run code of their own and are never loaded"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) and isinstance(state[name], Tensor) for name in state):
+        inside = (
+            f"it has {', '.join(map(repr, list(state)[:5]))}" if isinstance(state, Mapping) else f"it is a {type(state).__name__}"
+        )
+        raise FileError(
+            f"{path} is no state_dict, but {inside}: if one of these is the state_dict, give that one to "
+            "model.load_state_dict(torch.load(path, weights_only=True)[...])"
+        )
+    return dict(state)
 
 
 @contextmanager

@@ -231,7 +231,9 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
 
     A model that was shrunk before it was saved comes back as small as it was: the same is done to the fresh one of its class.
     Everything is checked before the first weight is touched: a model that was passed in is loaded whole or left as it was. Plain
-    safetensors files of other programs load too. ``verify=False`` loads also what is no longer what was written, by its checksums.
+    safetensors files of other programs load too, and the weights in a ``.pt`` or ``.pth`` file (no other object is ever made of it).
+    Where a file does not tell how many batches a normalisation has seen, the model keeps its number. ``verify=False`` loads also what
+    is no longer what was written, by its checksums.
 
     Raises `FileError` where the file is damaged or belongs to another model; the first difference is named.
     `SecateursError` where the model has no memory for values (lazy, or on the meta device).
@@ -425,7 +427,9 @@ def _counts(shape: Sequence[Any], bits: Tensor | None) -> bool:
 
 def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor]) -> None:
     """Raise `FileError` at the first difference between what a file holds and what a model expects."""
-    missing, unexpected = state.keys() - packed.keys(), packed.keys() - state.keys()
+    # How many batches a normalisation has seen: files from before torch 0.4.1, and of other programs, do not say.
+    missing = {name for name in state.keys() - packed.keys() if name.rpartition(".")[2] != "num_batches_tracked"}
+    unexpected = packed.keys() - state.keys()
     if missing or unexpected:
         name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
         raise FileError(
