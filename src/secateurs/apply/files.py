@@ -15,12 +15,16 @@ from torch.nn.parameter import is_lazy
 
 from secateurs.apply import container
 from secateurs.apply.mask import INTEGERS, Masks
+from secateurs.apply.pretrained import configurations, is_folder, remade
 from secateurs.apply.resize import Undo, replay_, steps_of
 from secateurs.apply.step import Step
 from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
 from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
 
 Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHTS = "model.safetensors"
+"""The file with the weights in a folder of a Hugging Face model."""
 
 BITS = "::mask"
 """What follows a weight's name in the name of its mask."""
@@ -52,7 +56,9 @@ def save(
 ) -> int:
     """Write a model's weights and buffers, with masks, plan, metric and seed beside them; returns the file's size in bytes.
 
-    A folder gets ``model.safetensors`` and, of a Hugging Face model, its ``config.json``; `load` reads both, given the class.
+    Of a Hugging Face model a path without a file's suffix is a folder, made if it is not there, which gets ``model.safetensors`` and
+    ``config.json``; `load` reads both, given the class. After `shrink_` the configuration has the new sizes where all layers are alike, so
+    that ``from_pretrained`` makes the small model by itself; where they differ, they are its ``per_layer_config``.
     By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
     weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone. Of a sharded
     model (`fully_shard`) every process must call it; the first one writes the whole.
@@ -89,20 +95,43 @@ def save(
         seed=seed,
         steps=[step.to_document() for step in steps_of(model)],
     )
-    target = _weights_in(path)
-    config: Any = getattr(model, "config", None)
-    if target != Path(path) and not hasattr(config, "save_pretrained"):
-        raise WriteError(
-            f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
-        )
+    target, config = Path(path), None
+    if is_folder(model, path):
+        target, config = target / WEIGHTS, _config_for(model, path, document)
 
     def write() -> int:
-        container.write(target, stored, document)
-        if target != Path(path):  # the class as it makes the model, before it is made small again
-            config.save_pretrained(path)
+        if config is None:
+            container.write(target, stored, document)
+        else:
+            _write_folder(target, stored, document, config)
         return target.stat().st_size
 
     return by_first(write) if any_sharded(model.parameters()) else write()
+
+
+def _config_for(model: Any, path: str | Path, document: dict[str, Any]) -> Any:
+    """The configuration for a folder; the one that the class began with goes into the document, where it is another."""
+    if not hasattr(getattr(model, "config", None), "save_pretrained"):
+        raise WriteError(
+            f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
+        )
+    config, before = configurations(model, steps_of(model))
+    if before is not None:
+        document["config"] = before
+    return config
+
+
+def _write_folder(target: Path, stored: Mapping[str, Tensor], document: Mapping[str, Any], config: Any) -> None:
+    """Write the weights and ``config.json`` to a folder, which is made if it is not there, and not left behind empty."""
+    folder, made = target.parent, not target.parent.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        container.write(target, stored, document)
+        config.save_pretrained(folder)
+    except OSError as error:
+        if made and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise WriteError(f"could not write {folder}: {error}") from error
 
 
 def document_of(
@@ -131,16 +160,23 @@ def document_of(
 
 def _weights_in(path: str | Path) -> Path:
     """The file itself, or the one with the weights in a folder as Hugging Face's ``save_pretrained`` makes it."""
-    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
-def _made(model: Any, path: str | Path) -> nn.Module:
+def _made(model: Any, path: str | Path, document: Mapping[str, Any]) -> nn.Module:
     """A model as it is, or as a class or function makes it: a Hugging Face class from the configuration in the folder."""
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, type) and Path(path).is_dir() and hasattr(model, "config_class"):
-        return cast(nn.Module, model(model.config_class.from_pretrained(path)))
-    return cast(nn.Module, model())
+        return remade(model, path, document.get("config"))
+    try:
+        return cast(nn.Module, model())
+    except TypeError as error:
+        name = getattr(model, "__name__", model)
+        raise SecateursError(
+            f"{name}() makes no model ({error}): give a function that makes one, for example lambda: {name}(...), or a model; a Hugging "
+            "Face class alone is enough where the path is a folder with its config.json"
+        ) from error
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -247,8 +283,8 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
     True
     """
     tensors, document = container.read(_weights_in(path), verify)
-    loaded = cast(Model, _made(model, path))
-    undo = _as_small_(loaded, str(path), document)
+    loaded = cast(Model, _made(model, path, document))
+    undo = _as_small_(loaded, str(path), document, tensors)
     try:
         return _filled(loaded, str(path), tensors, document)
     except BaseException:
@@ -256,13 +292,13 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
         raise
 
 
-def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any]) -> Undo:
+def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Undo:
     """Make a model as small as the one that was saved; raises `FileError` where it is not of the same class."""
     entries = document.get("shrunk", [])
     if not isinstance(entries, list):
         raise FileError(f"{path}: its secateurs document is damaged")
     steps, known = [Step.from_document(entry) for entry in entries], steps_of(model)
-    if known == steps:
+    if known == steps or ("config" in document and _has_shapes_of(model, tensors)):
         return Undo()
     if known:
         raise FileError(f"{path} belongs to another model: this one was shrunk already, in another way; load into a fresh one")
@@ -272,13 +308,19 @@ def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any]) -> Undo
         raise FileError(f"{path} belongs to another model: {error}") from error
 
 
+def _has_shapes_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a model was made small already, by its class, from the configuration beside the file."""
+    state = model.state_dict()
+    return all(name in state and state[name].shape == tensor.shape for name, tensor in tensors.items() if not name.endswith(BITS))
+
+
 def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> Model:
     """The model with a file's values in it; whatever is wrong is found before the first one is written."""
     state = loaded.state_dict()
     for name, tensor in state.items():
         _require_writable(name, tensor)
     packed = _packed(path, tensors, document)
-    _require_same(path, packed, state)
+    _require_same(path, packed, state, stored_once(loaded)[1])
     values = {name: each.whole() for name, each in packed.items()}
     with torch.no_grad():
         for name, value in values.items():
@@ -425,10 +467,11 @@ def _counts(shape: Sequence[Any], bits: Tensor | None) -> bool:
     return (0 if 0 in shape else count + 7) // 8 == bits.numel()
 
 
-def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor]) -> None:
+def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
     """Raise `FileError` at the first difference between what a file holds and what a model expects."""
     # How many batches a normalisation has seen: files from before torch 0.4.1, and of other programs, do not say.
     missing = {name for name in state.keys() - packed.keys() if name.rpartition(".")[2] != "num_batches_tracked"}
+    missing -= {name for name in missing if tied.get(name, name) in packed}
     unexpected = packed.keys() - state.keys()
     if missing or unexpected:
         name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
