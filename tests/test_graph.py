@@ -27,6 +27,13 @@ def writing(tensor: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
     return tensor
 
 
+def overlapping(m: Any, h: Tensor) -> Tensor:
+    """As Longformer cuts a sequence into pieces of which each begins in the middle of the one before."""
+    pieces = h.view(h.shape[0], 2, 2, h.shape[2])
+    batch, outer, inner, width = pieces.stride()
+    return pieces.as_strided((h.shape[0], 3, 2, h.shape[2]), (batch, outer // 2, inner, width)).flatten(1, 2)
+
+
 def renormed(m: Any, h: Tensor) -> Tensor:
     """As EEGNet keeps its weights small."""
     m.a.data = m.a.data.renorm(2, 0, 0.5)
@@ -261,6 +268,7 @@ TOKENS: dict[str, tuple[str, Callable[..., Tensor], Callable[[], dict[str, Any]]
         lambda: {"a": nn.Linear(8, 8), "i": nn.Parameter(torch.rand(2, 4, 1) < 0.7, requires_grad=False)},
     ),
     "windows": ("first", lambda m, h: h.as_strided((*h.shape[:1], 3, 2, h.shape[2]), (*h.stride()[:2], *h.stride()[1:])), dict),
+    "windows of windows": ("first", overlapping, dict),
     "renorm": ("a; first", lambda m, h: functional.linear(h, m.a.renorm(2, 0, 0.5)), lambda: {"a": values(5, 8)}),
     "renorm data": ("a; first", renormed, lambda: {"a": values(5, 8)}),
     "diag_embed": ("first", lambda m, h: h.diag_embed().sum(-1), dict),

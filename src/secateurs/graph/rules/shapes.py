@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
 
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op
@@ -242,38 +242,35 @@ def diag_embed(t: Typing, op: Op) -> Dims:
 
 
 def as_strided(t: Typing, op: Op) -> Dims | None:
-    """A dimension that keeps its size and stride passes; windows over the others, where these lie one after the other in memory."""
+    """Windows over some dimensions that follow each other in memory; those that keep their size and stride beside them pass."""
     dims, source = t.dims(op.args[0]), op.args[0]
-    sizes, strides = op.args[1], op.args[2]
     if source.strides is None:
         return None
-    found: list[Dim | None] = [None] * len(sizes)
-    rest = []
-    for dim, size, stride in zip(dims, source.shape, source.strides, strict=True):
-        places = [
-            place for place, each in enumerate(zip(sizes, strides, strict=True)) if each == (size, stride) and found[place] is None
-        ]
-        if places and size > 1:
-            found[places[0]] = dim
-        elif size > 1:
-            rest.append((dim, size, stride))
-    windows = [(size, stride) for size, stride, known in zip(sizes, strides, found, strict=True) if known is None and size > 1]
-    if not _within(windows, [(size, stride) for _, size, stride in rest]):
+    old, new = list(zip(source.shape, source.strides, strict=True)), list(zip(op.args[1], op.args[2], strict=True))
+    same = [(old.index(each), place) for place, each in enumerate(new) if each in old and new.index(each) == place]
+    kept = (dict(few) for count in range(len(same), -1, -1) for few in combinations(same, count))
+    passed = next((each for each in kept if _within(_others(new, each.values()), _others(old, each))), None)
+    if passed is None:
         return None
     reason = f"cut into windows at {op.where}"
-    t.pin([dim for dim, _, _ in rest], reason)
-    return [known or Dim.fresh(size, reason) for size, known in zip(sizes, found, strict=True)]
+    t.pin([dim for place, dim in enumerate(dims) if place not in passed], reason)
+    where = {after: dims[before] for before, after in passed.items()}
+    return [where[place] if place in where else Dim.fresh(size, reason) for place, (size, _) in enumerate(new)]
+
+
+def _others(layout: list[tuple[int, int]], places: Iterable[int]) -> list[tuple[int, int]]:
+    """Sizes and strides of the other dimensions, the widest stride first."""
+    gone = set(places)
+    left = [each for place, each in enumerate(layout) if place not in gone and each[0] > 1]
+    return sorted(left, key=lambda each: -each[1])
 
 
 def _within(windows: list[tuple[int, int]], whole: list[tuple[int, int]]) -> bool:
-    """Whether windows (sizes and strides) never leave some dimensions that follow each other in memory without a gap."""
-    whole = sorted(whole, key=lambda each: -each[1])
+    """Whether windows never leave some dimensions, and these follow each other in memory without a gap."""
     dense = all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(whole))
     step = whole[-1][1] if whole else 1
-    end = sum((size - 1) * stride for size, stride in whole)
-    return (
-        dense and all(stride % step == 0 for _, stride in windows) and sum((size - 1) * stride for size, stride in windows) <= end
-    )
+    last, end = (sum((size - 1) * stride for size, stride in each) for each in (windows, whole))
+    return dense and last <= end and all(stride % step == 0 for _, stride in windows)
 
 
 def glu(t: Typing, op: Op) -> Dims:
