@@ -34,6 +34,18 @@ def overlapping(m: Any, h: Tensor) -> Tensor:
     return pieces.as_strided((h.shape[0], 3, 2, h.shape[2]), (batch, outer // 2, inner, width)).flatten(1, 2)
 
 
+class Listing(nn.Module):
+    """Takes the halves of its channels by lists of indices, one counted from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h[..., [-8, -7, -6, -5, -4, -3, -2, -1]].relu() * h[..., [0, 1, 2, 3, 4, 5, 6, 7]])
+
+
 def renormed(m: Any, h: Tensor) -> Tensor:
     """As EEGNet keeps its weights small."""
     m.a.data = m.a.data.renorm(2, 0, 0.5)
@@ -520,6 +532,14 @@ SPACE = {
 def test_what_is_done_with_space(name):
     more = name == "one"  # three dimensions become four
     check("first", *around(lambda m, h: SPACE[name](m, h)[:, :, None] if more else SPACE[name](m, h), dict, images=True))
+
+
+def test_lists_of_indices_come_back_from_a_file(tmp_path):
+    model, example = Listing(), torch.randn(4, 6)
+    assert sc.shrink_(model, prune(model, example)).sites == {"first[0:8]": (8, 4)}
+    sc.save(model, tmp_path / "small.safetensors")
+    again = sc.load(tmp_path / "small.safetensors", Listing)
+    assert torch.equal(again(example), model(example))
 
 
 def test_bags_of_embeddings():

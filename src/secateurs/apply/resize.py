@@ -372,7 +372,8 @@ def _require_same(model: nn.Module, step: Step) -> None:
         if path not in modules:
             raise _no_module(model, path)
         for each in rewrites:
-            if any(abs(n) > max(largest, abs(each.given or 0)) for n in (each.new if isinstance(each.new, list) else [each.new])):
+            given, new = (numbers if isinstance(numbers, list) else [numbers or 0] for numbers in (each.given, each.new))
+            if any(abs(number) > max(largest, *map(abs, given)) for number in new):
                 raise FileError(f"{path or 'the model'}: {each.name} is to be given {each.new}; the file is damaged")
 
 

@@ -99,6 +99,9 @@ def _rewrite(entry: Any) -> Rewrite:
         _natural(given)
         if not isinstance(new, list) or sum(map(_natural, new)) > given:
             raise ValueError(f"{new!r} are no pieces of {given}")
+    elif isinstance(given, list) and isinstance(new, list):  # a list of indices, from the front or from the end
+        if not _is_place(path) or len(new) > len(given) or not all(type(index) is int for index in (*given, *new)):
+            raise ValueError(f"{given!r} at {path!r} cannot become {new!r}")
     elif not _is_place(path) or not _is_number(new) or not (given is None or _is_number(given)):
         raise ValueError(f"{given!r} at {path!r} cannot become {new!r}")
     return Rewrite(None if ordinal is None else _natural(ordinal), str(name), path, given, new)
