@@ -90,16 +90,15 @@ def grouped(outcome: Outcome) -> dict[str, str]:
 
 def told_apart(outcomes: Sequence[Outcome], others: dict[str, Outcome]) -> list[str]:
     """How the trial with channels-last images went: a sentence, and a line for each network that it went otherwise for."""
-    differ = [each for each in outcomes if each.name in others and _told(each) != _told(others[each.name])]
-    wrong = sum(not each.same and not each.nothing for each in others.values())
+    refused = {name for name, other in others.items() if other.failure.startswith("TaskError")}
+    differ = [each for each in outcomes if each.name in others.keys() - refused and _told(each) != _told(others[each.name])]
+    wrong = sum(not each.same and not each.nothing for name, each in others.items() if name not in refused)
     sentence = (
-        f"{len(others)} convolutional networks were tried with channels-last images too: sites and parameters left are the same "
-        f"in {len(others) - len(differ)}, and {wrong} give other answers than the masked model."
+        f"{len(others)} convolutional networks were tried with channels-last images too: {len(refused)} of them do not take these "
+        f"(`view` in their code), sites and parameters left are the same in {len(others) - len(refused) - len(differ)}, and {wrong} give "
+        "other answers than the masked model."
     )
-    return [
-        sentence,
-        *(f"- {each.name}: {_told(each)}, with channels-last images {_told(others[each.name])}" for each in differ),
-    ]
+    return [sentence, *(f"- {each.name}: {_told(each)}, with channels-last images {_told(others[each.name])}" for each in differ)]
 
 
 def _told(outcome: Outcome) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from secateurs.graph import Trace, Value, record
+from secateurs.graph.memory import writes
 from secateurs.graph.recorder import Recorder
 
 
@@ -250,3 +251,26 @@ def test_noise_that_is_written_is_noise(write):
     trace = record(Of(lambda s, x: write(x * 1)), torch.zeros(4, 6))
     assert trace.ops[-1].outputs == tuple(trace.outputs)
     assert not trace.ops[-1].func._schema.is_mutable
+
+
+COMPOSED = {"dropout_", "alpha_dropout_", "feature_dropout_", "feature_alpha_dropout_"}
+"""Torch takes these apart before anything is recorded."""
+
+UNTOLD = {"fill_diagonal_", "polygamma_", "set_", "requires_grad_"}
+"""These are told as they are, and what they touch is pinned."""
+
+
+def test_every_operation_that_writes_has_a_like_that_does_not():
+    """``relu_`` is told as ``relu``: by its name and arguments, not by a list."""
+    without = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        packet, _, overload = name.removeprefix("aten::").partition(".")
+        func = getattr(getattr(torch.ops.aten, packet), overload or "default") if name.startswith("aten::") else None
+        if func is None or torch.Tag.inplace not in func.tags:
+            continue
+        wrote = writes(func)
+        if wrote is not None and wrote.functional is None:
+            without.add(packet)
+    assert {name for name in without if not name.startswith("_")} <= COMPOSED | UNTOLD
+    assert writes(torch.ops.aten.hardswish_.default).functional is torch.ops.aten.hardswish.default
+    assert writes(torch.ops.aten.zeros.out).functional is torch.ops.aten.zeros.default
