@@ -313,6 +313,10 @@ STEPS: dict[str, tuple[dict[str, Any], str]] = {
         {"rewrites": {"": [{"ordinal": None, "name": "view", "path": [1], "given": 4, "new": 10**9}]}},
         "the model: view is to be given 1000000000",
     ),
+    "a rewrite of a thousand digits": (
+        {"rewrites": {"": [{"ordinal": None, "name": "view", "path": [1], "given": 4, "new": 10**1000}]}},
+        "the model: view is to be given 1000",
+    ),
     "pieces of more than there is": (
         {"rewrites": {"": [{"ordinal": None, "name": "split", "path": ["pieces"], "given": 4, "new": [4, 1]}]}},
         "are no pieces of 4",

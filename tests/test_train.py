@@ -739,6 +739,7 @@ HOSTILE: dict[str, tuple[tuple[Any, ...], Any]] = {
     "a learning rate of text": ((*GROUP, "lr"), "x"),
     "no learning rate": ((*GROUP, "lr"), LOST),
     "betas that are no pair": ((*GROUP, "betas"), 0.9),
+    "betas beyond all numbers": ((*GROUP, "betas"), (0.9, 10**400)),
     "a group of other parameters": ((*GROUP, "params"), [0, 1, 1, 0]),
     "a state of another shape": ((*OPTIMIZER, 0, "exp_avg"), torch.zeros(7)),
     "a state of text": ((*OPTIMIZER, 0, "exp_avg"), "x"),

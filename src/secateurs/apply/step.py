@@ -109,7 +109,7 @@ def _rewrite(entry: Any) -> Rewrite:
 
 def _is_number(value: Any) -> bool:
     """A size, or the scale of an attention."""
-    return type(value) in (int, float) and isfinite(value)
+    return type(value) is int or (type(value) is float and isfinite(value))
 
 
 def _is_place(path: tuple[Any, ...]) -> bool:

@@ -72,35 +72,38 @@ def require_optimizer_goes_on(optimizer: torch.optim.Optimizer, state: Mapping[s
         raise FileError("its optimizer has states of parameters that are not there")
     if not type(optimizer).__module__.startswith("torch.optim."):
         return
-    for group in groups:
+    kind = type(optimizer)
+    for own, group in zip(here, groups, strict=True):
         together = [group["params"]] if needs_closure(optimizer) else [[index] for index in group["params"]]
         for indices in together:
-            if all(type(parameters[index]) in (nn.Parameter, Tensor) for index in indices):
-                _try_step(
-                    type(optimizer), group, [parameters[index] for index in indices], [states.get(index) for index in indices]
-                )
+            concerned = [parameters[index] for index in indices]
+            if not all(type(parameter) in (nn.Parameter, Tensor) for parameter in concerned):
+                continue
+            try:
+                _step(kind, group, concerned, [states.get(index) for index in indices])
+            except Exception:
+                if _takes_steps(kind, own, concerned):
+                    raise
 
 
-def _try_step(kind: Any, group: Mapping[str, Any], parameters: Sequence[Tensor], states: Sequence[Any]) -> None:
-    """One step with copies; raises what it raises, unless it would raise that with no state at all."""
-    known = {place: copy.deepcopy(state) for place, state in enumerate(states) if state is not None}
+def _takes_steps(kind: Any, group: Mapping[str, Any], parameters: Sequence[Tensor]) -> bool:
+    """Whether an optimizer as it is here, without any state, takes a step with such gradients at all."""
     try:
-        _step(kind, group, parameters, known)
+        _step(kind, group, parameters, [None] * len(parameters))
     except Exception:
-        try:
-            _step(kind, group, parameters, {})
-        except Exception:
-            return  # it does not take such gradients
-        raise
+        return False
+    return True
 
 
-def _step(kind: Any, group: Mapping[str, Any], parameters: Sequence[Tensor], states: dict[int, Any]) -> None:
+def _step(kind: Any, group: Mapping[str, Any], parameters: Sequence[Tensor], states: Sequence[Any]) -> None:
+    """One step with copies of some parameters and of their states."""
     copies = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     for each in copies:
         each.grad = torch.ones_like(each)
+    known = {place: copy.deepcopy(state) for place, state in enumerate(states) if state is not None}
     twin = kind([{**copy.deepcopy({**group, "params": []}), "params": copies}])
-    if states:
-        twin.load_state_dict({"state": states, "param_groups": [{**group, "params": list(range(len(copies)))}]})
+    if known:
+        twin.load_state_dict({"state": known, "param_groups": [{**group, "params": list(range(len(copies)))}]})
     twin.step(*((lambda: torch.zeros(())),) if needs_closure(twin) else ())
 
 
