@@ -104,7 +104,9 @@ class Check:
         """The numbers of the outputs for every input; the first time, other inputs than the example are found that the model accepts."""
         found = _floats(run_example(self.model, nested(self.inputs, cast)))
         if self._others is None:
-            accepted = [self._first_accepted(way, cast, found) for way in other_inputs(self.inputs)]
+            all_at_once, *ways = other_inputs(self.inputs)
+            first = self._first_accepted(all_at_once, cast, found)
+            accepted = [first] if first is not None else [self._first_accepted(way, cast, found) for way in ways]
             self._others = [each[0] for each in accepted if each is not None]
             return found + [tensor for each in accepted if each is not None for tensor in each[1]]
         return found + [tensor for other in self._others for tensor in _floats(run_example(self.model, nested(other, cast)))]

@@ -12,18 +12,20 @@ from secateurs.forward import nested, tensors_in
 
 
 def other_inputs(example: Any) -> list[list[Any]]:
-    """Each entry is one way to call a model otherwise, as candidates of which the first that the model accepts will do.
+    """Other ways to call a model, the most telling first: one that it accepts of the first list will do, else one of each other list.
 
-    Numbers are drawn anew, in the range of the example's. First comes another batch size (or, failing that, the example's), then another
-    size of whatever seems to be an image or a sequence.
+    Numbers are drawn anew, in the range of the example's. The first list has another batch size and another size of whatever seems to be an
+    image or a sequence; then come such sizes alone, and another batch alone (or, failing that, other numbers alone).
 
     >>> [[tuple(each.shape) for each in way] for way in other_inputs(torch.randn(1, 3, 8, 8))]
-    [[(2, 3, 8, 8), (1, 3, 8, 8)], [(1, 3, 6, 6), (1, 3, 4, 4), (1, 3, 16, 16), (1, 3, 9, 9)]]
+    [[(2, 3, 4, 4), (2, 3, 6, 6), (2, 3, 16, 16), (2, 3, 9, 9)], [(1, 3, 4, 4), ...], [(2, 3, 8, 8), (1, 3, 8, 8)]]
     """
     generator = torch.Generator().manual_seed(1)
+    sizes = list(_other_sizes(example))
     return [
+        [_drawn(example, generator, each, batch=True) for each in sizes],
+        [_drawn(example, generator, each) for each in sizes],
         [_drawn(example, generator, batch=True), _drawn(example, generator)],
-        [_drawn(example, generator, sizes) for sizes in _other_sizes(example)],
     ]
 
 
@@ -69,7 +71,7 @@ def _other_sizes(example: Any) -> Iterator[dict[tuple[int, int], int]]:
     """Maps from (number of dimensions, size) to another size."""
     for sizes in _lengths(list(tensors_in(example))):
         for way in range(4):
-            new = {(ndim, size): (size - size // 4, size // 2, 2 * size, size + 1)[way] for ndim, size in sizes}
+            new = {(ndim, size): (size // 2, size - size // 4, 2 * size, size + 1)[way] for ndim, size in sizes}
             if any(size != now for (_, size), now in new.items()) and all(now > 0 for now in new.values()):
                 yield new
 
