@@ -146,4 +146,4 @@ class Known:
     @property
     def shape(self) -> torch.Size:
         """How many indices count one by one along each dimension."""
-        return torch.broadcast_shapes(self.known.shape, self.number.shape)
+        return torch.Size([b if a == 1 else a for a, b in zip(self.known.shape, self.number.shape, strict=True)])
