@@ -30,7 +30,17 @@ from tables import RESULTS, markdown, write
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 CHUNK = 100
-HEADINGS = ("pattern", "networks", "shrunk", "refused", "compared at", "parameters left", "units folded", "layers taken out", "wrong")
+HEADINGS = (
+    "pattern",
+    "networks",
+    "shrunk",
+    "refused",
+    "compared at",
+    "parameters left",
+    "units folded",
+    "layers taken out",
+    "wrong",
+)
 
 
 def chunk(first: int) -> dict[str, Any]:
@@ -81,7 +91,9 @@ def page(chunks: list[dict[str, Any]], seconds: float) -> str:
     ]
     whole = sum(rows.values(), Counter[str]())
     wrong = [each for one in chunks for each in one["wrong"]]
-    lines = "".join(f"\n- seed {each['seed']}, {each['pattern']}: off by {each['worst']:.1e} of the largest answer" for each in wrong)
+    lines = "".join(
+        f"\n- seed {each['seed']}, {each['pattern']}: off by {each['worst']:.1e} of the largest answer" for each in wrong
+    )
     return (
         f"{whole['networks']:,} networks, {whole['shrunk']:,} of them shrunk (the others have nothing that the pattern fits, which is an "
         f"error that says so), compared at {whole['asked']:,} inputs: **{whole['wrong']:,} wrong answers** (more than 1e-8 of the largest "

@@ -389,6 +389,36 @@ def test_masks_of_zeros_are_of_every_weight_that_has_some() -> None:
         sc.Masks.of_zeros(model, ["2.wieght"])
 
 
+def test_masks_serve_under_the_names_of_a_wrapper(small_cnn: nn.Module, cnn_task: sc.Task) -> None:
+    """What was pruned before it was wrapped stays pruned when the wrapped model is pruned further, and dead neurons are found."""
+
+    class Passing(Wrapper):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    masks = prune_half(small_cnn, cnn_task)
+    masks["7.weight"][3] = False
+    masks.apply_()
+    with torch.no_grad():
+        for name, mask in masks.items():
+            small_cnn.get_parameter(name)[~mask] = 100.0  # as large as can be, so that only the masks tell
+    wrapped = Passing(small_cnn)
+    further = prune_half(wrapped, cnn_task, masks, sparsity=0.6)
+    assert further.keys() == {f"module.{name}" for name in masks}
+    assert not any((further[f"module.{name}"] & ~mask).any() for name, mask in masks.items())
+    assert further.sparsity == pytest.approx(0.6, abs=1e-3)
+    assert sc.find_dead(wrapped, masks, cnn_task.example).no_input["module.7"].tolist() == [3]
+
+
+def test_masks_of_another_copy_do_not_change_hands(small_cnn: nn.Module, cnn_task: sc.Task) -> None:
+    masks, other = prune_half(small_cnn, cnn_task), copy.deepcopy(small_cnn)
+    with pytest.raises(SecateursError, match=r"none of the masked parameters.*masks\.bind\(model\)"):
+        sc.zero_dead_(other, masks, cnn_task.example)
+    sc.rewind_(other, {name: torch.ones_like(tensor) for name, tensor in other.state_dict().items()}, masks)
+    assert_plus_zero(pruned(other, masks))
+    assert kept(small_cnn, masks).ne(1).all()
+
+
 def test_masks_that_hold_nothing_warn_when_they_are_attached(small_cnn: nn.Module, cnn_task: sc.Task) -> None:
     """But not those that are to come while training, nor those that a shrink has emptied."""
     optimizer = OPTIMIZERS["sgd"](small_cnn.parameters())
@@ -417,7 +447,7 @@ def test_masks_that_hold_nothing_warn_when_they_are_attached(small_cnn: nn.Modul
             "nope: there is a mask for this parameter, but Linear has no such parameter",
         ),
         ({"weight": torch.ones(2, 3)}, r"weight: a mask must be a bool tensor of shape \(2, 3\), not torch.float32"),
-        ({"weight": torch.ones(3, 2, dtype=torch.bool)}, r"not torch.bool of shape \(3, 2\)"),
+        ({"weight": torch.ones(3, 2, dtype=torch.bool)}, r"the mask is of shape \(3, 2\), but the weight of \(2, 3\)"),
     ],
 )
 def test_masks_that_do_not_fit_are_named(masks: dict[str, Tensor], message: str) -> None:

@@ -44,7 +44,8 @@ def prune_(
     >>> masks.kept, masks.sparsity, int(model[0].weight.count_nonzero())
     (10, 0.75, 8)
     """
-    sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks)
+    earlier = masks.named_as_in(model) if masks is not None else None
+    sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
     stats = observe(model, sites, solver.needs, task)
     with together():
         plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
@@ -61,7 +62,7 @@ def prune_(
                 write(site, solution.weights, found)
                 written.update(solution.weights)
         _require_agreement(sites, found, written)
-        return _imposed_(model, sites, plan, found, masks)
+        return _imposed_(model, sites, plan, found, earlier or {})
 
 
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
@@ -139,9 +140,9 @@ def _require_agreement(sites: Sites, found: Mapping[str, Tensor], written: Conta
         require_same({name: whole(weight.detach()) for name, weight in solved.items()}, "what the solver wrote", why)
 
 
-def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tensor], earlier: Masks | None) -> Masks:
+def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tensor], earlier: Mapping[str, Tensor]) -> Masks:
     """The masks of what was found and of an earlier pruning together, applied."""
-    for name, mask in (earlier or {}).items():
+    for name, mask in earlier.items():
         found[name] = found[name] & whole(mask).to(found[name].device) if name in found else whole(mask)
     masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
     masks.remember(model, sites.structure)

@@ -8,7 +8,7 @@ passes. Where one input depends on several outputs (softmax, squeeze-and-excitat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +63,7 @@ def find_dead(model: nn.Module, masks: Masks, example: Any) -> Dead:
     ({'0': tensor([0])}, {'0': tensor([1])})
     """
     layers = _layers(model)
-    return _cascade(layers, _readers(model, layers, example), _alive(layers, masks))[0]
+    return _cascade(layers, _readers(model, layers, example), _alive(layers, masks.named_as_in(model)))[0]
 
 
 def zero_dead_(model: nn.Module, masks: Masks, example: Any) -> Dead:
@@ -72,13 +72,15 @@ def zero_dead_(model: nn.Module, masks: Masks, example: Any) -> Dead:
     Removing an output that nothing reads changes nothing. One that nothing feeds was a constant, its bias through the activation;
     what it added to the next layer goes, and the training that follows makes up for it.
 
-    Raises `SecateursError`, with the model as it was, where an output turns out to be read after all.
+    Raises `SecateursError`, with the model as it was, where an output turns out to be read after all, or where the masks are those of
+    another copy of the model.
     """
+    masks.require_of(model)
     layers = _layers(model)
     readers = _readers(model, layers, example)
     before = run_example(model, example)
     earlier = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    unread, alive = _cascade(layers, readers, _alive(layers, masks), fed=False)
+    unread, alive = _cascade(layers, readers, _alive(layers, masks.named_as_in(model)), fed=False)
     grown = _grown(layers, masks, model, alive, unread.no_output).apply_()
     if not _same(before, run_example(model, example)):
         with torch.no_grad():
@@ -110,7 +112,7 @@ def _feature_dim(module: nn.Module, tensor: Tensor) -> int:
     return tensor.ndim - len(module.kernel_size) - 1
 
 
-def _alive(layers: dict[str, Weight], masks: Masks) -> dict[str, Tensor]:
+def _alive(layers: dict[str, Weight], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Which weights are there, as ``(outputs, inputs)``: any of a kernel's counts; groups along the diagonal."""
     alive = {}
     for name, layer in layers.items():
@@ -181,7 +183,7 @@ def _fed_only_by(name: str, reader: str, sources: Tensor, dead: Tensor, readers:
 
 def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dict[str, Tensor], dead: dict[str, Tensor]) -> Masks:
     """The masks without the connections that are gone and without the dead outputs' weights and biases."""
-    grown = dict(masks)
+    grown = masks.named_as_in(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, layer in layers.items():
         rows = torch.zeros(alive[name].shape[0], dtype=torch.bool)
@@ -192,7 +194,7 @@ def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dic
         groups, outputs, inputs = view.shape[:3]
         blocks = (alive[name] & ~rows[:, None]).view(groups, outputs, groups, inputs).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         view &= blocks.reshape(groups, outputs, inputs, *(1,) * (view.ndim - 3)).to(mask.device)
-        if layer.parameter in masks or not bool(mask.all()):
+        if layer.parameter in grown or not bool(mask.all()):
             grown[layer.parameter] = mask
         bias = getattr(layer.module, "bias", None)
         if rows.any() and isinstance(bias, nn.Parameter) and id(bias) in names:

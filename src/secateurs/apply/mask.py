@@ -60,10 +60,15 @@ class Masks(Mapping[str, Tensor]):
                 raise SecateursError(
                     f"{name}: there is a mask for this parameter, but {type(model).__name__} has no such parameter"
                 )
-            if mask.dtype != torch.bool or mask.shape != parameter.shape:
+            if mask.dtype != torch.bool:
                 raise SecateursError(
                     f"{name}: a mask must be a bool tensor of shape {tuple(parameter.shape)}, "
                     f"not {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            if mask.shape != parameter.shape:
+                raise SecateursError(
+                    f"{name}: the mask is of shape {tuple(mask.shape)}, but the weight of {tuple(parameter.shape)}: "
+                    "the masks belong to another model"
                 )
             if is_sharded(parameter):  # counted while it is whole: to be asked about masks must not take all processes
                 self._kept[name] = int(torch.count_nonzero(whole(mask)))

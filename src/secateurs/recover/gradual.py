@@ -122,7 +122,7 @@ class _Gradual:
         if not self.original_dropout:
             self.original_dropout = dropout_rates(run.model)
         elif self.dropout:
-            adjust_dropout_(run.model, run.masks, run.task.example, self.original_dropout)
+            adjust_dropout_(run.model, run.masks.named_as_in(run.model), run.task.example, self.original_dropout)
         if not self.beginning:
             self.beginning = {"optimizer": copy.deepcopy(run.optimizer.state_dict()), "scheduler": _scheduler_state(run)}
 
@@ -136,7 +136,7 @@ class _Gradual:
         if self.dead and self.times.is_last(run):
             zero_dead_(run.model, run.masks, run.task.example)
         if self.dropout and self.original_dropout:
-            adjust_dropout_(run.model, run.masks, run.task.example, self.original_dropout)
+            adjust_dropout_(run.model, run.masks.named_as_in(run.model), run.task.example, self.original_dropout)
         if self.rewind is not None:
             self._go_back(run)
 
@@ -184,4 +184,4 @@ def rewind_(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, masks:
         load_weights(weights, model)
     else:
         model.load_state_dict(dict(weights))
-    masks.apply_()
+    masks.apply_(model)
