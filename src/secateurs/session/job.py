@@ -172,7 +172,7 @@ def shrink_to_folder(
             *masked,
             *(replace(entry, latency_ms=after) if entry.name.startswith("pruned") else entry for entry in others),
         ),
-        runtime=f"torch {torch.__version__} on {threads} thread{'s' * (threads > 1)}",
+        runtime=f"torch {torch.__version__.partition('+')[0]} on {threads} thread{'s' * (threads > 1)}",
         layers=tuple(_of_dense(layer, small.get(layer.name)) for layer in layers(dense, task.example)),
         notes=(*result.record.notes, _in_words(did[0]), f"Timed were forward passes of the example, {describe(task.example)}."),
     )
