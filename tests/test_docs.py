@@ -6,12 +6,16 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+OTHERS = {"trainers.md": ("transformers", "accelerate", "lightning")}
+"""Pages that run other libraries, which may be missing, and whose warnings are theirs."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -24,6 +28,9 @@ def with_blocks(language: str, containing: str = "") -> list[Path]:
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in OTHERS.get(page.name, ()):
+        pytest.importorskip(library)
+        warnings.simplefilter("ignore")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__docs__"}
     for block in blocks(page, "python"):

@@ -130,8 +130,9 @@ def test_where_layers_differ_their_sizes_are_in_the_configuration_and_load_reads
         transformers.LlamaForCausalLM.from_pretrained(folder)
 
 
-def test_what_transformers_cannot_say_is_left_as_the_class_makes_it(tmp_path):
-    model, folder = shrunk(llama(), ["model.layers.0.self_attn:heads"]), tmp_path / "small"
+@pytest.mark.parametrize("also", [[], ["model.layers.0.mlp.gate_proj"]], ids=["heads", "heads and widths"])
+def test_what_transformers_cannot_say_is_left_as_the_class_makes_it(tmp_path, also):
+    model, folder = shrunk(llama(), ["model.layers.0.self_attn:heads", *also]), tmp_path / "small"
     sc.save(model, folder)
     written = config_in(folder)
     assert (written["num_attention_heads"], written["head_dim"]) == (4, 8)

@@ -222,12 +222,18 @@ class Masks(Mapping[str, Tensor]):
             )
         return handle
 
+    def trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer trains any of the masked parameters."""
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return any(id(parameter) in trained for parameter in self._parameters.values())
+
     def hold(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """As `attach`, where it is no surprise that nothing is pruned yet."""
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; call masks.apply_() after each of its steps")
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if self and not any(id(parameter) in trained for parameter in self._parameters.values()):
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # accelerate's passes its steps on to this one, without the hooks
+        if self and not self.trained_by(optimizer):
             raise SecateursError(
                 "the optimizer trains none of the masked parameters: was it made for another copy of the model, or was the model sharded "
                 "since (fully_shard)? make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"

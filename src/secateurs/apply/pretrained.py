@@ -80,7 +80,7 @@ def configurations(model: Any, steps: Sequence[Step]) -> tuple[Any, dict[str, An
             if _sizes(model, config, alike) == here and _answers_alike(model, config, alike):
                 return _changed(config, alike), before
     # Fewer heads or narrower ones have the same shapes; what a module still says of itself tells which it is.
-    likely = sorted(explaining, key=lambda chosen: any(_is_kept(model, key, found[key]) for key in chosen))[:1]
+    likely = sorted(explaining, key=lambda chosen: sum(_is_kept(model, key, found[key]) for key in chosen))[:1]
     for chosen in likely:
         differently = _by_layer(config, {key: found[key] for key in chosen})
         if differently is not None and _is_read_back(differently):

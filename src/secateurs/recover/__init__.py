@@ -6,6 +6,7 @@ from secateurs.recover.evaluate import evaluate
 from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.loop import clip_gradients, penalty, per_step, train_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
+from secateurs.recover.trainers import lightning_callback, trainer_callback
 
 __all__ = [
     "Schedule",
@@ -17,10 +18,12 @@ __all__ = [
     "evaluate",
     "geometric",
     "gradual",
+    "lightning_callback",
     "linear",
     "one_shot",
     "penalty",
     "per_step",
     "rewind_",
     "train_",
+    "trainer_callback",
 ]
