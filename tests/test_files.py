@@ -520,7 +520,9 @@ def test_any_document_gives_a_load_or_a_file_error(folder: Path, document: dict[
 
 def test_a_mask_of_another_shape_than_the_parameter_is_refused(tmp_path: Path) -> None:
     path = hostile(tmp_path / "hostile", {"format": 1, "masks": {"weight": {"in": "zeros"}}})
-    with pytest.raises(FileError, match=r"belongs to another model: weight: the mask is of shape \(1, 2\), but the weight of \(1, 3\)"):
+    with pytest.raises(
+        FileError, match=r"belongs to another model: weight: the mask is of shape \(1, 2\), but the weight of \(1, 3\)"
+    ):
         sc.load_masks(path, nn.Linear(3, 1, bias=False))
 
 
