@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ HEADINGS = (
 
 def chunk(first: int) -> dict[str, Any]:
     """The outcomes of some seeds, added up by pattern."""
-    from random_pruning import outcome
+    outcome: Any = import_module("random_pruning").outcome  # the tests' folder is found at run time
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -102,6 +103,7 @@ def page(chunks: list[dict[str, Any]], seconds: float) -> str:
 
 
 def main() -> None:
+    """Try the networks that are still to be tried, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=1)
