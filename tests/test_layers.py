@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "secateurs"
 # A line may import the lines above it.
 ORDER = [
     {"types"},
-    {"forward", "select", "progress", "products", "ranks"},
+    {"forward", "select", "progress", "products", "ranks", "given"},
     {"batch"},
     {"graph"},
     {"patterns", "costs"},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.apply import Masks
+from secateurs.given import ALLOCATOR, MASKS, SOLVER, TASK, require
 from secateurs.observe import observe
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
@@ -44,6 +45,12 @@ def prune_(
     >>> masks.kept, masks.sparsity, int(model[0].weight.count_nonzero())
     (10, 0.75, 8)
     """
+    require("prune_", "task", task, TASK)
+    require("prune_", "solver", solver, SOLVER)
+    if allocate is not None:
+        require("prune_", "allocate", allocate, ALLOCATOR)
+    if masks is not None:
+        require("prune_", "masks", masks, MASKS)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
     stats = observe(model, sites, solver.needs, task)

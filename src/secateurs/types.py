@@ -35,6 +35,10 @@ class SecateursError(ValueError):
     """Something that a caller can put right; the message names the place, the value and the way out."""
 
 
+class KindError(SecateursError, TypeError):
+    """An argument is another kind of thing than what is asked for."""
+
+
 class PatternError(SecateursError):
     """A pattern does not fit a weight."""
 
@@ -488,6 +492,8 @@ class Cost:
     prepare: Callable[[nn.Module, Any], Callable[[Plan | None], float]]
 
     def __call__(self, model: nn.Module, example: Any = None, plan: Plan | None = None) -> float:
+        if not isinstance(model, nn.Module):
+            raise KindError(f"{self.name}: model is a {type(model).__name__}, but must be a torch.nn.Module")
         return self.prepare(model, example)(plan)
 
 
@@ -505,6 +511,11 @@ class Budget:
     keep: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cost, Cost):
+            raise KindError(f"Budget: cost is {self.cost!r}, but must be a cost, for example Budget(secateurs.macs, keep=0.5)")
+        for name, value in (("limit", self.limit), ("keep", self.keep)):
+            if value is not None and not isinstance(value, (int, float)):
+                raise KindError(f"Budget({self.cost.name}): {name} is {value!r}, but must be a number")
         if (self.limit is None) == (self.keep is None):
             raise SecateursError(f"Budget({self.cost.name}): give either limit= (in {self.cost.unit}) or keep= (a fraction)")
         if self.limit is not None and not self.limit > 0:
@@ -571,6 +582,21 @@ class Task:
     higher_is_better: bool = True
     unpack: Callable[[Any], tuple[Any, Any]] | None = None
     name: str = "task"
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "metric", "unpack"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise KindError(f"Task: {name} is {value!r}, but must be a function, for example torch.nn.functional.cross_entropy")
+        for name in ("train", "validation", "test", "calibration"):
+            value = getattr(self, name)
+            if isinstance(value, (Tensor, str)) or not (
+                value is None or isinstance(value, Iterable) or hasattr(value, "__getitem__")
+            ):
+                what = f"one tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise KindError(
+                    f"Task: {name} is {what}, but must be batches, one after the other: a DataLoader, or a list of them"
+                )
 
 
 # ---------------------------------------------------------------- recovering

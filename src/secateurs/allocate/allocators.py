@@ -12,7 +12,7 @@ import torch
 from secateurs.allocate.apportion import Limits, apportion, fraction_kept, limits_of, plan_of
 from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
-from secateurs.types import Allocator, Plan, PlanError, Scores, SecateursError, Site, Sites
+from secateurs.types import Allocator, KindError, Plan, PlanError, Scores, SecateursError, Site, Sites
 
 ScoresOf = Callable[[], Iterator[Scores]]
 
@@ -176,6 +176,8 @@ def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: in
     >>> dict(by_layer({"0": 0.5})(sites, lambda: iter([])))
     {'0': 16, '1': 8}
     """
+    if not isinstance(sparsities, Mapping):
+        raise KindError(f'by_layer: sparsities is {sparsities!r}, but must say them by name, for example {{"conv1": 0.5}}')
     for name, sparsity in [*sparsities.items(), ("default", default)]:
         fraction_kept(f"by_layer: {name}", sparsity, None)
 

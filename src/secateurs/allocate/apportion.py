@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from secateurs.types import Plan, PlanError, SecateursError, Share, Site, Sites
+from secateurs.types import KindError, Plan, PlanError, SecateursError, Share, Site, Sites
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ def fraction_kept(name: str, sparsity: float | None, keep: float | None) -> floa
     """
     if (sparsity is None) == (keep is None):
         raise SecateursError(f"{name}: give either sparsity= (the fraction removed) or keep= (the fraction kept)")
+    for argument, value in (("sparsity", sparsity), ("keep", keep)):
+        if value is not None and not isinstance(value, (int, float)):
+            raise KindError(f"{name}: {argument} is {value!r}, but must be a number, for example {argument}=0.5")
     if sparsity is not None:
         if not 0 <= sparsity < 1:
             raise SecateursError(f"{name}: sparsity={sparsity} is not in [0, 1); 0.9 removes 90 % of the units")

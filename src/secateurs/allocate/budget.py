@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from secateurs.allocate.apportion import limits_of
+from secateurs.given import ALLOCATORS, BUDGET, require
 from secateurs.types import Allocator, Budget, Plan, PlanError, Scores, Sites
 
 
@@ -24,6 +25,9 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
     >>> within_budget(Budget(params, limit=14), uniform)(sites, lambda: iter([]))["weight"]
     10
     """
+
+    require("within_budget", "budget", budget, BUDGET)
+    require("within_budget", "allocator", allocator, ALLOCATORS)
 
     def allocate(sites: Sites, scores: Callable[[], Iterator[Scores]]) -> Plan:
         cost = budget.cost.prepare(sites.model, sites.example)

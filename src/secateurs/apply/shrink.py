@@ -20,6 +20,7 @@ from secateurs.apply.present import Nonzero, present_units
 from secateurs.apply.resize import Indices, Undo, cut_, implied, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, parameters_in
+from secateurs.given import MASKS, MODEL, require
 from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal, refuse_opaque
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
@@ -84,6 +85,9 @@ def shrink_(
     >>> model[0]
     Linear(in_features=3, out_features=2, bias=True)
     """
+    require("shrink_", "model", model, MODEL)
+    if masks is not None:
+        require("shrink_", "masks", masks, MASKS)
     example = example if example is not None or masks is None else masks.example
     refuse_opaque(model)
     if masks is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateurs.batch import run_batch, split
 from secateurs.forward import check_fit, evaluating
+from secateurs.given import STATISTICS, TASK, require
 from secateurs.observe.adding import Accumulators, add_up_
 from secateurs.products import Product, Products
 from secateurs.progress import track
@@ -35,6 +36,8 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     >>> observe(model, find_sites(model, Element()), [norm], Task(example=batch[0], train=[batch]))["weight"][norm]
     tensor([[[5., 1.]]])
     """
+    require("observe", "needs", needs, STATISTICS)
+    require("observe", "task", task, TASK)
     if not needs:
         return {}
     batches = task.calibration if task.calibration is not None else task.train

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.forward import modules_in, run_example
+from secateurs.given import MODEL, require, told
 from secateurs.graph import analyse
 from secateurs.patterns.canonical import Weight, find_weights
 from secateurs.patterns.coupled import coupled_sites, extents_without, with_alive
@@ -17,7 +18,7 @@ from secateurs.patterns.cut import cut, misfit
 from secateurs.patterns.selection import Axes, Selection, select
 from secateurs.patterns.units import as_units
 from secateurs.ranks import whole
-from secateurs.types import Coupling, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
+from secateurs.types import Coupling, KindError, Member, Pattern, PatternError, Site, Sites, Skipped, Tiling
 
 
 def find_sites(
@@ -48,10 +49,13 @@ def find_sites(
     >>> [(site.name, site.units) for site in find_sites(model, Element(), only="0")]
     [('0', 32)]
     """
+    require("find_sites", "model", model, MODEL)
+    if isinstance(pattern, type) or not isinstance(pattern, (Coupling, Tiling)):
+        raise KindError(
+            f"find_sites: pattern is {told(pattern)}, but must be a pattern, for example Element(), NofM(2, 4) or Channel()"
+        )
     if isinstance(pattern, Coupling):
         return _coupled(model, pattern, example, only, skip, masks)
-    if not isinstance(pattern, Tiling):
-        raise PatternError(f"{pattern!r} is no pattern: neither a Tiling of single weights nor a Coupling (see secateurs.types)")
     weights, skipped = find_weights(model, example)
     if not weights:
         raise PatternError(f"{type(model).__name__} has no prunable weight; {_listed(skipped)}")

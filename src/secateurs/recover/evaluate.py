@@ -10,6 +10,7 @@ from torch import nn
 
 from secateurs.batch import run_batch, split
 from secateurs.forward import check_fit, evaluating, tensors_in
+from secateurs.given import MODEL, TASK, require
 from secateurs.progress import track
 from secateurs.types import Task, TaskError
 
@@ -31,6 +32,8 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
 
 def measured(model: nn.Module, task: Task, batches: Iterable[Any] | None, show: bool) -> tuple[float, int]:
     """The task's metric summed over all samples, and how many there are; raises as `evaluate` does."""
+    require("evaluate", "model", model, MODEL)
+    require("evaluate", "task", task, TASK)
     if task.metric is None:
         raise TaskError("there is no metric to evaluate: give Task(metric=...), a mean over a batch of (output, target)")
     if batches is None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from secateurs.apply import Masks, zero_dead_
+from secateurs.given import BY_SPARSITY, SCHEDULE, SOLVER, require
 from secateurs.patterns import Selection
 from secateurs.prune import prune_
 from secateurs.recover.checkpoint import load_weights
@@ -59,6 +60,10 @@ def gradual(
         raise SecateursError(f"gradual: from epoch {begin} to {end}, every {every}, there is nothing to prune")
     if rewind == "weights" and isinstance(rewind_to, int) and rewind_to > begin:
         raise SecateursError(f"gradual: rewind_to={rewind_to} comes after the first pruning, at epoch {begin}")
+
+    require("gradual", "solver", solver, SOLVER)
+    require("gradual", "allocate", allocate, BY_SPARSITY)
+    require("gradual", "schedule", schedule, SCHEDULE)
 
     def prune(run: Run, sparsity: float) -> None:
         masks = prune_(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateurs.apply import Masks
 from secateurs.batch import own_loss, run_batch, split
 from secateurs.forward import check_fit, device_of, evaluating
+from secateurs.given import COUNT, HOOKS, MASKS, MODEL, NUMBER_TYPE, OPTIMIZER, TASK, require
 from secateurs.progress import tell, track
 from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed, whole
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
@@ -61,6 +62,15 @@ def train_(
     >>> run.history[-1]["loss"] < run.history[0]["loss"]
     True
     """
+    require("train_", "model", model, MODEL)
+    require("train_", "task", task, TASK)
+    require("train_", "optimizer", optimizer, OPTIMIZER)
+    for argument, number in (("epochs", epochs), ("accumulate", accumulate)):
+        require("train_", argument, number, COUNT)
+    require("train_", "hooks", hooks, HOOKS)
+    for argument, optional, kind in (("masks", masks, MASKS), ("amp", amp, NUMBER_TYPE)):
+        if optional is not None:
+            require("train_", argument, optional, kind)
     _check(task, epochs, accumulate, hooks)
     if checkpoint is not None and any_sharded(model.parameters()):
         raise SecateursError(
@@ -117,7 +127,7 @@ def _check(task: Task, epochs: int, accumulate: int, hooks: Sequence[Hook]) -> N
 def _require_own_loss(model: nn.Module, task: Task) -> None:
     """Raise `TaskError` where there is no loss in the task and none in what the model makes of the first batch."""
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        for batch in task.train or ():
+        for batch in () if task.train is None else task.train:
             inputs, _ = split(model, task, batch)
             check_fit(model, inputs, "a training batch")
             if own_loss(run_batch(model, inputs, "a training batch", task.example)) is None:
@@ -143,7 +153,7 @@ def _epoch(
     if sampler is not None and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(run.epoch)
     walk = _Walk(run, hooks, scaler, autocast, device)
-    batches = iter(track(run.task.train or (), f"epoch {run.epoch + 1}/{run.epochs}", show=show))
+    batches = iter(track(() if run.task.train is None else run.task.train, f"epoch {run.epoch + 1}/{run.epochs}", show=show))
     while group := list(islice(batches, accumulate)):
         if needs_closure(run.optimizer):
             run.optimizer.step(partial(walk.backward, group))  # type: ignore[arg-type]
@@ -154,15 +164,16 @@ def _epoch(
         run.step += 1
         for hook in hooks:
             hook.stepped(run)
-    return _finite(_mean(walk.total, walk.samples), run)
+    return _finite(_mean(walk.total, walk.samples, run.epoch), run)
 
 
-def _mean(total: Tensor | float, samples: int) -> float:
+def _mean(total: Tensor | float, samples: int, epoch: int = 0) -> float:
     """The mean over the samples of all processes that train together."""
     if count() > 1:
         total, samples = summed({"": torch.tensor([float(total), samples], dtype=torch.float64)})[""].tolist()
     if not samples:
-        raise TaskError("the training loader is empty: it gave no batch")
+        once = f" in epoch {epoch + 1}; can it be walked only once, as an iterator? give a DataLoader or a list" if epoch else ""
+        raise TaskError(f"the training loader is empty: it gave no batch{once}")
     return float(total / samples)
 
 

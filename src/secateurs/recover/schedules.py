@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from secateurs.types import SecateursError
+from secateurs.types import KindError, SecateursError
 
 Schedule = Callable[[float], float]
 """Progress in (0, 1] → sparsity in [0, 1). Any function of that kind is a schedule."""
@@ -52,5 +52,7 @@ def geometric(sparsity: float, *, initial: float = 0.0) -> Schedule:
 
 def _check(*sparsities: float) -> None:
     for sparsity in sparsities:
+        if not isinstance(sparsity, (int, float)):
+            raise KindError(f"a schedule's sparsity is {sparsity!r}, but must be a number, for example cubic(0.9)")
         if not 0 <= sparsity < 1:
             raise SecateursError(f"sparsity {sparsity} is not in [0, 1); 0.9 removes 90 %")

@@ -9,6 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from secateurs.given import CRITERION, require
 from secateurs.patterns import joined_scores, unit_scores, weight_of
 from secateurs.select import kth_largest
 from secateurs.types import (
@@ -41,6 +42,9 @@ class TopK:
     """
 
     criterion: Criterion
+
+    def __post_init__(self) -> None:
+        require("TopK", "criterion", self.criterion, CRITERION)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

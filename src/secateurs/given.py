@@ -1,0 +1,98 @@
+"""Whether an argument is the kind of thing that is asked for: the first mistakes, told in a sentence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.types import Budget, Criterion, Hook, KindError, Task
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument must be: in words, with an example, and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def require(who: str, argument: str, value: object, kind: Kind) -> None:
+    """Raise `KindError` where a value is of another kind.
+
+    >>> require("prune_", "solver", 0.5, SOLVER)
+    Traceback (most recent call last):
+    secateurs.types.KindError: prune_: solver is 0.5, but must be a solver, for example TopK(magnitude())
+    """
+    if isinstance(value, type) or not kind.holds(value):
+        raise KindError(f"{who}: {argument} is {told(value)}, but must be {kind.words}")
+
+
+def told(value: object) -> str:
+    """A value in a few words.
+
+    >>> told(torch.zeros(2, 3)), told(nn.Linear), told(0.5)
+    ('a tensor of shape (2, 3)', 'the class Linear, not one made of it', '0.5')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}, not one made of it"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    named = getattr(value, "__qualname__", "")
+    return (
+        f"the function {named.partition('.')[0]}" if inspect.isfunction(value) and "<" not in named else f"a {type(value).__name__}"
+    )
+
+
+def _takes(*arguments: Any, **named: Any) -> Callable[[Any], bool]:
+    """Whether a thing can be called with such arguments."""
+
+    def holds(value: Any) -> bool:
+        try:
+            inspect.signature(value).bind(*arguments, **named)
+        except TypeError:
+            return False
+        except ValueError:  # a callable of C, which does not tell
+            return True
+        return True
+
+    return holds
+
+
+MODEL = Kind("a torch.nn.Module", lambda value: isinstance(value, nn.Module))
+TASK = Kind(
+    "a Task, for example Task(example=torch.zeros(1, 3, 32, 32), train=loader, loss=...)", lambda value: isinstance(value, Task)
+)
+CRITERION = Kind("a criterion, for example magnitude()", lambda value: isinstance(value, Criterion))
+SOLVER = Kind(
+    "a solver, for example TopK(magnitude())",
+    lambda value: all(hasattr(value, name) for name in ("needs", "scores")) and callable(value),
+)
+ALLOCATOR = Kind(
+    "an allocator, for example uniform(sparsity=0.5), or within_budget(Budget(macs, keep=0.5), uniform)", _takes(None, None)
+)
+ALLOCATORS = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(keep=0.5, floor=1))
+BY_SPARSITY = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(sparsity=0.5))
+SCHEDULE = Kind("a function of the progress in (0, 1], for example cubic(0.9)", _takes(0.5))
+BUDGET = Kind("a budget, for example Budget(macs, keep=0.5)", lambda value: isinstance(value, Budget))
+OPTIMIZER = Kind(
+    "a torch optimizer, for example torch.optim.SGD(model.parameters(), lr=0.1)",
+    lambda value: isinstance(value, torch.optim.Optimizer),
+)
+MASKS = Kind("the Masks that prune_ returned", lambda value: isinstance(value, Mapping) and hasattr(value, "bind"))
+HOOKS = Kind(
+    "a list of hooks, for example [clip_gradients(1.0)]",
+    lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, Hook) for each in value),
+)
+NUMBER_TYPE = Kind("torch.bfloat16 or torch.float16", lambda value: isinstance(value, torch.dtype))
+COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+STATISTICS = Kind(
+    "a list of statistics, for example [input_norm()]",
+    lambda value: isinstance(value, (list, tuple)) and all(hasattr(each, "start") for each in value),
+)
