@@ -138,7 +138,7 @@ def test_modules_and_parameters_may_be_given_themselves():
         ),
         ([nn.Linear], r"not the class Linear"),
         (3, r"takes names, .* not 3"),
-        ("", r"nothing in Decoder is called ''"),
+        ("", r"nothing in Decoder is called ''; did you mean \w"),
         ("*.attention.*", r"nothing in Decoder is called '\*\.attention\.\*'"),
         ("blocks.0.mlp.gat", r"did you mean blocks\.0\.mlp\.gate"),
     ],

@@ -38,7 +38,8 @@ class Names:
             return selection
         one = isinstance(selection, (str, nn.Module, Tensor)) or not isinstance(selection, Iterable)
         found = [name for part in ([selection] if one else selection) for name in self._named(part, argument)]  # type: ignore[union-attr]
-        known = list(dict.fromkeys([*self.also, *self.modules, *self.parameters, *buffers_in(self.model, again=True)]))
+        names = [*self.also, *self.modules, *self.parameters, *buffers_in(self.model, again=True)]
+        known = [name for name in dict.fromkeys(names) if name]  # the model itself has none
         for wanted in found:
             if not means(wanted, known):
                 close = difflib.get_close_matches(wanted, known, n=3) or known[:5]
