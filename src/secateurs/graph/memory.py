@@ -121,12 +121,12 @@ def _functional(func: Any, given: frozenset[str]) -> Any:
     """The operation of the same name and arguments that writes nothing; what it has beside them, it has a default for."""
     name = func.overloadpacket.__name__
     stem = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
-    wanted = {each.name: str(each.type) for each in func._schema.arguments if each.name not in given}
+    wanted = {each.name: str(each.type) for each in func._schema.arguments if each.name not in given}  # in their order
     for packet in (getattr(getattr(torch.ops, func.namespace), each, None) for each in (stem, f"{stem}_functional")):
         for overload in () if packet is None else packet.overloads():
             found = getattr(packet, overload)
             arguments = {each.name: str(each.type) for each in found._schema.arguments if not _is_spare(each, wanted)}
-            if not found._schema.is_mutable and arguments == wanted:
+            if not found._schema.is_mutable and [*arguments.items()] == [*wanted.items()]:
                 return found
     return None
 
