@@ -6,7 +6,7 @@ from secateurs.graph.axes import Dim
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.rms import rms_norms
 from secateurs.graph.rules import rule_of
-from secateurs.graph.trace import Trace
+from secateurs.graph.trace import Trace, used
 from secateurs.graph.typed import Dims, Typing
 
 
@@ -36,9 +36,9 @@ def infer(trace: Trace) -> Typing:
         typing.types[value] = [Dim.fresh(size, "the model's input") for size in value.shape]
         typing.fixed.pop(value, None)
     typing.rms_norms = rms_norms(trace)
-    used = _used(trace)
+    needed = used(trace)
     for typing.place, op in enumerate(trace.ops):
-        typing.muted = not used[typing.place]
+        typing.muted = not needed[typing.place]
         _apply(typing, op)
     typing.muted = False
     for name, value in trace.written.items():
@@ -72,16 +72,6 @@ def _moving(trace: Trace) -> set[Value]:
         if not more:
             return found
         found |= more
-
-
-def _used(trace: Trace) -> list[bool]:
-    """Which operations' results find their way into the outputs, or into what the next pass begins with."""
-    needed, used = {*trace.outputs, *trace.written.values()}, []
-    for op in reversed(trace.ops):
-        used.append(any(value in needed for value in op.outputs))
-        if used[-1]:
-            needed.update(op.inputs)
-    return used[::-1]
 
 
 def _apply(typing: Typing, op: Op) -> None:

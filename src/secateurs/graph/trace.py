@@ -62,6 +62,16 @@ class Trace:
     fake: bool = True
 
 
+def used(trace: Trace) -> list[bool]:
+    """Which operations' results find their way into the outputs, or into what the next pass begins with."""
+    needed, found = {*trace.outputs, *trace.written.values()}, []
+    for op in reversed(trace.ops):
+        found.append(any(value in needed for value in op.outputs))
+        if found[-1]:
+            needed.update(op.inputs)
+    return found[::-1]
+
+
 def record(model: nn.Module, example: Any) -> Trace:
     """Record one forward pass of the example, in evaluation mode, on fake tensors: neither memory nor time for the numbers.
 

@@ -12,6 +12,7 @@ from secateurs.graph.known.state import Free, Known
 from secateurs.graph.known.table import rule_of
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.structure import Structure
+from secateurs.graph.trace import used
 
 
 def interpret(model: nn.Module, structure: Structure) -> Knowing:
@@ -36,8 +37,9 @@ def interpret(model: nn.Module, structure: Structure) -> Knowing:
                 knowing.known.setdefault(value, Known.of(tensor.cpu()))
     for value in trace.inputs:
         knowing.known[value] = Known.nothing([(Free(size),) for size in value.shape])
-    for op in trace.ops:
-        _apply(knowing, op)
+    for op, needed in zip(trace.ops, used(trace), strict=True):
+        if needed:  # what nobody reads may be anything, and what it adds up does not matter
+            _apply(knowing, op)
     return knowing
 
 
