@@ -29,7 +29,7 @@ from secateurs.run import limits as limit_module
 from secateurs.run import machine as machine_module
 from secateurs.run import memory as memory_module
 from secateurs.run import tune as tuning
-from secateurs.run.backends import Absent
+from secateurs.run.backends import Absent, Lent
 from secateurs.run.memory import Memory
 from secateurs.run.timing import Timing
 
@@ -154,6 +154,28 @@ def test_a_close_race_is_run_again_and_in_doubt_a_dense_runtime_runs(
     fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, dense={})
     assert fast.explain().chosen == chosen
     assert len(asked) == (2 if again is None else 3)
+
+
+@has_kernels
+def test_the_race_is_between_calls_as_callers_make_them_and_lent_answers_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, held, checked = small(), torch.randn(1, 3, 32, 32), torch.zeros(1, 5), []
+
+    def lender(model: nn.Module, example: Any, threads: int) -> Any:
+        return lambda inputs: Lent((held.copy_(model(inputs)),))
+
+    def race(runs: Any, example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
+        for run in runs.values():
+            same(run(torch._neg_view(-example)), model(example))  # only a call of the compiled model takes such an input
+            checked.append(run)
+        return {name: Timing((1.0,) if name == "lender" else (2.0,)) for name in runs}
+
+    monkeypatch.setattr(compiling, "_race", race)
+    with torch.no_grad():
+        fast = compile(model, x, threads=1, dense={"lender": lender})
+        assert fast.explain().chosen == "lender" and len(checked) >= 5
+        first = fast(x)
+        fast(2 * x)
+        same(first, model(x))
 
 
 class Summed(nn.Module):

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from secateurs.apply.attention import attend
 from secateurs.apply.step import Rewrite
 from secateurs.graph import TABLE
+from secateurs.types import SecateursError
 
 REWRITES = "_secateurs_rewrites"
 """The attribute of a module that holds its rewrites, those of each shrinking in turn."""
@@ -97,6 +98,10 @@ def _with(value: Any, path: Sequence[int | str], new: Any) -> Any:
     return (*value[:place], _with(value[place], path[1:], new), *value[place + 1 :])
 
 
+class ScriptError(SecateursError, AttributeError):
+    """A module was made smaller in a way that only running it can follow, not reading its code. Whoever only looks finds no attribute."""
+
+
 class RewrittenForward:
     """The forward pass of a module's class, with the sizes that its smaller weights need; it is copied and pickled with the module."""
 
@@ -110,6 +115,14 @@ class RewrittenForward:
     @property
     def __code__(self) -> CodeType:
         return type(self.module).forward.__code__  # torch.export asks for it
+
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        """What torch.jit.script reads first of all."""
+        raise ScriptError(
+            f"the code of {type(self.module).__name__} writes down sizes of before it was made smaller, which are replaced while it runs; "
+            "torch.jit.script compiles the code as it is written, with the old sizes: use torch.jit.trace(model, example), or torch.export"
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as earlier_first:

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.forward import call, nested, tensors_in
 
 Runner = Callable[[Any], Any]
-"""Takes what the model takes. Torch's give what the model gives, the others a tuple of its tensors, good until the next call."""
+"""Takes what the model takes. Torch's give what the model gives, the others a tuple of its tensors."""
+
+
+class Lent(tuple[Tensor, ...]):
+    """Tensors that are good until the next call."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def onnx_session(runtime: Any, graph: bytes | str, threads: int) -> Runner:
     names = [each.name for each in session.get_inputs()]
 
     def run(inputs: Any) -> Any:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors_in(inputs), strict=True)}
+        tensors = (inputs,) if isinstance(inputs, Tensor) else tensors_in(inputs)
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
         return tuple(map(torch.from_numpy, session.run(None, feed)))
 
     return run
@@ -116,7 +121,7 @@ def openvino(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
 
     def run(inputs: Any) -> Any:
         found = request.infer([tensor.numpy() for tensor in tensors_in(inputs)], share_inputs=True, share_outputs=True)
-        return tuple(map(torch.from_numpy, found.values()))
+        return Lent(map(torch.from_numpy, found.values()))
 
     return run
 

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from secateurs.forward import call, run_example, tensors_in
-from secateurs.run.backends import DENSE, Absent, Backend
+from secateurs.progress import waiting
+from secateurs.run.backends import DENSE, Absent, Backend, Lent
 from secateurs.run.error import CompileError
 from secateurs.run.execute import Runner
 from secateurs.run.explain import Explanation, explain
 from secateurs.run.gemv import Values
-from secateurs.run.interpret import interpreter
+from secateurs.run.interpret import bare, interpreter
 from secateurs.run.limits import limits
 from secateurs.run.lower import lower
 from secateurs.run.machine import InstructionSet, instruction_set
 from secateurs.run.memory import Memory
 from secateurs.run.nest import changed, leaves
 from secateurs.run.nodes import Network, Node, Value
-from secateurs.run.plain import only_torch, resolved
+from secateurs.run.plain import accepting, only_torch, resolved
 from secateurs.run.plan import plan
 from secateurs.run.record import fits, record
 from secateurs.run.timing import Timing, measure, torch_threads
@@ -90,11 +91,14 @@ class Compiled:
                 "call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture"
             )
         inputs = kwargs or (args[0] if len(args) == 1 else args)
+        return self._checked(self._first, inputs)
+
+    def _checked(self, ready: Ready, inputs: Any) -> Any:
+        """Run inputs of any kind, by this plan if it is for such inputs."""
         why = only_torch(inputs)
         if why is not None:
             return self._by_torch(inputs, why)
         inputs = resolved(inputs)
-        ready = self._first
         if not fits(ready.network, inputs):
             ready = self._for(inputs)
         return ready.run(inputs)
@@ -144,7 +148,7 @@ class Compiled:
     def _plan(self, example: Any) -> Ready:
         network = lower(record(self._model, example))
         if self.isa is None:
-            return Ready(network, interpreter(network), "torch", {}, {})
+            return _by_torch(network, {})
         if self._tuning:
             tuned = tune(network, self.isa, self.threads, self._memory, self._values)
         else:
@@ -158,12 +162,10 @@ class Compiled:
                 RuntimeWarning,
                 stacklevel=4,
             )
-            return Ready(network, interpreter(network), "torch", tuned, {})
+            return _by_torch(network, tuned)
         run = self._beside_torch(run, runner, example)
-        if not self._tuning:
-            return Ready(network, run, "kernels", tuned, {}, runner.straight(network))
-        ready = self._raced(network, run, tuned, example)
-        return replace(ready, straight=runner.straight(network)) if ready.chosen == "kernels" else ready
+        ready = Ready(network, run, "kernels", tuned, {}, runner.straight(network) or _straight(network, run))
+        return self._raced(ready, example) if self._tuning else ready
 
     def _beside_torch(self, run: Callable[[Any], Any], runner: Runner, example: Any) -> Callable[[Any], Any]:
         """Torch's operations between the kernels with all threads, or with one: when they are done, torch's threads keep cores busy for a
@@ -181,20 +183,35 @@ class Compiled:
             race = _race({"alone": alone, "all": run}, example, self.threads, rounds=9)
         return alone if race["alone"].speed_over(race["all"]) > 1 else run
 
-    def _raced(self, network: Network, run: Callable[[Any], Any], tuned: Mapping[Node, Tuned], example: Any) -> Ready:
-        """Whichever is fastest of the kernels and the dense runtimes."""
-        with torch_threads(self.threads):
-            runs: dict[str, Callable[[Any], Any]] = {"kernels": run, "torch": interpreter(network)}
-            race = _race(runs, example, self.threads)
+    def _raced(self, kernels: Ready, example: Any) -> Ready:
+        """Whichever is fastest of the kernels and the dense runtimes, each called as a caller of the compiled model would call it."""
+        network = kernels.network
+        ready = {"kernels": kernels, "torch": _by_torch(network, kernels.tuned)}
+        with torch_threads(self.threads), waiting("racing the kernels against dense runtimes"):
+            race = _race(self._entries(ready), example, self.threads)
             if race["kernels"].speed_over(race["torch"]) < _CLEAR or race["torch"].median < _LONG:
                 made = {name: backend(self._model, example, self.threads) for name, backend in self._dense.items()}
-                runs |= {name: _shaped(network, each) for name, each in made.items() if not isinstance(each, Absent)}
-                race = _race(runs, example, self.threads)
+                ready |= {name: _by(name, run, network, kernels.tuned) for name, run in made.items() if not isinstance(run, Absent)}
+                race = _race(self._entries(ready), example, self.threads)
             dense = _best_dense(race)
             if abs(race["kernels"].speed_over(race[dense]) - 1) < _CLOSE:
-                race = {**race, **_race({name: runs[name] for name in ("kernels", dense)}, example, self.threads, rounds=61)}
+                again = self._entries({name: ready[name] for name in ("kernels", dense)})
+                race = {**race, **_race(again, example, self.threads, rounds=61)}
         chosen = "kernels" if race["kernels"].speed_over(race[dense]) > _AHEAD else dense
-        return Ready(network, runs[chosen], chosen, tuned, race)
+        return replace(ready[chosen], race=race)
+
+    def _entries(self, ready: Mapping[str, Ready]) -> dict[str, Callable[[Any], Any]]:
+        """What a call of this model would come to with each of these."""
+        return {name: self._entry(each) for name, each in ready.items()}
+
+    def _entry(self, ready: Ready) -> Callable[[Any], Any]:
+        straight = ready.straight or _nothing
+
+        def entry(inputs: Any) -> Any:
+            found = straight(inputs)
+            return self._checked(ready, inputs) if found is None else found
+
+        return entry
 
 
 def compile(
@@ -283,6 +300,37 @@ def _calling(network: Network, runner: Runner) -> Callable[[Any], Any]:
     return run
 
 
+def _by_torch(network: Network, tuned: Mapping[Node, Tuned]) -> Ready:
+    """The network as it was recorded."""
+    return Ready(network, interpreter(network), "torch", tuned, {}, _straight(network, bare(network)))
+
+
+def _by(name: str, run: Callable[[Any], Any], network: Network, tuned: Mapping[Node, Tuned]) -> Ready:
+    """The same model in a dense runtime."""
+    return Ready(network, _shaped(network, run), name, tuned, {}, _straight(network, run))
+
+
+def _straight(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Tensor | None] | None:
+    """A way around all that is done for other inputs than the expected one: what it takes counts, where the model takes microseconds."""
+    wanted, made = network.example, network.result
+    if not isinstance(wanted, Value) or not isinstance(made, Value):
+        return None
+    accepts = accepting(wanted.shape, wanted.dtype)
+
+    def straight(x: Any) -> Tensor | None:
+        if not accepts(x):
+            return None
+        found = run(x)
+        return found if isinstance(found, Tensor) else _own(found)[0]
+
+    return straight
+
+
+def _own(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors that the next call leaves alone."""
+    return tuple(each.clone() for each in found) if isinstance(found, Lent) else found
+
+
 def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A dense runtime whose tensors are put where the model has them."""
     places = [value for _, value in leaves(network.result) if isinstance(value, Value)]
@@ -291,8 +339,7 @@ def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]
         found = run(inputs)
         if not isinstance(found, tuple) or not all(isinstance(each, Tensor) for each in found):
             return found  # torch gives what the model gives
-        named = dict(zip(places, (each.clone() for each in found), strict=True))
-        return changed(network.result, named.__getitem__)
+        return changed(network.result, dict(zip(places, _own(found), strict=True)).__getitem__)
 
     return shaped
 

@@ -15,7 +15,7 @@ from secateurs.run.homes import Segment
 from secateurs.run.interpret import program
 from secateurs.run.machine import native_module
 from secateurs.run.nodes import Network, Node, Torch, Value
-from secateurs.run.plain import in_memory, is_followed, is_plain
+from secateurs.run.plain import accepting, in_memory
 from secateurs.run.plan import Plan, programs, results
 
 Kernels = Callable[[int, Sequence[Tensor]], list[Tensor]]
@@ -74,20 +74,12 @@ class Runner:
         wanted, made = network.example, network.result
         if self._whole is None or not isinstance(wanted, Value) or not isinstance(made, Value):
             return None
-        shape, dtype, out, threads = wanted.shape, wanted.dtype, made.shape, self.threads
+        accepts, out, threads = accepting(wanted.shape, wanted.dtype), made.shape, self.threads
         (native,) = self.programs.values()
         execute, arena, free = native.run, self._arena.address, self._free
 
         def call(x: Any, keeps_the_arena: Runner = self) -> Tensor | None:
-            if (
-                is_followed()
-                or not isinstance(x, Tensor)
-                or x.shape != shape
-                or x.dtype is not dtype
-                or x.requires_grad
-                or not is_plain(x)
-                or not free.acquire(blocking=False)
-            ):
+            if not accepts(x) or not free.acquire(blocking=False):
                 return None
             try:
                 held, y = x.contiguous(), _empty(out)

@@ -46,7 +46,7 @@ def interpret(network: Network, inputs: Any) -> Any:
 
 def interpreter(network: Network) -> Callable[[Any], Any]:
     """The function that a network is, prepared once for many calls."""
-    gives = list(dict.fromkeys(value for _, value in leaves(network.result) if isinstance(value, Value)))
+    gives = _results(network)
     run = program(network.nodes, network.inputs, gives, network.constants)
     alone = isinstance(network.result, Value)
 
@@ -59,6 +59,16 @@ def interpreter(network: Network) -> Callable[[Any], Any]:
         return found[0] if alone else changed(network.result, dict(zip(gives, found, strict=True)).__getitem__)
 
     return call
+
+
+def bare(network: Network) -> Callable[[Tensor], Tensor]:
+    """`interpreter` for a network from one tensor to one tensor, and inputs that are known to fit."""
+    run = torch.no_grad()(program(network.nodes, network.inputs, _results(network), network.constants))
+    return lambda x: run(x)[0]
+
+
+def _results(network: Network) -> list[Value]:
+    return list(dict.fromkeys(value for _, value in leaves(network.result) if isinstance(value, Value)))
 
 
 def program(
