@@ -705,7 +705,20 @@ ATTENTION: dict[str, tuple[Heads, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+FOR_ONE_BATCH = "mask of each head"
+"""Whose code multiplies the batch by a number of heads that it writes down: no smaller number in its place is right for every batch."""
+
+
+def test_a_mask_that_is_made_for_one_number_of_heads_keeps_them():
+    call, settings = ATTENTION[FOR_ONE_BATCH]
+    model, example = Attending(call, **settings).double().eval(), torch.randn(2, 4, 6, dtype=torch.float64)
+    masks = prune(model, example, sc.Head())
+    [left] = sc.shrink_(model, masks).skipped
+    assert left.name == "attention:heads" and "fails at another size, which the masked one takes (tensor (3, 4, 6)" in left.reason
+    assert model.attention.num_heads == 4
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name != FOR_ONE_BATCH])
 def test_the_heads_of_attention(name):
     call, settings = ATTENTION[name]
     model, example = Attending(call, **settings).double().eval(), torch.randn(2, 4, 6, dtype=torch.float64)

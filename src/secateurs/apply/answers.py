@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from secateurs.apply.other_inputs import other_inputs
 from secateurs.apply.still import Stilled
-from secateurs.forward import modules_in, nested, parameters_in, run_example, tensors_in
+from secateurs.forward import describe, modules_in, nested, parameters_in, run_example, tensors_in
 from secateurs.graph import plain, untouched
-from secateurs.types import SecateursError
+from secateurs.types import SecateursError, TaskError
 
 _SMALL, _LARGE = 10_000_000, 200_000_000
 _TOLERANCE = 3e-6
@@ -109,7 +109,17 @@ class Check:
             accepted = [first] if first is not None else [self._first_accepted(way, cast, found) for way in ways]
             self._others = [each[0] for each in accepted if each is not None]
             return found + [tensor for each in accepted if each is not None for tensor in each[1]]
-        return found + [tensor for other in self._others for tensor in _floats(run_example(self.model, nested(other, cast)))]
+        return found + [tensor for other in self._others for tensor in self._answers_to(other, cast)]
+
+    def _answers_to(self, other: Any, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What a model says to another input than the example, which the whole model takes."""
+        try:
+            return _floats(run_example(self.model, nested(other, cast)))
+        except TaskError as problem:
+            reason = str(problem.__cause__ or problem).strip().splitlines()[0]
+            raise Different(
+                f"the smaller model fails at another size, which the masked one takes ({describe(other)}): {reason}"
+            ) from problem
 
     def _first_accepted(
         self, way: Sequence[Any], cast: Callable[[Tensor], Tensor], usual: Sequence[Tensor]

@@ -63,6 +63,8 @@ def attend(
         k, v = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (k, v))
     q, k, v = (x.reshape(x.shape[0], x.shape[1], num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal and not need_weights and key_padding_mask is None:  # then torch looks at no mask
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     scores = _masked(scores, attn_mask, key_padding_mask)
     attention = functional.dropout(scores.softmax(-1), dropout_p if training else 0.0)
     out = (attention @ v).permute(2, 0, 1, 3).flatten(2)
