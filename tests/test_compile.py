@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,47 @@ def test_the_race_is_between_calls_as_callers_make_them_and_lent_answers_are_cop
         first = fast(x)
         fast(2 * x)
         same(first, model(x))
+
+
+def fastest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a race be won by this one."""
+    won = {True: Timing((1.0,)), False: Timing((2.0,))}
+    monkeypatch.setattr(compiling, "_race", lambda runs, *_, **__: {each: won[each == name] for each in runs})
+
+
+@has_kernels
+def test_an_onnx_session_with_places_of_its_own_answers_as_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    fastest("ONNX Runtime", monkeypatch)
+    model, x = small().requires_grad_(False), torch.randn(2, 3, 32, 32)
+    fast = compile(model, x, threads=1)
+    assert fast.explain().chosen == "ONNX Runtime"
+    across = x.to(memory_format=torch.channels_last)
+    first = fast(x)
+    for other in (2 * x, across, torch._neg_view(x), x[:, :, :30], x[:1].expand(2, -1, -1, -1)):
+        same(fast(other), model(other))
+    same(first, model(x))  # later calls leave it alone
+    freed = torch.randn(2, 3, 32, 32)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(CompileError, match="has no memory any more"):
+        fast(freed)
+    several = [torch.randn(2, 3, 32, 32) for _ in range(64)]
+    with ThreadPoolExecutor(4) as threads:
+        for each, found in zip(several, threads.map(fast, several), strict=True):
+            same(found, model(each))
+
+
+@has_kernels
+def test_a_dtype_that_onnx_runtime_cannot_take_leaves_it_out_of_the_race() -> None:
+    model, x = nn.Sequential(Cast(), nn.Linear(8, 4)).eval().requires_grad_(False), torch.randn(2, 8).bfloat16()
+    same(compile(model, x, threads=1)(x), model(x))
+
+
+class Cast(nn.Module):
+    """Takes any dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
 
 
 class Summed(nn.Module):

@@ -13,11 +13,12 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from secateurs.forward import call, run_example, tensors_in
 from secateurs.progress import waiting
-from secateurs.run.backends import DENSE, Absent, Backend, Lent
+from secateurs.run.backends import DENSE, Absent, Backend, Lent, OnnxSession
 from secateurs.run.error import CompileError
 from secateurs.run.execute import Runner
 from secateurs.run.explain import Explanation, explain
@@ -80,12 +81,14 @@ class Compiled:
         self._straight = self._first.straight or _nothing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():  # in the other ways of torch to compile and export it follows operations, which a look will show
             return self._model(*args, **kwargs)
         if len(args) == 1 and not kwargs:
             found = self._straight(args[0])
             if found is not None:
                 return found
+        if torch.compiler.is_compiling():
+            return self._model(*args, **kwargs)
         if args and kwargs:
             raise CompileError(
                 "call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture"
@@ -191,7 +194,8 @@ class Compiled:
             race = _race(self._entries(ready), example, self.threads)
             if race["kernels"].speed_over(race["torch"]) < _CLEAR or race["torch"].median < _LONG:
                 made = {name: backend(self._model, example, self.threads) for name, backend in self._dense.items()}
-                ready |= {name: _by(name, run, network, kernels.tuned) for name, run in made.items() if not isinstance(run, Absent)}
+                there = {name: run for name, run in made.items() if not isinstance(run, Absent)}
+                ready |= {name: _by(name, run, network, kernels.tuned, example) for name, run in there.items()}
                 race = _race(self._entries(ready), example, self.threads)
             dense = _best_dense(race)
             if abs(race["kernels"].speed_over(race[dense]) - 1) < _CLOSE:
@@ -305,25 +309,28 @@ def _by_torch(network: Network, tuned: Mapping[Node, Tuned]) -> Ready:
     return Ready(network, interpreter(network), "torch", tuned, {}, _straight(network, bare(network)))
 
 
-def _by(name: str, run: Callable[[Any], Any], network: Network, tuned: Mapping[Node, Tuned]) -> Ready:
+def _by(name: str, run: Callable[[Any], Any], network: Network, tuned: Mapping[Node, Tuned], example: Any) -> Ready:
     """The same model in a dense runtime."""
-    return Ready(network, _shaped(network, run), name, tuned, {}, _straight(network, run))
+    short: Callable[[Any], Tensor | None] = partial(_alone, run)
+    if isinstance(run, OnnxSession) and isinstance(example, Tensor) and isinstance(network.result, Value):
+        short = run.bound(example)
+    return Ready(network, _shaped(network, run), name, tuned, {}, _straight(network, short))
 
 
-def _straight(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Tensor | None] | None:
+def _straight(network: Network, run: Callable[[Any], Tensor | None]) -> Callable[[Any], Tensor | None] | None:
     """A way around all that is done for other inputs than the expected one: what it takes counts, where the model takes microseconds."""
     wanted, made = network.example, network.result
     if not isinstance(wanted, Value) or not isinstance(made, Value):
         return None
     accepts = accepting(wanted.shape, wanted.dtype)
 
-    def straight(x: Any) -> Tensor | None:
-        if not accepts(x):
-            return None
-        found = run(x)
-        return found if isinstance(found, Tensor) else _own(found)[0]
+    return lambda x: run(x) if accepts(x) else None
 
-    return straight
+
+def _alone(run: Callable[[Any], Any], inputs: Any) -> Tensor:
+    """The one tensor that a dense runtime gives, bare from torch, in a tuple from the others."""
+    found = run(inputs)
+    return found if isinstance(found, Tensor) else _own(found)[0]
 
 
 def _own(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
