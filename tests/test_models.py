@@ -61,6 +61,7 @@ VGG_16 = (
     + conv(128, 256, 3) + 2 * conv(256, 256, 3) + conv(256, 512, 3) + 5 * conv(512, 512, 3)
     + linear(25088, 4096) + linear(4096, 4096) + linear(4096, 1000)
 )  # fmt: skip
+DS_CNN = 64 * 10 * 4 + 64 + 4 * (64 * 9 + 64 + conv(64, 64, 1)) + 9 * norm(64) + linear(64, 12)
 DIGITS_CNN = conv(1, 16, 3) + conv(16, 32, 3) + linear(512, 64) + linear(64, 10)
 
 NETWORKS = [
@@ -73,6 +74,7 @@ NETWORKS = [
     pytest.param(models.resnet_56, cifar_resnet(9), 853_018, (3, 32, 32), 10, id="resnet_56"),
     pytest.param(models.squeezenet_1_0, None, 1_248_424, (3, 227, 227), 1000, id="squeezenet_1_0"),
     pytest.param(models.digits_cnn, DIGITS_CNN, 38_282, (1, 8, 8), 10, id="digits_cnn"),
+    pytest.param(models.ds_cnn, DS_CNN, 23_756, (1, 49, 10), 12, id="ds_cnn"),
 ]
 
 
@@ -182,6 +184,7 @@ def test_digits_cnn_learns() -> None:
         pytest.param(models.resnet_20, "resnet20_cifar10.safetensors", id="resnet_20"),
         pytest.param(models.resnet_56, "resnet56_cifar10.safetensors", id="resnet_56"),
         pytest.param(models.squeezenet_1_0, "squeezenet_v1_0_pruned.safetensors", id="squeezenet_1_0"),
+        pytest.param(models.ds_cnn, "ds_cnn_kws.safetensors", id="ds_cnn"),
     ],
 )
 def test_published_weights_fit(factory: Factory, file: str) -> None:
@@ -205,3 +208,16 @@ def test_published_resnet_20_recognises_jpeg_images() -> None:
     with torch.no_grad():
         output = torch.cat([model(part) for part in inputs.chunk(4)])
     assert 0.78 < accuracy(output, torch.from_numpy(labels[:1000]).long()) < 0.84
+
+
+@needs_data
+def test_published_ds_cnn_recognises_words() -> None:
+    """91.3 %; with symmetric padding of the first convolution, or another epsilon, it is less."""
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model = models.ds_cnn().eval()
+    model.load_state_dict(load_file(data("ds_cnn_kws.safetensors")))
+    with np.load(data("kws_mfcc.npz")) as archive:
+        inputs, labels = (torch.from_numpy(archive[name]) for name in ("inputs", "labels"))
+    with torch.no_grad():
+        output = model((inputs[:, None].float() - 83) * 0.5847029)
+    assert accuracy(output, labels.long()) == pytest.approx(0.913, abs=5e-4)

@@ -18,7 +18,9 @@ from secateurs.models.vit import Attention
 Factory = Callable[..., nn.Module]
 
 # tested in test_models.py
-OLDER = {"alexnet", "digits_cnn", "lenet_300_100", "lenet_5", "resnet_20", "resnet_50", "resnet_56", "squeezenet_1_0", "vgg_16"}
+OLDER = {
+    "alexnet", "digits_cnn", "ds_cnn", "lenet_300_100", "lenet_5", "resnet_20", "resnet_50", "resnet_56", "squeezenet_1_0", "vgg_16",
+}  # fmt: skip
 # factory, published parameters, input of the paper, arguments of a tiny one, input of the tiny one; shapes without the batch
 NETWORKS = [
     pytest.param(models.resnet_18, 11_689_512, (3, 224, 224), {"width": 0.125}, (3, 32, 32), id="resnet_18"),

@@ -11,6 +11,7 @@ from secateurs.models.alexnet import alexnet
 from secateurs.models.convnext import convnext_t
 from secateurs.models.densenet import densenet_121
 from secateurs.models.digits import digits_cnn
+from secateurs.models.ds_cnn import ds_cnn
 from secateurs.models.efficientnet import efficientnet_b0
 from secateurs.models.googlenet import googlenet
 from secateurs.models.lenet import lenet_5, lenet_300_100
@@ -30,6 +31,7 @@ __all__ = [
     "convnext_t",
     "densenet_121",
     "digits_cnn",
+    "ds_cnn",
     "efficientnet_b0",
     "googlenet",
     "lenet_5",
