@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import secateurs as sc
 from secateurs.ranks import whole
 
-RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
+RANK, FOLDER = (int(sys.argv[1]), Path(sys.argv[2])) if __name__ == "__main__" else (0, Path())  # pytest looks for doctests here
 CHECKS: dict[str, Callable[[], Any]] = {}
 
 

@@ -320,6 +320,15 @@ def _with_one(before: Known, place: int) -> Known:
     )
 
 
+def diag_embed(know: Knowing, op: Op) -> Known | None:
+    """Numbers on a diagonal, and zeros beside it."""
+    if (op.argument("offset", 0), op.argument("dim1", -2), op.argument("dim2", -1)) != (0, -2, -1):
+        return None
+    before = know.of(op.args[0]).spread([-1])
+    number, unknown = (torch.diag_embed(each.expand(before.shape).double()) for each in (before.number, ~before.known))
+    return Known(number, unknown == 0, (*before.uniform[:-1], False, False), (*before.sizes, before.sizes[-1]))
+
+
 def moved(*names: str) -> Callable[[Knowing, Op], Known]:
     """Indices of the named dimensions change places: what is alike stays, of the rest only what is zero at every index."""
 

@@ -23,6 +23,7 @@ from secateurs.graph.known.pointwise import (
 from secateurs.graph.known.products import convolution, dot, linear, mm, mv
 from secateurs.graph.known.shapes import (
     cat,
+    diag_embed,
     embedding,
     expand,
     glu,
@@ -100,6 +101,7 @@ KNOWN: Names = {
     **_rows(pad, "constant_pad_nd"),
     **_rows(scattered, "slice_scatter select_scatter"),
     **_rows(moved("dims"), "flip roll"),
+    **_rows(diag_embed, "diag_embed"),
     **_rows(glu, "glu"),
     **_rows(windows, "unfold"),
     **_rows(looked_up, "index"),
