@@ -76,23 +76,26 @@ def tried(backend: Backend, *arguments: Any) -> Runner | Absent:
 def measured(case: Case, threads: int, rounds: int, seconds: float) -> Cell:
     """All contenders of a case in one run."""
     field, main, start = Field(case, threads), case.main, time.perf_counter()
-    said: Cell = {}
+    said: Cell = {"chosen": {}}
     with torch_threads(threads), ExitStack() as stack:
         model = case.pruned(main)
         exact = in_float64(model, field.inputs)
-        for name, backend in {**DENSE, **INT8}.items():
+        for name, backend in {**DENSE, **(INT8 if case.peers else {})}.items():
             field.add(name, tried(backend, model, field.inputs, threads), exact)
         for variant in case.variants:
             pruned, begun = case.pruned(variant), time.perf_counter()
             fast = tried(sparse, pruned, field.inputs, threads)
-            if variant == main and not isinstance(fast, Absent):
-                said = {"compile_seconds": time.perf_counter() - begun, "explained": str(fast.explain())}  # type: ignore[attr-defined]
+            if not isinstance(fast, Absent):
+                explained = fast.explain()  # type: ignore[attr-defined]
+                said["chosen"][str(variant)] = explained.chosen
+                if variant == main:
+                    said |= {"compile_seconds": time.perf_counter() - begun, "explained": str(explained)}
             field.add(f"ours {variant}", fast, in_float64(pruned, field.inputs))
         dense = case.dense()
-        for name, weights in (("deepsparse, dense", dense), (f"deepsparse {main}", model)):
+        for name, weights in (("deepsparse, dense", dense), (f"deepsparse {main}", model)) if case.peers else ():
             found = stack.enter_context(deepsparse(weights, field.inputs, threads, case.cold))
             field.add(name, found, exact if weights is model else in_float64(dense, field.inputs))
-        for instructions in FORCED if threads == 1 else ():
+        for instructions in FORCED if threads == 1 and case.peers else ():
             found = stack.enter_context(forced(case, main, instructions, threads))
             field.add(f"ours {main} {instructions}", found, exact)
         timings = interleaved(field.samplers, rounds, seconds)

@@ -35,7 +35,8 @@ class Case:
     """A model and an example input, and how it is pruned.
 
     The first variant is the main one: dense runtimes run its weights, and other sparse ones too. ``prunes`` tells which layers are
-    pruned; without it, the weights come pruned from ``make``.
+    pruned; without it, the weights come pruned from ``make``. ``peers`` tells whether those take part that are no plain float32
+    runtimes of this process: int8, deepsparse, and ours with fewer instructions.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     variants: tuple[Variant, ...]
     prunes: Chosen | None = lambda name, module: True
     cold: bool = False
+    peers: bool = True
 
     @property
     def main(self) -> Variant:
@@ -217,6 +219,25 @@ NETWORKS = (
     ),
 )
 
-CASES = {case.name: case for case in (*CONVOLUTIONS, *LINEARS, *NETWORKS)}
+
+# ---------------------------------------------------------------- small networks
+
+TOUGH = tuple(Variant(sparsity) for sparsity in (0.9, 0.0, 0.5, 0.8, 0.95))
+
+
+def _small(name: str, title: str, make: Callable[[], nn.Module], *shape: int) -> Case:
+    return Case(name, title, make, partial(torch.randn, 1, *shape), TOUGH, peers=False)
+
+
+SMALL = (
+    _small("digits_cnn", "digits_cnn", models.digits_cnn, 1, 8, 8),
+    _small("lenet_5", "LeNet-5", models.lenet_5, 1, 28, 28),
+    _small("lenet_300_100", "LeNet-300-100", models.lenet_300_100, 1, 28, 28),
+    _small("mlp", "MLP, 784-128-10", lambda: nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)), 784),
+    _small("ds_cnn", "DS-CNN", models.ds_cnn, 1, 49, 10),
+)
+"""Networks of microseconds, where what lies around the arithmetic counts."""
+
+CASES = {case.name: case for case in (*CONVOLUTIONS, *LINEARS, *NETWORKS, *SMALL)}
 
 """Name of its files → case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from tables import markdown, write
 
 from secateurs.run.bench import Curve, draw
-from speed.cases import CASES, CONVOLUTIONS, LINEARS, NETWORKS, UNSTRUCTURED, Case, Variant
+from speed.cases import CASES, CONVOLUTIONS, LINEARS, NETWORKS, SMALL, UNSTRUCTURED, Case, Variant
 from speed.contenders import FORCED
 
 Cell = dict[str, Any]
@@ -70,6 +71,13 @@ def contender(cells: Cells, case: Case, threads: int, name: str) -> dict[str, An
     return found
 
 
+def machine(cell: Cell) -> str:
+    """Where a part was measured: the processor, and the instructions that ours ran with."""
+    instructions = re.search(r"\((\w+), \d+ threads?\)", cell.get("explained", ""))
+    processor = cell["made"]["machine"].split(", Linux")[0]
+    return f"{processor}, {instructions[1]}" if instructions else processor
+
+
 # ---------------------------------------------------------------- tables
 
 
@@ -77,18 +85,21 @@ def goal_table(cells: Cells) -> str:
     """A row for each goal, and one for the slowest of all."""
     rows = []
     for goal in goals():
-        reached = goal.reached(cells)
-        rows.append([goal.title, _times(reached), _times(goal.must), _times(goal.aim), _verdict(reached, goal.must, goal.aim)])
+        reached, cell = goal.reached(cells), cells.get((goal.case.name, goal.threads))
+        where = machine(cell) if cell else "–"
+        rows.append(
+            [goal.title, _times(reached), _times(goal.must), _times(goal.aim), _verdict(reached, goal.must, goal.aim), where]
+        )
     ours = [
-        (each["speed"], f"{CASES[name].title}, {label.removeprefix('ours ')}, threads: {threads}")
+        (each["speed"], f"{CASES[name].title}, {label.removeprefix('ours ')}, threads: {threads}", machine(cell))
         for (name, threads), cell in cells.items()
         for label, each in cell["contenders"].items()
         if label.startswith("ours ") and not label.endswith(FORCED)
     ]
     if ours:
-        least, where = min(ours)
-        rows.append([f"slowest of {len(ours)}: {where}", _times(least), _times(SLOWEST), "", _verdict(least, SLOWEST, None)])
-    return markdown(["at 90 %", "times as fast as the fastest dense", "must", "aim", ""], rows)
+        least, what, where = min(ours)
+        rows.append([f"slowest of {len(ours)}: {what}", _times(least), _times(SLOWEST), "", _verdict(least, SLOWEST, None), where])
+    return markdown(["at 90 %", "times as fast as the fastest dense", "must", "aim", "", "machine"], rows)
 
 
 def layer_table(cells: Cells, cases: Iterable[Case], threads: int) -> str:
@@ -104,8 +115,8 @@ def layer_table(cells: Cells, cases: Iterable[Case], threads: int) -> str:
         start = curve(case, cell).break_even()
         wins = "never" if start is None else f"{100 * start:.0f} %"
         error = f"{max(errors):.0e}" if errors else "–"
-        rows.append([case.title, f"{cell['best']} {best['ms']:.3g}", *speeds, wins, error])
-    return markdown(["layer", "fastest dense, ms", *map(str, SHOWN), "wins from", "largest error"], rows)
+        rows.append([case.title, f"{cell['best']} {best['ms']:.3g}", *speeds, wins, error, machine(cell)])
+    return markdown(["layer", "fastest dense, ms", *map(str, SHOWN), "wins from", "largest error", "machine"], rows)
 
 
 def peer_table(cells: Cells, cases: Iterable[Case], threads: int) -> str:
@@ -120,10 +131,10 @@ def peer_table(cells: Cells, cases: Iterable[Case], threads: int) -> str:
         ms = [_ms(contender(cells, case, threads, name)) for name in names]
         over = _times(contender(cells, case, threads, main).get("over_deepsparse"))
         forced = [_times(contender(cells, case, threads, f"{main} {each}").get("speed")) for each in FORCED] if threads == 1 else []
-        rows.append([case.title, str(case.main), *ms, over, *forced])
+        rows.append([case.title, str(case.main), *ms, over, *forced, machine(cell)])
     kinds = ["fastest dense", "ours", "deepsparse sparse", "deepsparse dense", "int8, torch", "int8, ONNX Runtime"]
     forced = [f"ours with {each}, times as fast as the fastest dense" for each in FORCED] if threads == 1 else []
-    return markdown(["", "sparsity", *(f"{kind}, ms" for kind in kinds), "ours over deepsparse sparse", *forced], rows)
+    return markdown(["", "sparsity", *(f"{kind}, ms" for kind in kinds), "ours over deepsparse sparse", *forced, "machine"], rows)
 
 
 def network_table(cells: Cells) -> str:
@@ -140,7 +151,7 @@ def network_table(cells: Cells) -> str:
             ms = [_ms(contender(cells, case, threads, name)) for name in names]
             error = f"{ours['error']:.0e}" if ours else "–"
             seconds = f"{cell['compile_seconds']:.0f}" if "compile_seconds" in cell else "–"
-            rows.append([case.title, str(case.main), threads, *ms, _times(ours.get("speed")), error, seconds])
+            rows.append([case.title, str(case.main), threads, *ms, _times(ours.get("speed")), error, seconds, machine(cell)])
     columns = ("torch", "channels last", "frozen", "ONNX Runtime", "OpenVINO", "deepsparse sparse", "ours")
     headings = [
         "network",
@@ -150,8 +161,38 @@ def network_table(cells: Cells) -> str:
         "times as fast as the fastest dense",
         "error",
         "compiled in, s",
+        "machine",
     ]
     return markdown(headings, rows)
+
+
+def small_table(cells: Cells) -> str:
+    """A row for each small network and sparsity: the dense runtimes, ours, what it runs, and whether it is slow beside the fastest."""
+    names = ("torch", "torch, channels last", "torch, frozen", "ONNX Runtime", "OpenVINO")
+    rows = []
+    for case in SMALL:
+        cell = cells.get((case.name, 1))
+        if cell is None:
+            continue
+        dense = [_microseconds(contender(cells, case, 1, name)) for name in names]
+        for variant in sorted(case.variants, key=lambda variant: variant.sparsity):
+            ours = contender(cells, case, 1, f"ours {variant}")
+            speed, chosen = ours.get("speed"), cell["chosen"].get(str(variant), "–")
+            verdict = _verdict(speed, SLOWEST, None)
+            rows.append([case.title, str(variant), *dense, _microseconds(ours), chosen, _times(speed), verdict, machine(cell)])
+    headings = ("torch", "channels last", "frozen", "ONNX Runtime", "OpenVINO", "ours")
+    return markdown(
+        [
+            "network",
+            "sparsity",
+            *(f"{name}, µs" for name in headings),
+            "ours runs",
+            "times as fast as the fastest dense",
+            "",
+            "machine",
+        ],
+        rows,
+    )
 
 
 def curve(case: Case, cell: Cell) -> Curve:
@@ -191,9 +232,9 @@ def report(cells: Cells, folder: Path) -> None:
         parts += [f"## Layers, {said}", layer_table(cells, (*CONVOLUTIONS, *LINEARS), threads)]
         parts += [
             f"At the main sparsity, beside who is no plain float32 runtime, {said}:",
-            peer_table(cells, CASES.values(), threads),
+            peer_table(cells, (case for case in CASES.values() if case.peers), threads),
         ]
-    parts += ["## Networks", network_table(cells)]
+    parts += ["## Networks", network_table(cells), "## Small networks, 1 thread, batch 1", small_table(cells)]
     curves = [curve(case, cells[case.name, 1]) for case in (*CONVOLUTIONS, *LINEARS) if (case.name, 1) in cells]
     curves = [each for each in curves if each.points]
     if curves:
@@ -218,9 +259,10 @@ def _about(cells: Cells) -> str:
         "in float32, with the same weights, input and number of threads. Every call starts and ends with plain tensors, so packing and "
         f"unpacking of activations count. Each is warmed by unmeasured calls before each sample ({_warming(cells)}); “cold” "
         "empties the caches instead. Layers and networks have weights from He's distribution, removed at random, the same fraction "
-        "everywhere (SqueezeNet: the authors' own); what stays is scaled by the root of the fraction kept, and batch normalisations have "
-        "the statistics of one batch. Images are 224 by 224 (SqueezeNet: 227), batch 1. The error is the largest difference from float64 "
-        "as a part of the largest number of the output. “4x1” and “16x1” are blocks of output channels that share their places. "
+        "everywhere (SqueezeNet: the authors' own; small networks: as they are made); what stays is scaled by the root of the fraction "
+        "kept, and batch normalisations have the statistics of one batch. Images are 224 by 224 (SqueezeNet: 227), batch 1. The error is "
+        "the largest difference from float64 as a part of the largest number of the output. “4x1” and “16x1” are blocks of output "
+        "channels that share their places. "
         "deepsparse 1.8.0 has its own environment and process; its dense times stand for convolutions of the Winograd kind. int8 is "
         "dense with other, coarser numbers.\n\n"
         f"Measured {dates[0]} to {dates[-1]} with {versions}."
@@ -240,6 +282,10 @@ def _times(value: float | None) -> str:
 
 def _ms(found: Mapping[str, Any]) -> str:
     return f"{found['ms']:.3g}" if found else "–"
+
+
+def _microseconds(found: Mapping[str, Any]) -> str:
+    return f"{1e3 * found['ms']:.1f}" if found else "–"
 
 
 def _verdict(reached: float | None, must: float, aim: float | None) -> str:
