@@ -207,7 +207,7 @@ def test_a_bias_that_two_layers_share_is_not_shifted_for_one_of_them() -> None:
     before = model.forward
     model.forward = lambda x: before(x) + model.other(x)  # type: ignore[method-assign]
     _, done = shrunk(model, torch.randn(1, 3, 8, 8, dtype=torch.float64))
-    assert done.folded == 0 and "reads them, and has no bias into which they could go" in done.skipped[0].reason
+    assert done.folded == 0 and "reads them, and there is no bias of its own" in done.skipped[0].reason
 
 
 def test_one_weight_that_reads_two_constants_is_left_alone() -> None:
@@ -393,3 +393,51 @@ def test_a_difference_that_shows_at_another_size_only_is_seen() -> None:
     assert done.skipped and not done.sites
     x = torch.randn(1, 3, 9, 9)
     torch.testing.assert_close(model(x), masked(x))
+
+
+@pytest.mark.parametrize("style", ["sliced", "merged"])
+def test_a_size_that_happens_to_be_a_number_in_the_code_is_left_alone(style: str) -> None:
+    """16 is half of the channels where the code writes it down, and the length of the sequence where a size gives it."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(4, 32), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, _ = x.shape
+            h = self.enter(x)
+            if style == "sliced":
+                h = h.transpose(1, 2)
+                h = (h[:, :16] * h[:, 16:].sigmoid()).transpose(1, 2)
+                return self.leave(h)[:, :t].mean(1)
+            h = h.reshape(n, t, 2, 16)
+            h = h[:, :, 0] * h[:, :, 1].sigmoid()
+            return self.leave(h.reshape(n * t, 16)).reshape(n, t, 2).mean(1)
+
+    model = Gated().double().eval()
+    example = torch.randn(1, 10, 4).double()
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), sc.Task(example=example))
+    masked = copy.deepcopy(model)
+    assert sc.shrink_(model, masks).sites
+    for shape in ((2, 16, 4), (1, 16, 4), (16, 3, 4), (2, 8, 4), (4, 4, 4)):
+        x = torch.randn(shape).double()
+        torch.testing.assert_close(model(x), masked(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("what", ["norm", "scale"])
+def test_a_block_that_is_scaled_by_zero_is_taken_out(what: str) -> None:
+    """As residual networks begin, and as some end."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.scale = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Parameter(torch.ones(4, 1, 1))
+            with torch.no_grad():
+                (self.norm.weight if what == "norm" else self.scale).zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x + self.scale * self.norm(self.conv(x)))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Scaled(), nn.Conv2d(4, 2, 1)).eval()
+    assert "2" in sc.shrink_(model, example=torch.randn(1, 3, 8, 8)).layers

@@ -115,10 +115,10 @@ def _certain(axis: Axis, reader: _Reader, structure: Structure, knowing: Knowing
 
 
 def _silent(axis: Axis, places: Sequence[Place], modules: dict[str, nn.Module], there: Nonzero) -> Tensor:
-    """Units that nothing feeds, or that a BatchNorm scales by zero: one would expect them to go."""
+    """Units that nothing feeds, or that the BatchNorm behind the one layer that feeds them scales by zero: one would expect them to go."""
     makers = [place for place in places if place.role == "producer" and there.weights[place.parameter].ndim > 1]
     silent = ~there.at(axis, makers)
-    for place in places:
+    for place in places if len(makers) == 1 else ():
         path, _, attribute = place.parameter.rpartition(".")
         if isinstance(modules.get(path), nn.modules.batchnorm._BatchNorm) and attribute == "weight":
             silent |= ~there.at(axis, [place])
@@ -129,7 +129,7 @@ def _why(axis: Axis, units: Tensor, unknown: str | None, readers: list[_Reader],
     count = int(units.sum())
     what = f"{count} constant unit{'s' if count > 1 else ''} cannot be folded: "
     if unknown is not None:
-        return f"{what}{unknown} reads them, and has no bias into which they could go"
+        return f"{what}{unknown} reads them, and there is no bias of its own behind it into which they could go"
     for reader in readers:
         if reader.padded and bool((_certain(axis, reader, structure, knowing, zeros=False) & units).any()):
             return f"{what}{reader.name} pads with zeros, so that at its borders they are not the same"

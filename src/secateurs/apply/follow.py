@@ -17,7 +17,21 @@ from secateurs.apply.resize import Undo
 from secateurs.apply.rewrite import at, rewritten, takes_sizes
 from secateurs.apply.step import Rewrite
 from secateurs.forward import call, modules_in, nested, parameters_in
-from secateurs.graph import Choice, Measured, SizeCall, Source, Structure, Value, is_users, kept, line_of, ready
+from secateurs.graph import (
+    Choice,
+    Measured,
+    SizeCall,
+    Source,
+    Structure,
+    Value,
+    asks_size,
+    is_told,
+    is_users,
+    kept,
+    line_of,
+    ready,
+    told,
+)
 from secateurs.types import SecateursError
 
 
@@ -143,12 +157,13 @@ class _Comparing(TorchFunctionMode):
         self._calls = iter([_wanted(structure, choice, size_call) for size_call in structure.trace.sizes])
         self.stack: list[list[Any]] = [["", 0]]
         self._found: dict[str, dict[tuple[int, Any], Rewrite]] = {}
-        self._right: set[tuple[str, str, Any, Any]] = set()
+        self._right: set[tuple[str, str, Any, Any, Any]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not takes_sizes(func):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            return told(out) if asks_size(func, out) else out
         wanted = next(self._calls, None)
         if wanted is None or wanted.name != func.__name__:
             raise SecateursError("the model takes another path once it is smaller")
@@ -162,10 +177,11 @@ class _Comparing(TorchFunctionMode):
                 raise SecateursError(f"{name or 'the model'} is called more than once, and would need other sizes each time")
         changed = {each.path: each.new for each in rewrites}
         for path, given in _given(wanted, args, kwargs):
+            from_size = _from_size(path, given)
             if path not in changed:
-                self._right.add((name, wanted.name, path, _hashable(given)))
+                self._right.add((name, wanted.name, path, _hashable(given), from_size))
             for outer, _ in self.stack[:-1]:  # sees the calls of the modules within, too
-                self._right.add((outer, wanted.name, path, _hashable(changed.get(path, given))))
+                self._right.add((outer, wanted.name, path, _hashable(changed.get(path, given)), from_size))
         return rewritten(func, args, kwargs, rewrites)
 
     def rewrites(self) -> dict[str, list[Rewrite]]:
@@ -174,10 +190,10 @@ class _Comparing(TorchFunctionMode):
         for name, entries in self._found.items():
             alike: dict[Any, set[Any]] = {}
             for each in entries.values():
-                alike.setdefault((each.name, each.path, _hashable(each.given)), set()).add(str(each.new))
+                alike.setdefault((each.name, each.path, _hashable(each.given), each.told), set()).add(str(each.new))
             everywhere = {key for key, news in alike.items() if len(news) == 1 and (name, *key) not in self._right}
             anywhere = [
-                replace(each, ordinal=None) if (each.name, each.path, _hashable(each.given)) in everywhere else each
+                replace(each, ordinal=None) if (each.name, each.path, _hashable(each.given), each.told) in everywhere else each
                 for each in entries.values()
             ]
             found[name] = list({str(each): each for each in anywhere}.values())
@@ -196,8 +212,13 @@ def _given(wanted: _Wanted, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]
         yield from ((tuple(path), at(args, kwargs, path)) for path, _ in wanted.numbers)
 
 
-def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Where the numbers of a call are not what they must be: place, what is given, what must be."""
+def _from_size(path: tuple[Any, ...], given: Any) -> bool | None:
+    """Whether a number came from a tensor's size; of what is no such number, nothing."""
+    return None if path == ("pieces",) or not isinstance(given, int) else is_told(given)
+
+
+def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Where the numbers of a call are not what they must be: place, what is given, what must be, and whether a size gave it."""
     if wanted.pieces is not None:
         dim, lengths = wanted.pieces
         try:
@@ -205,12 +226,13 @@ def _needed(wanted: _Wanted, func: Any, args: Any, kwargs: Any) -> Iterator[tupl
         except RuntimeError:
             found = []
         if found != lengths:
-            yield ("pieces",), args[0].shape[dim], lengths
+            yield ("pieces",), int(args[0].shape[dim]), lengths, None
         return
     for path, new in wanted.numbers:
         given = at(args, kwargs, path)
         if new is not None and given not in (new, -1):
-            yield tuple(path), list(map(int, given)) if isinstance(given, list) else None if given is None else int(given), new
+            number = list(map(int, given)) if isinstance(given, list) else None if given is None else int(given)
+            yield tuple(path), number, new, _from_size(tuple(path), given)
 
 
 def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example: Any) -> dict[str, list[Rewrite]]:

@@ -26,7 +26,8 @@ def idle_modules(model: nn.Module, structure: Structure, knowing: Knowing, there
     >>> idle_modules(model, structure, interpret(model, structure), Nonzero.of(model)).zeros
     ['1']
     """
-    gone = [name for name, weight in there.weights.items() if weight.ndim > 1 and weight.numel() and not there.anything(name)]
+    weights = {name: weight for name, weight in there.weights.items() if weight.ndim and not name.endswith("bias")}
+    gone = [name for name, weight in weights.items() if weight.numel() and not there.anything(name)]
     around = {name[:place] for name in gone for place, letter in enumerate(name) if letter == "."}
     calls: dict[str, list[ModuleCall]] = {}
     for call in structure.trace.calls:

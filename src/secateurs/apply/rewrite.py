@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateurs.apply.attention import attend
 from secateurs.apply.step import Rewrite
-from secateurs.graph import TABLE
+from secateurs.graph import TABLE, asks_size, is_told, told
 from secateurs.types import SecateursError
 
 REWRITES = "_secateurs_rewrites"
@@ -33,7 +33,8 @@ class Rewriting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not takes_sizes(func):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            return told(out) if asks_size(func, out) and not _is_watched() else out
         ordinal, self._count = self._count, self._count + 1
         return rewritten(func, args, kwargs, self._meant(func, args, kwargs, ordinal))
 
@@ -51,9 +52,15 @@ def _fits(rewrite: Rewrite, args: Any, kwargs: Any) -> bool:
         dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
         return args[0].shape[dim] == rewrite.given
     try:
-        return at(args, kwargs, rewrite.path) == rewrite.given
+        number = at(args, kwargs, rewrite.path)
+        return number == rewrite.given and (rewrite.told is None or _is_watched() or is_told(number) is rewrite.told)
     except (IndexError, TypeError, AttributeError):
         return False
+
+
+def _is_watched() -> bool:
+    """Whether the pass is compiled or traced, where sizes must be what torch makes of them."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def at(args: Any, kwargs: Any, path: Sequence[int | str]) -> Any:

@@ -15,7 +15,8 @@ class Rewrite:
     """One number in a call: ``path`` is where it stands, ``given`` what the code writes, ``new`` what it must be.
 
     ``ordinal`` counts the calls that take sizes within one forward pass of the module, where it matters which of them it is. A split
-    whose parts are no longer equal has the path ``("pieces",)``, and the new length of each part.
+    whose parts are no longer equal has the path ``("pieces",)``, and the new length of each part. ``told`` says whether a size gave
+    the number, so that another one, which only happens to be as large at some size of the input, is left alone.
     """
 
     ordinal: int | None
@@ -23,6 +24,7 @@ class Rewrite:
     path: tuple[int | str, ...]
     given: Any
     new: Any
+    told: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def _rewrite(entry: Any) -> Rewrite:
             raise ValueError(f"{given!r} at {path!r} cannot become {new!r}")
     elif not _is_place(path) or not _is_number(new) or not (given is None or _is_number(given)):
         raise ValueError(f"{given!r} at {path!r} cannot become {new!r}")
-    return Rewrite(None if ordinal is None else _natural(ordinal), str(name), path, given, new)
+    if (told := entry.get("told")) not in (None, True, False):
+        raise ValueError(f"{told!r} does not say whether a size gave the number")
+    return Rewrite(None if ordinal is None else _natural(ordinal), str(name), path, given, new, told)
 
 
 def _is_number(value: Any) -> bool:

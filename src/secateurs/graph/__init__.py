@@ -7,7 +7,7 @@ from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.lines import is_users, line_of
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules import RULES
-from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source
+from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source, asks_size, is_told, told
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
 from secateurs.graph.trace import Trace, plain, ready, record, refuse_opaque, untouched
 from secateurs.graph.typed import Typing
@@ -36,9 +36,11 @@ __all__ = [
     "Typing",
     "Value",
     "analyse",
+    "asks_size",
     "extent",
     "infer",
     "interpret",
+    "is_told",
     "is_users",
     "kept",
     "line_of",
@@ -48,6 +50,7 @@ __all__ = [
     "ready",
     "record",
     "refuse_opaque",
+    "told",
     "unify",
     "untouched",
 ]

@@ -62,6 +62,45 @@ Source = tuple[str, str, "int | None"]
 """An attribute of the model: a module's name, the attribute's, and a place in it where it is a tuple."""
 
 
+class Told(int):
+    """A whole number that the size of a tensor gave, as it is or computed with: at another size it is another one."""
+
+
+def _told(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: int, *others: Any) -> Any:
+        result = plain(self, *others)
+        return Told(result) if type(result) is int else result
+
+    return method
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod", "neg"):
+    setattr(Told, f"__{_name}__", _told(f"__{_name}__"))
+
+
+def told(size: Any) -> Any:
+    """What a tensor's ``shape`` or ``size()`` gave, with numbers that know where they came from."""
+    if isinstance(size, torch.Size):
+        return torch.Size([told(each) for each in size])
+    return Told(size) if type(size) is int else size
+
+
+def is_told(number: Any) -> bool:
+    """Whether a number came from a size.
+
+    >>> is_told(told(torch.zeros(2, 6).shape)[1] // 2), is_told(3)
+    (True, False)
+    """
+    return isinstance(number, (Told, Measured))
+
+
+def asks_size(func: Any, out: Any) -> bool:
+    """Whether a call asked for sizes."""
+    return isinstance(out, torch.Size) or (func.__name__ == "size" and type(out) is int)
+
+
 class Computing(int):
     """A whole number that tells when the code divides by it, takes a root of it, or makes a floating-point number of it."""
 
@@ -118,10 +157,10 @@ class Measured(Computing):
         return super()._told()
 
     def __rfloordiv__(self, other: int) -> int:  # sizes divide sizes all the time, to give other sizes
-        return other // self._used()
+        return Told(other // self._used())
 
     def __rmod__(self, other: int) -> int:
-        return other % self._used()
+        return Told(other % self._used())
 
     def __hash__(self) -> int:
         return int.__hash__(self)
@@ -131,7 +170,8 @@ def _noticed(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
     def method(self: Measured, *others: Any) -> Any:
-        return plain(self._used(), *[int.__int__(other) if isinstance(other, Measured) else other for other in others])
+        result = plain(self._used(), *[int.__int__(other) if isinstance(other, Measured) else other for other in others])
+        return Told(result) if type(result) is int else result
 
     return method
 
