@@ -121,23 +121,87 @@ def test_a_width_that_the_configuration_left_open_follows(tmp_path):
     assert same_answers(model, transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "small"))
 
 
-def test_where_layers_differ_their_sizes_are_in_the_configuration_and_load_reads_the_plan(tmp_path):
-    model, folder = shrunk(llama(), ["model.layers.1.mlp.gate_proj"]), tmp_path / "small"
-    sc.save(model, folder)
-    assert config_in(folder)["per_layer_config"] == {"1": {"intermediate_size": 32}}
+@pytest.mark.parametrize(
+    "only",
+    [["model.layers.1.mlp.gate_proj"], ["model.layers.0.self_attn:heads"], ["model.layers.0.*"]],
+    ids=["widths", "heads", "heads and widths"],
+)
+def test_where_layers_differ_plain_loading_fails_and_load_reads_the_plan(tmp_path, only):
+    model, folder = shrunk(llama(), only), tmp_path / "small"
+    with pytest.warns(
+        UserWarning, match=r"^LlamaForCausalLM.from_pretrained will not load .*: sc.load\(folder, LlamaForCausalLM\) does$"
+    ):
+        sc.save(model, folder)
+    written = config_in(folder)
+    assert [written[key] for key in ("intermediate_size", "num_attention_heads", "head_dim")] == [64, 4, 8]
+    assert "per_layer_config" not in written
     assert same_answers(model, sc.load(folder, transformers.LlamaForCausalLM))
-    with pytest.raises(RuntimeError, match=r"per-layer attribute|size mismatch|ignore_mismatched_sizes"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         transformers.LlamaForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("also", [[], ["model.layers.0.mlp.gate_proj"]], ids=["heads", "heads and widths"])
-def test_what_transformers_cannot_say_is_left_as_the_class_makes_it(tmp_path, also):
-    model, folder = shrunk(llama(), ["model.layers.0.self_attn:heads", *also]), tmp_path / "small"
-    sc.save(model, folder)
-    written = config_in(folder)
-    assert (written["num_attention_heads"], written["head_dim"]) == (4, 8)
-    assert "per_layer_config" not in written
-    assert same_answers(model, sc.load(folder, transformers.LlamaForCausalLM))
+class Layered(transformers.PreTrainedModel):
+    """A class of the kind that reads the sizes of each layer."""
+
+    config_class = transformers.LlamaConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        layers = config.per_layer_config if config.is_heterogeneous else [config] * config.num_hidden_layers
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(config.hidden_size, each.intermediate_size),
+                nn.ReLU(),
+                nn.Linear(each.intermediate_size, config.hidden_size),
+            )
+            for each in layers
+        )
+        self.post_init()
+
+    def forward(self, input_ids, use_cache=False):
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_a_class_that_reads_the_sizes_of_each_layer_gets_them(tmp_path):
+    model = shrunk(Layered(transformers.LlamaConfig(**SIZES)).eval(), ["layers.1.0"])
+    sc.save(model, tmp_path / "small")
+    assert config_in(tmp_path / "small")["per_layer_config"] == {"1": {"intermediate_size": 32}}
+    with torch.no_grad():
+        for again in (Layered.from_pretrained(tmp_path / "small"), sc.load(tmp_path / "small", Layered)):
+            torch.testing.assert_close(again.eval()(**EXAMPLE), model(**EXAMPLE))
+
+
+@pytest.mark.parametrize(("name", "more"), [("Phi3", {}), ("Gemma", {"head_dim": 8})])
+def test_a_configuration_of_the_right_shapes_that_means_another_model_is_not_written(tmp_path, name, more):
+    """Phi3's fused heads may be fewer or narrower; Gemma multiplies by the root of its width, in a buffer that no file holds."""
+    kind, config = (getattr(transformers, name + end) for end in ("ForCausalLM", "Config"))
+    torch.manual_seed(0)
+    model = shrunk(kind(config(**{**SIZES, "num_key_value_heads": 2, "pad_token_id": 0, **more})).eval())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match=rf"sc.load\(folder, {name}ForCausalLM\) does"):
+        sc.save(model, tmp_path / "small")
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
+        kind.from_pretrained(tmp_path / "small")
+    assert same_answers(model, sc.load(tmp_path / "small", kind))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the trial shares memory with them
+
+
+def test_a_folder_that_would_be_read_as_another_model_without_an_error_is_refused(tmp_path):
+    model = shrunk(llama(), ["*.mlp.gate_proj"])
+    model.config.intermediate_size = 32
+    sc.save(model, tmp_path / "same")  # the user's own configuration makes the small model
+    assert same_answers(model, transformers.LlamaForCausalLM.from_pretrained(tmp_path / "same"))
+    model.config.hidden_act = "relu"
+    with pytest.raises(
+        SecateursError, match=r"would load this folder without an error and may not answer .*: name a file, sc.save"
+    ):
+        sc.save(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_damaged_configuration_in_the_file_is_an_error_of_ours(tmp_path):

@@ -57,14 +57,15 @@ def save(
     """Write a model's weights and buffers, with masks, plan, metric and seed beside them; returns the file's size in bytes.
 
     Of a Hugging Face model a path without a file's suffix is a folder, made if it is not there, which gets ``model.safetensors`` and
-    ``config.json``; `load` reads both, given the class. After `shrink_` the configuration has the new sizes where all layers are alike, so
-    that ``from_pretrained`` makes the small model by itself; where they differ, they are its ``per_layer_config``.
+    ``config.json``; `load` reads both, given the class. After `shrink_` the configuration has the new sizes where ``from_pretrained`` makes
+    the small model of them by itself, which is tried; else it is the class's own, and a `UserWarning` says that only `load` reads it.
     By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
     weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone. Of a sharded
     model (`fully_shard`) every process must call it; the first one writes the whole.
 
     Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
-    not made of tensors that the format can hold, or where a mask is of another model.
+    not made of tensors that the format can hold, where a mask is of another model, or where ``from_pretrained`` would read the folder
+    without an error as another model.
 
     >>> import tempfile
     >>> model = nn.Linear(64, 64)
@@ -97,7 +98,7 @@ def save(
     )
     target, config = Path(path), None
     if is_folder(model, path):
-        target, config = target / WEIGHTS, _config_for(model, path, document)
+        target, config = target / WEIGHTS, _config_for(model, path, document, tensors)
 
     def write() -> int:
         if config is None:
@@ -109,13 +110,13 @@ def save(
     return by_first(write) if any_sharded(model.parameters()) else write()
 
 
-def _config_for(model: Any, path: str | Path, document: dict[str, Any]) -> Any:
+def _config_for(model: Any, path: str | Path, document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The configuration for a folder; the one that the class began with goes into the document, where it is another."""
     if not hasattr(getattr(model, "config", None), "save_pretrained"):
         raise WriteError(
             f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
         )
-    config, before = configurations(model, steps_of(model))
+    config, before = configurations(model, steps_of(model), tensors)
     if before is not None:
         document["config"] = before
     return config

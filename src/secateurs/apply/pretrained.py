@@ -7,8 +7,11 @@ values, with another number in its place; that a changed configuration means the
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +19,11 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, device_of, evaluating, tensors_in, to_device
-from secateurs.types import FileError
+from secateurs.types import FileError, SecateursError
 
 Sizes = Mapping[str, tuple[int, ...]]
 """Tensor → its shape."""
@@ -28,7 +31,7 @@ Sizes = Mapping[str, tuple[int, ...]]
 _ANY = 64
 """Tried for a number that a configuration leaves open, as GPT-2 does with its inner width."""
 
-_CLOSE = 1e-4
+_CLOSE = 1e-5
 """How far two models' answers may differ, of the largest: they are computed in the same order, so this is rounding."""
 
 
@@ -54,38 +57,57 @@ def remade(kind: Any, path: str | Path, config: Any) -> nn.Module:
         raise FileError(f"{path}: {kind.__name__} cannot be made of the configuration in the file ({error})") from error
 
 
-def configurations(model: Any, steps: Sequence[Step]) -> tuple[Any, dict[str, Any] | None]:
-    """The configuration to write beside a model's weights, and, where it was made smaller, the one that its class began with.
+def configurations(model: Any, steps: Sequence[Step], tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any] | None]:
+    """The configuration to write beside a model's tensors, and, where it was made smaller, the one that its class began with.
 
-    It makes the small model where all layers are alike and the class's numbers can say so; where layers differ, it has their sizes as
-    ``per_layer_config``; where transformers have no way to say either, it is the class's own.
+    It has the new sizes where transformers make of it, and of the tensors, a model that answers as this one; else it is the class's
+    own, with a warning, as loading that fails. Raises `SecateursError` where loading that would not fail, and answer otherwise.
     """
     if not steps:
         return model.config, None
     before = json.loads(model.config.to_json_string())
     here = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole = _sizes(model, model.config)
+    answer = _answer(model, model)
+    for config in _candidates(model, steps, whole, here):
+        if _sizes(model, config) == here and _answers_alike(model, answer, config, tensors):
+            return config, before
+    kind = type(model).__name__
+    if whole is not None and all(whole[name] == here[name] for name in whole.keys() & here.keys()):
+        if _answers_alike(model, answer, model.config, tensors):
+            return model.config, before
+        raise SecateursError(
+            f"{kind}.from_pretrained would load this folder without an error and may not answer as the model does, as its config cannot "
+            f'say what was pruned: name a file, sc.save(model, "small.safetensors"), which sc.load("small.safetensors", a {kind} as it '
+            "was before shrink_) reads"
+        )
+    warnings.warn(
+        f"{kind}.from_pretrained will not load this folder, as no config of its class makes the small model: "
+        f"sc.load(folder, {kind}) does",
+        UserWarning,
+        stacklevel=4,
+    )
+    return model.config, before
+
+
+def _candidates(model: Any, steps: Sequence[Step], whole: Sizes | None, here: Sizes) -> Iterator[Any]:
+    """Configurations that may make the small model: first those with one size for all layers."""
     if whole is None or whole.keys() != here.keys():
-        return model.config, before
+        return
     config = _with_attributes(model.config, steps)
     found = _values(model, whole, here)
     differing = set(_moved(whole, here))
     explaining = [
-        chosen for chosen in _subsets(found) if differing == differing & {place for key in chosen for place in found[key]}
+        {key: found[key] for key in chosen}
+        for chosen in _subsets(found)
+        if differing == differing & {place for key in chosen for place in found[key]}
     ]
-    for chosen in explaining:
-        values = {key: set(found[key].values()) for key in chosen}
-        if all(len(each) == 1 for each in values.values()):
-            alike = {key: each.pop() for key, each in values.items()}
-            if _sizes(model, config, alike) == here and _answers_alike(model, config, alike):
-                return _changed(config, alike), before
-    # Fewer heads or narrower ones have the same shapes; what a module still says of itself tells which it is.
-    likely = sorted(explaining, key=lambda chosen: sum(_is_kept(model, key, found[key]) for key in chosen))[:1]
-    for chosen in likely:
-        differently = _by_layer(config, {key: found[key] for key in chosen})
-        if differently is not None and _is_read_back(differently):
-            return differently, before
-    return model.config, before
+    for layered in (False, True):
+        for chosen in explaining:
+            if layered == any(len(set(places.values())) > 1 for places in chosen.values()):
+                sized = _by_layer(config, chosen)
+                if sized is not None:
+                    yield sized
 
 
 def _sizes(model: nn.Module, config: Any, values: Mapping[str, int] = MappingProxyType({})) -> Sizes | None:
@@ -149,60 +171,70 @@ def _moved(first: Sizes, second: Sizes) -> list[tuple[str, int]]:
     return [(name, dim) for name in first for dim, size in enumerate(first[name]) if second[name][dim] != size]
 
 
-def _is_kept(model: nn.Module, key: str, places: Mapping[tuple[str, int], int]) -> bool:
-    """Whether a module around what changes still has an attribute of that name with another value."""
-    for (name, _), value in places.items():
-        parts = name.split(".")[:-1]
-        around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
-        if any(type(held := module.__dict__.get(key)) is int and held != value for module in around):
-            return True
-    return False
-
-
 def _subsets(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for size in range(1, len(found) + 1):
         yield from combinations(found, size)
 
 
-def _answers_alike(model: Any, config: Any, values: Mapping[str, int]) -> bool:
-    """Whether a model that transformers make of a configuration, with these weights, answers as this one, on the class's own example."""
-    fresh = _fresh(model, config, values)
-    if fresh is None or not _is_read_back(_changed(config, values)):
+def _answers_alike(model: Any, answer: Tensor | None, config: Any, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the model that transformers make of a configuration and the tensors of a file answers as this one."""
+    loaded = _loaded(model, config, tensors)
+    theirs = None if loaded is None else _answer(model, loaded)
+    if loaded is None or answer is None or theirs is None:
         return False
+    ours, others = buffers_in(model), buffers_in(loaded)  # positions and frequencies say more than one short example
+    return _is_close(answer, theirs) and all(_is_close(ours[name], others[name]) for name in ours.keys() & others.keys())
+
+
+def _loaded(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What ``from_pretrained`` makes of a folder with them, or ``None`` where it fails: buffers that are not saved are its own."""
     try:
-        fresh.load_state_dict(model.state_dict(), assign=True)
-        _share_buffers_(fresh, model)
-        inputs = to_device(model.dummy_inputs, device_of(model))
-        with evaluating(model), evaluating(fresh):
-            ours, theirs = (next(tensors_in(each(**inputs))) for each in (model, fresh))
-    except Exception:  # an example that this class has no place for: nothing can be said
+        with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _quiet():
+            config.save_pretrained(folder)  # many classes refuse to write, or to read, that heads differ from layer to layer
+            read = type(config).from_pretrained(folder)
+            way = {"attn_implementation": getattr(model.config, "_attn_implementation", None), "dtype": model.dtype}
+            return type(model).from_pretrained(None, config=read, state_dict=dict(tensors), **way).to(device_of(model))
+    except Exception:  # of any kind, as the class checks what it likes
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its report of what a trial does not load."""
+    logging = importlib.import_module("transformers.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _answer(model: Any, one: nn.Module) -> Tensor | None:
+    """What a model answers on the example that this one's class has, or ``None`` where the class has no place for it."""
+    try:
+        with evaluating(one):
+            return next(tensors_in(one(**to_device(model.dummy_inputs, device_of(model)))))
+    except Exception:  # as above; nothing can be said
+        return None
+
+
+def _is_close(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
         return False
-    return ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= _CLOSE * float(ours.abs().max())
-
-
-def _share_buffers_(fresh: nn.Module, model: nn.Module) -> None:
-    """Give a model without values the buffers that are not saved: positions, frequencies."""
-    known = buffers_in(model)
-    for path, module in fresh.named_modules():
-        for key, tensor in module._buffers.items():
-            name = f"{path}.{key}" if path else key
-            if tensor is not None and tensor.is_meta and name in known:
-                module._buffers[key] = known[name]
-
-
-def _is_read_back(config: Any) -> bool:
-    """Whether transformers write and read a configuration: many refuse that heads differ from layer to layer."""
-    with TemporaryDirectory() as folder:
-        try:
-            config.save_pretrained(folder)
-            type(config).from_pretrained(folder)
-        except Exception:  # of any kind, as the class checks what it likes
-            return False
-    return True
+    if not ours.is_floating_point():
+        return torch.equal(ours, theirs)
+    near = max(_CLOSE, 4 * torch.finfo(ours.dtype).eps)
+    return not ours.numel() or float((ours.double() - theirs.double()).abs().max()) <= near * float(ours.abs().max())
 
 
 def _by_layer(config: Any, found: Mapping[str, Mapping[tuple[str, int], int]]) -> Any:
-    """The configuration with the sizes of single layers, or ``None`` where they are not those of layers."""
+    """The configuration with other sizes, those that differ for single layers; ``None`` where they are not those of layers."""
     layers: dict[int, dict[str, int]] = {}
     alike: dict[str, int] = {}
     for key, places in found.items():
@@ -213,4 +245,4 @@ def _by_layer(config: Any, found: Mapping[str, Mapping[tuple[str, int], int]]) -
             layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
             if layer is None or layers.setdefault(layer, {}).setdefault(key, value) != value:
                 return None
-    return _changed(config, {**alike, "per_layer_config": layers})
+    return _changed(config, {**alike, "per_layer_config": layers} if layers else alike)
