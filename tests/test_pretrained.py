@@ -191,6 +191,14 @@ def test_a_configuration_of_the_right_shapes_that_means_another_model_is_not_wri
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # the trial shares memory with them
 
 
+def test_a_class_is_loaded_in_the_dtype_of_the_file(tmp_path):
+    model = shrunk(llama().double(), ["model.layers.1.mlp.gate_proj"])
+    with pytest.warns(UserWarning, match=r"sc.load\(folder, LlamaForCausalLM\) does"):
+        sc.save(model, tmp_path / "small")
+    again = sc.load(tmp_path / "small", transformers.LlamaForCausalLM)
+    assert again.dtype == torch.float64 and same_answers(model, again)
+
+
 def test_a_folder_that_would_be_read_as_another_model_without_an_error_is_refused(tmp_path):
     model = shrunk(llama(), ["*.mlp.gate_proj"])
     model.config.intermediate_size = 32

@@ -164,12 +164,12 @@ def _weights_in(path: str | Path) -> Path:
     return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
-def _made(model: Any, path: str | Path, document: Mapping[str, Any]) -> nn.Module:
+def _made(model: Any, path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     """A model as it is, or as a class or function makes it: a Hugging Face class from the configuration in the folder."""
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, type) and Path(path).is_dir() and hasattr(model, "config_class"):
-        return remade(model, path, document.get("config"))
+        return _with_dtypes_(remade(model, path, document.get("config")), tensors)
     try:
         return cast(nn.Module, model())
     except TypeError as error:
@@ -178,6 +178,14 @@ def _made(model: Any, path: str | Path, document: Mapping[str, Any]) -> nn.Modul
             f"{name}() makes no model ({error}): give a function that makes one, for example lambda: {name}(...), or a model; a Hugging "
             "Face class alone is enough where the path is a folder with its config.json"
         ) from error
+
+
+def _with_dtypes_(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model the floating dtypes of a file; buffers that are not saved keep theirs, as in transformers."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in tensors and tensor.is_floating_point() and tensors[name].is_floating_point():
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    return model
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -284,7 +292,7 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
     True
     """
     tensors, document = container.read(_weights_in(path), verify)
-    loaded = cast(Model, _made(model, path, document))
+    loaded = cast(Model, _made(model, path, document, tensors))
     undo = _as_small_(loaded, str(path), document, tensors)
     try:
         return _filled(loaded, str(path), tensors, document)
