@@ -576,6 +576,9 @@ def test_what_lies_in_one_place_of_memory_is_not_loaded_into(tmp_path: Path) -> 
         sc.load(tmp_path / "model", model)
 
 
+CLASHING = Named("w", "w::mask")
+
+
 class Odd(nn.Linear):
     def get_extra_state(self) -> str:
         return "a secret"
@@ -590,11 +593,11 @@ class Odd(nn.Linear):
         (
             lambda: nn.Linear(2, 1),
             sc.Masks({"0.weight": torch.ones(1, 2).bool()}, nn.Sequential(nn.Linear(2, 1))),
-            "no such parameter",
+            r"none of the masked parameters \(0\.weight, …\) is one of this Linear's.*masks\.bind\(model\)",
         ),
         (
-            lambda: Named("w", "w::mask"),
-            sc.Masks({"w": torch.eye(2).bool()}, Named("w")),
+            lambda: CLASHING,
+            sc.Masks({"w": torch.eye(2).bool()}, CLASHING),
             "w::mask is where the mask of w is to be stored; rename it",
         ),
         (lambda: Named("__metadata__"), None, "cannot be called '__metadata__' in a safetensors file; rename it"),
@@ -609,6 +612,20 @@ def test_what_cannot_be_saved_is_named(
     with pytest.raises(SecateursError, match=message):
         sc.save(model(), tmp_path / "model", masks)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masked_weights_that_are_not_zero_are_not_dropped_from_a_sparse_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    masks = sc.Masks({"1.weight": torch.eye(2).bool()}, model).apply_()
+    model[1].weight.data[0, 1], model[1].weight.data[1, 0] = torch.nan, 0.5
+    with pytest.raises(SecateursError, match=r"1\.weight: 2 of its masked weights are not zero.*masks\.apply_\(\).*masks\.attach"):
+        sc.save(model, tmp_path / "model", masks, sparse=True)
+    assert list(tmp_path.iterdir()) == []
+    sc.save(model, tmp_path / "whole", masks)
+    loaded = sc.load(tmp_path / "whole", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    assert same_bits(loaded[1].weight, model[1].weight)
+    model[1].weight.data[0, 1], model[1].weight.data[1, 0] = -0.0, 0
+    assert sc.save(model, tmp_path / "sparse", masks, sparse=True)
 
 
 # ---------------------------------------------------------------- writing that fails

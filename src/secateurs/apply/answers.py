@@ -181,13 +181,25 @@ class Different(SecateursError):
     """A smaller model that answers otherwise."""
 
 
+class Incomparable(Different):
+    """Answers with no finite number, by which nothing can be told."""
+
+
 def require_same(before: Sequence[Tensor], after: Sequence[Tensor], tolerance: float | None = None) -> float:
     """The largest difference, as a part of the largest number; raises `Different` where it is no rounding error.
+
+    Raises `Incomparable` where there is no finite number before to compare with.
 
     What a rounding error may be depends on the answers' dtype, or is the tolerance given.
     """
     if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
         raise Different("the smaller model's outputs are of other shapes")
+    if not any(bool(torch.isfinite(tensor).any()) for tensor in before):
+        found = "only NaN and infinite ones" if any(tensor.numel() for tensor in before) else "none at all"
+        raise Incomparable(
+            f"the answers could not be compared: the model's outputs have no finite numbers, {found}; give an example to which it answers "
+            "with numbers, or see which weight is NaN or infinite"
+        )
     largest = 0.0
     for one, other in zip(before, after, strict=True):
         if not one.numel():

@@ -33,7 +33,7 @@ def carry_(given: Masks | None, before: Iterable[nn.Parameter], model: nn.Module
         return mask if cut is None else None if _keeps(mask, cut) else kept_of(mask, cut)
 
     for masks in Masks.of_any(concerned):
-        masks.follow_(partial(left, masks), partial(gone, masks))
+        masks.follow_(partial(left, masks), partial(gone, masks), concerned)
 
 
 def _keeps(mask: Tensor, by_dim: Indices) -> bool:

@@ -64,8 +64,9 @@ def save(
     model (`fully_shard`) every process must call it; the first one writes the whole.
 
     Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
-    not made of tensors that the format can hold, where a mask is of another model, or where ``from_pretrained`` would read the folder
-    without an error as another model.
+    not made of tensors that the format can hold, where the masks are of another model or another copy of it, where ``sparse=True``
+    would lose weights (masked ones that are not zero), or where ``from_pretrained`` would read the folder without an error as another
+    model.
 
     >>> import tempfile
     >>> model = nn.Linear(64, 64)
@@ -75,6 +76,8 @@ def save(
     ...     dense // save(model, f"{folder}/sparse.safetensors", masks, sparse=True)
     5
     """
+    if masks is not None:
+        masks.require_of(model)
     tensors, tied = _distinct(model)
     named = _masks_of_state(masks, model, tied)
     stored: dict[str, Tensor] = {}
@@ -246,12 +249,24 @@ def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tup
         return {name: tensor}, {}
     mask = whole(mask).cpu()
     if sparse:
+        _require_zeros(name, tensor, mask)
         layout = {"in": "bits", "shape": list(tensor.shape)}
         return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + BITS: _to_bits(mask)}, layout
     there = _nonzero(tensor)
     if there is not None and torch.equal(there, mask):
         return {name: tensor}, {"in": "zeros"}
     return {name: tensor, name + BITS: _to_bits(mask)}, {"in": "bits"}
+
+
+def _require_zeros(name: str, tensor: Tensor, mask: Tensor) -> None:
+    """Raise `SecateursError` where weights that a mask does not keep are not zero: a file of the kept ones alone would lose them."""
+    there = _nonzero(tensor)
+    lost = int(torch.count_nonzero((_whole_numbers(tensor) != 0 if there is None else there) & ~mask))
+    if lost:
+        raise SecateursError(
+            f"{name}: {lost} of its masked weights are not zero, and sparse=True would drop them, so that the loaded model is another "
+            "one: call masks.apply_() first, or masks.attach(optimizer), after whose steps they stay zero; sparse=False keeps them"
+        )
 
 
 def _whole_numbers(tensor: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Masks(Mapping[str, Tensor]):
         exact = parameters_in(model, again=True)
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         self._kept: dict[str, int] = {}
-        self._carried = False
+        self._carried, self._taken_out = False, frozenset[str]()
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
             if parameter is None:
@@ -152,8 +152,11 @@ class Masks(Mapping[str, Tensor]):
                 pass
         return self
 
-    def applied_(self) -> Iterator[tuple[nn.Parameter, Iterator[Tensor]]]:
-        """Each parameter, and its pieces as they are once the pruned weights are set to zero, which is done as they are asked for."""
+    def applied_(self, moved: dict[str, int] | None = None) -> Iterator[tuple[nn.Parameter, Iterator[Tensor]]]:
+        """Each parameter, and its pieces as they are once the pruned weights are set to zero, which is done as they are asked for.
+
+        ``moved`` counts by parameter how many of them were not zero before.
+        """
         for name, parameter in self._parameters.items():
             mask = self._masks[name]
             if mask.shape != parameter.shape:
@@ -163,7 +166,8 @@ class Masks(Mapping[str, Tensor]):
                 )
             if mask.device != parameter.device:
                 mask = self._masks[name] = mask.to(parameter.device)
-            yield parameter, _zeroed_(shard_of(parameter.detach()), shard_of(mask))
+            here, kept = shard_of(parameter.detach()), shard_of(mask)
+            yield parameter, _zeroed_(here, kept) if moved is None else _zeroed_counted_(here, kept, name, moved)
 
     def remember(self, model: nn.Module, structure: Structure | None) -> None:
         """Keep what was found out about a model's structure, for as long as it holds; what was seen on real numbers may not."""
@@ -184,10 +188,29 @@ class Masks(Mapping[str, Tensor]):
         _living[id(self)] = self
 
     def bind(self, model: nn.Module) -> Masks:
-        """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored."""
+        """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored.
+
+        Raises `SecateursError` where a mask does not fit, or where the copy is one from before a `shrink_` that these masks have followed.
+        """
+        if self._carried:
+            self._require_shrunk(model)
         bound = Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
-        bound._carried = self._carried
+        bound._carried, bound._taken_out = self._carried, self._taken_out
         return bound
+
+    def _require_shrunk(self, model: nn.Module) -> None:
+        """Raise `SecateursError` where a model is larger than the one that these masks have followed since `shrink_`."""
+        exact = parameters_in(model, again=True)
+        unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
+        shapes = {name: parameter.shape for name, parameter in {**self._unmasked, **self._parameters}.items()}
+        for name in (*shapes, *sorted(self._taken_out)):
+            here = exact.get(name, unwrapped.get(_unwrapped(name)))
+            if here is not None and here.shape != shapes.get(name):
+                small = f"is of shape {tuple(shapes[name])} there" if name in shapes else "is not there any more"
+                raise SecateursError(
+                    f"{name}: since shrink_ these masks follow the smaller model, where it {small}, but it is of {tuple(here.shape)} in "
+                    f"this {type(model).__name__}: bind the masks to the copy before shrinking, or copy the smaller model"
+                )
 
     def named_as_in(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks under the names that a model has for their parameters: wrappers' prefixes included, tied ones once.
@@ -248,25 +271,36 @@ class Masks(Mapping[str, Tensor]):
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters, self._kept = dict(other._masks), dict(other._parameters), dict(other._kept)
         self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
-        self._structure, self._unmasked, self._carried = other._structure, other._unmasked, other._carried
+        self._structure, self._unmasked = other._structure, other._unmasked
+        self._carried, self._taken_out = other._carried, other._taken_out
         self.apply_()
 
     def require_of(self, model: nn.Module) -> None:
         """Raise `SecateursError` where none of the masked parameters is one of this model's: they are those of a copy of it, say."""
         own = {id(parameter) for parameter in parameters_in(model).values()}
-        if self and not any(id(parameter) in own for parameter in self._parameters.values()):
+        held = self._parameters or (self._unmasked if self._carried else {})
+        if held and not any(id(parameter) in own for parameter in held.values()):
             raise SecateursError(
-                f"none of the masked parameters ({next(iter(self))}, …) is one of this {type(model).__name__}'s: were the masks made "
+                f"none of the masked parameters ({next(iter(held))}, …) is one of this {type(model).__name__}'s: were the masks made "
                 "for another copy of it? use masks.bind(model)"
             )
 
-    def follow_(self, change: Callable[[nn.Parameter, Tensor], Tensor | None], gone: Callable[[nn.Parameter], bool]) -> None:
-        """Replace each mask by what its parameter's change makes of it: ``None`` where it is no mask any more; forget what is gone."""
+    def follow_(
+        self,
+        change: Callable[[nn.Parameter, Tensor], Tensor | None],
+        gone: Callable[[nn.Parameter], bool],
+        concerned: Container[int] = (),
+    ) -> None:
+        """Replace each mask by what its parameter's change makes of it: ``None`` where it is no mask any more; forget what is gone.
+
+        What is gone of the parameters ``concerned`` (ids) was taken out of the model by this very change.
+        """
         parameters = {**self._unmasked, **self._parameters}
         changed = {name: change(self._parameters[name], mask) for name, mask in self._masks.items()}
         self._masks = {name: mask for name, mask in changed.items() if mask is not None}
         self._parameters = {name: self._parameters[name] for name in self._masks}
         self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
+        self._taken_out |= {name for name, each in parameters.items() if gone(each) and id(each) in concerned}
         self._structure, self._carried = None, True
 
     @staticmethod
@@ -303,6 +337,19 @@ _living: WeakValueDictionary[int, Masks] = WeakValueDictionary()
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes → the whole numbers of that size."""
+
+
+def _zeroed_counted_(weight: Tensor, mask: Tensor, name: str, moved: dict[str, int]) -> Iterator[Tensor]:
+    """As `_zeroed_`, and count what was not zero: a piece that stays as it is, the rule, is only read."""
+    bits = INTEGERS.get(weight.element_size())
+    for some, kept in pieces(weight, mask):
+        if bits is not None and torch.equal((before := some.view(bits)) * kept, before):
+            yield some
+            continue
+        count = int(torch.count_nonzero((some != 0) & ~kept))
+        if count:
+            moved[name] = moved.get(name, 0) + count
+        yield from _zeroed_(some, kept)
 
 
 def _zeroed_(weight: Tensor, mask: Tensor) -> Iterator[Tensor]:

@@ -49,6 +49,7 @@ class Nonzero:
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
         self._sides: dict[str, _Sides] = {}
+        self.moved: dict[str, int] = {}
 
     @staticmethod
     def of(model: nn.Module) -> Nonzero:
@@ -58,19 +59,21 @@ class Nonzero:
 
     @staticmethod
     def under(masks: Masks, model: nn.Module) -> Nonzero:
-        """Where they are not zero once the masks are applied: both in one walk through the weights."""
+        """Where they are not zero once the masks are applied, in one walk through the weights; ``moved``: how many masked ones were not."""
         names: dict[int, list[str]] = {}
         hidden = torch_masks(model)
         for name, parameter in parameters_in(model, again=True).items():
             if name not in hidden:
                 names.setdefault(id(parameter), []).append(name)
         sides: dict[str, _Sides] = {}
-        for parameter, parts in masks.applied_():
+        moved: dict[str, int] = {}
+        for parameter, parts in masks.applied_(moved):
             if not parameter.numel():
                 continue  # nothing to set to zero, and nothing to see
             sides.update(dict.fromkeys(names.get(id(parameter), ()), _Sides(parts)))
         there = Nonzero.of(model)
         there._sides.update(sides)
+        there.moved.update(moved)
         return there
 
     def along(self, name: str, dim: int) -> Tensor:

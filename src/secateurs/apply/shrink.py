@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply.answers import Check, telling
+from secateurs.apply.answers import Check, Incomparable, telling
 from secateurs.apply.carry import carry_
 from secateurs.apply.fold import constant_units, fold_constants_
 from secateurs.apply.follow import attributes_of_code, rescale_, rewrites_for, sizes_stay, unfused
@@ -20,7 +21,7 @@ from secateurs.apply.present import Nonzero, present_units
 from secateurs.apply.resize import Indices, Undo, cut_, implied, remember_, rewrite_, set_attributes_, take_out_
 from secateurs.apply.step import Step
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.given import MASKS, MODEL, require
+from secateurs.given import MASKS, MODEL, OPTIMIZER, require
 from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal, refuse_opaque
 from secateurs.patterns import axis_names
 from secateurs.types import SecateursError, Skipped
@@ -75,7 +76,9 @@ def shrink_(
     an optimizer still, say, follow in the same way.
 
     Raises `TaskError` where there is no example or the model rejects it, `SecateursError` where the model is compiled, scripted or
-    wrapped, or the masks are those of another copy of it.
+    wrapped, the masks are those of another copy of it, or the optimizer trains none of its parameters, and where what it answers to the
+    example cannot be compared: there are no finite numbers. Warns where masked weights are not zero: the answers that stay the same are
+    those of the model once the masks are applied.
 
     >>> from secateurs import Channel, Task, TopK, magnitude, prune_, uniform
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -92,9 +95,19 @@ def shrink_(
     refuse_opaque(model)
     if masks is not None:
         masks.require_of(model)
+    if optimizer is not None:
+        _require_trains(optimizer, model)
     before, parameters = _count(model), list(parameters_in(model).values())
     check = Check(model, telling(example))
     there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
+    if there.moved:
+        name, count = next(iter(there.moved.items()))
+        more = f" (and others in {len(there.moved) - 1} parameters more)" if len(there.moved) > 1 else ""
+        warn(
+            f"{name}: {count:,} masked weights were not zero{more}: shrink_ has set them to zero, so the model answers otherwise than "
+            "before the call; masks.attach(optimizer) keeps them at zero while training",
+            stacklevel=2,
+        )
     structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     knowing = _known(model, structure, there)
     idle = _take_out_idle_(model, structure, knowing, there, check)
@@ -121,6 +134,17 @@ def shrink_(
     if masks is not None:
         masks.example = example
     return done
+
+
+def _require_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Raise `SecateursError` where a thing is no optimizer of any of a model's parameters."""
+    require("shrink_", "optimizer", optimizer, OPTIMIZER)
+    own = {id(parameter) for parameter in parameters_in(model).values()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise SecateursError(
+            f"shrink_: the optimizer trains none of the parameters of this {type(model).__name__}, so what it holds could not follow: "
+            "was it made for another copy of the model? give the one made from model.parameters(), or none"
+        )
 
 
 def _count(model: nn.Module) -> int:
@@ -247,6 +271,8 @@ class _Work:
                 self._shrink(choice, follow, rewriting)
         except SecateursError as problem:
             self.undo()
+            if isinstance(problem, Incomparable):
+                raise
             return str(problem).splitlines()[0]
         except BaseException:
             self.undo()
