@@ -60,7 +60,7 @@ def _fits(rewrite: Rewrite, args: Any, kwargs: Any) -> bool:
 
 def _is_watched() -> bool:
     """Whether the pass is compiled or traced, where sizes must be what torch makes of them."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def at(args: Any, kwargs: Any, path: Sequence[int | str]) -> Any:
