@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/*)
 
-.PHONY: demo test sanitize lint types install install-dev clean
+.PHONY: always demo test sanitize lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateurs demo --force
@@ -41,11 +41,16 @@ $(BIN)/python:
 	  { echo "Python's venv module is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+# An editable installation knows the package file by file: it is made anew where files have come, gone or moved.
+FILES := $(VENV)/.files
+$(FILES): always | $(BIN)/python
+	@find src -name '*.py*' -not -name '*.pyc' | sort | cmp -s - $@ || find src -name '*.py*' -not -name '*.pyc' | sort > $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) $(FILES) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(KERNELS) $(FILES) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.models import resnet_20, vit
-from secateurs.run.compile import compile
-from secateurs.run.latency import latency
-from secateurs.run.timing import measure
+from secateurs.run.clock.timing import measure
+from secateurs.run.compiled import compile
+from secateurs.run.forecast.latency import latency
 from secateurs.types import Pattern, Plan
 
 THREADS = 1

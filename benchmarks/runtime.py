@@ -34,9 +34,9 @@ from tables import RESULTS
 from torch import Tensor
 
 from secateurs.report import environment
-from secateurs.run.backends import DENSE, Absent, Backend, Runner
-from secateurs.run.bench import in_float64, relative_error, sparse
-from secateurs.run.timing import Timing, interleaved, sampler, settling, torch_threads
+from secateurs.run.clock.backends import DENSE, Absent, Backend, Runner
+from secateurs.run.clock.timing import Timing, interleaved, sampler, settling, torch_threads
+from secateurs.run.forecast.bench import in_float64, relative_error, sparse
 
 CELLS = RESULTS / "runtime"
 

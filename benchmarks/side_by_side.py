@@ -35,8 +35,8 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.prune as pruning
 from secateurs import models
-from secateurs.apply import answers
 from secateurs.forward import call, tensors_in
+from secateurs.shrink import same_answers
 
 SPARSITY = 0.5
 ROUNDS = 7
@@ -154,8 +154,8 @@ def ours(model: nn.Module, network: Network, outcome: Outcome) -> nn.Module:
     """Prune and shrink; what finding the sites and checking the result take of it is told apart."""
     with (
         timed(pruning, "find_sites") as analyse,
-        timed(answers.Check, "_answers") as check,
-        timed(answers, "require_same") as compare,
+        timed(same_answers.Check, "_answers") as check,
+        timed(same_answers, "require_same") as compare,
     ):
         start = time.perf_counter()
         shrunk = sc.shrink_(model, prune_by_ours(model, network))

@@ -24,9 +24,9 @@ from secateurs.allocate import (
     uniform,
     within_budget,
 )
-from secateurs.apply import Masks
 from secateurs.costs import macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import magnitude
+from secateurs.masks import Masks
 from secateurs.patterns import Channel, Element, Filter, Kernel, NofM, find_sites
 from secateurs.prune import masks_of, prune_
 from secateurs.solve import TopK

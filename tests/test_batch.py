@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.batch import split
-from secateurs.observe import input_norm, observe
+from secateurs.evidence import input_norm, observe
 from secateurs.patterns import Element, find_sites
 from secateurs.recover import evaluate, train_
 from secateurs.types import Hook, Task, TaskError

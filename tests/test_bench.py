@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs import cli
+from secateurs.cli import commands as cli
 from secateurs.forward import tensors_in
 from secateurs.models import digits_cnn
-from secateurs.run import backends, bench, timing
-from secateurs.run.backends import DENSE, Absent
-from secateurs.run.bench import Contender, Curve, Heat
-from secateurs.run.timing import Timing, interleaved, measure, sampler
+from secateurs.run.clock import backends, timing
+from secateurs.run.clock.backends import DENSE, Absent
+from secateurs.run.clock.timing import Timing, interleaved, measure, sampler
+from secateurs.run.forecast import bench
+from secateurs.run.forecast.bench import Contender, Curve, Heat
 from secateurs.types import SecateursError, TaskError, WriteError
 
 TORCH = {"torch": DENSE["torch"]}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.apply.answers import require_same
+from secateurs.shrink.same_answers import require_same
 from secateurs.types import KindError, SecateursError
 
 

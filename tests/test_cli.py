@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import secateurs as sc
-from secateurs import cli, session
+from secateurs import session
+from secateurs.cli import commands as cli
 from secateurs.models import digits_cnn
 from secateurs.report import read_record
 from secateurs.tasks import digits

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import secateurs as sc
-from secateurs import cli, session
+from secateurs import session
+from secateurs.cli import commands as cli
 from secateurs.report import read_record
+from secateurs.run.clock.timing import Timing
 from secateurs.run.explain import Explanation, LayerReport
-from secateurs.run.timing import Timing
 
 OWN = """
 import torch
@@ -357,5 +358,5 @@ def test_rooms_that_not_everybody_needs_are_there_when_asked_for() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert {"models", "tasks", "methods", "report", "testing"} <= set(dir(sc))
-    with pytest.raises(AttributeError, match="module 'secateurs' has no attribute 'modles'"):
+    with pytest.raises(AttributeError, match="No secateurs attribute modles"):
         _ = sc.modles

@@ -26,16 +26,16 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs.models import mobilenet_v2, resnet_20, squeezenet_1_0
 from secateurs.run import CompileError, KernelError, available, compile, instruction_set
-from secateurs.run import limits as limit_module
-from secateurs.run import machine as machine_module
-from secateurs.run import memory as memory_module
-from secateurs.run import tune as tuning
-from secateurs.run.backends import Absent, Lent
-from secateurs.run.memory import Memory
-from secateurs.run.timing import Timing
+from secateurs.run.choosing import limits as limit_module
+from secateurs.run.choosing import tune as tuning
+from secateurs.run.clock import memory as memory_module
+from secateurs.run.clock.backends import Absent, Lent
+from secateurs.run.clock.memory import Memory
+from secateurs.run.clock.timing import Timing
+from secateurs.run.kernels import machine as machine_module
 
-compiling = importlib.import_module("secateurs.run.compile")  # the package has functions of these names
-latency_module = importlib.import_module("secateurs.run.latency")
+compiling = importlib.import_module("secateurs.run.compiled")  # the package has functions of these names
+latency_module = importlib.import_module("secateurs.run.forecast.latency")
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_threshold, uniform, within_budget
-from secateurs.apply import Masks, bytes_, save
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import magnitude, random
-from secateurs.observe import input_norm, observe
+from secateurs.evidence import input_norm, observe
+from secateurs.files import bytes_, save
+from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
 from secateurs.solve import TopK
 from secateurs.testing import (

@@ -44,7 +44,9 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert lines
     for line in lines:
         _, *arguments = shlex.split(line, comments=True)
-        done = subprocess.run([sys.executable, "-m", "secateurs.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "secateurs.cli.commands", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 

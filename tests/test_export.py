@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs import cli
+from secateurs.cli import commands as cli
 from secateurs.export import ExportError, aot, onnx, onnx_file, package
 from secateurs.export.placing import placing
 from secateurs.export.program import Captured, named_outputs

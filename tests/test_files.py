@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.apply import container, tree
+from secateurs.files import container, nested_state
 from secateurs.types import FileError, SecateursError, Share, WriteError
 
 PLAN = sc.Plan({"0": Share(12, 5, {"0.weight": 1})}, {"params": 20.0})
@@ -755,21 +755,21 @@ def equal(a: Any, b: Any) -> bool:
 @given(trees)
 @settings(max_examples=200)
 def test_trees_come_back_with_all_their_types(data: Any) -> None:
-    found, document = tree.pack(data)
-    assert equal(tree.unpack(found, json.loads(json.dumps(document))), data)
+    found, document = nested_state.pack(data)
+    assert equal(nested_state.unpack(found, json.loads(json.dumps(document))), data)
 
 
 @pytest.mark.parametrize(
     "data", [{1: torch.ones(1), "1": torch.zeros(1)}, {"a": {"b": torch.ones(1)}, "a/b": torch.zeros(1), "a/b'": torch.ones(2)}]
 )
 def test_keys_that_look_alike_do_not_get_each_others_tensors(data: Any) -> None:
-    found, document = tree.pack(data)
-    assert equal(tree.unpack(found, document), data)
+    found, document = nested_state.pack(data)
+    assert equal(nested_state.unpack(found, document), data)
 
 
 def test_what_is_no_data_cannot_go_into_a_tree() -> None:
     with pytest.raises(TypeError, match=r"/a/0: object cannot go into a checkpoint"):
-        tree.pack({"a": [object()]})
+        nested_state.pack({"a": [object()]})
 
 
 NO_TREES: list[Any] = [
@@ -782,7 +782,7 @@ NO_TREES: list[Any] = [
 @pytest.mark.parametrize("document", NO_TREES)
 def test_what_is_no_tree_is_refused(document: Any) -> None:
     with pytest.raises(FileError, match="no part of the format"):
-        tree.unpack({"there": torch.ones(1)}, document)
+        nested_state.unpack({"there": torch.ones(1)}, document)
 
 
 def test_documents_and_tensors_come_back_from_the_container(tmp_path: Path) -> None:

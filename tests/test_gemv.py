@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from secateurs.run import gemv
-from secateurs.run.gemv import Array, Packed
-from secateurs.run.machine import InstructionSet, available, native_module
+from secateurs.run.kernels import gemv
+from secateurs.run.kernels.gemv import Array, Packed
+from secateurs.run.kernels.machine import InstructionSet, available, native_module
 
 FORMATS: list[tuple[gemv.Format, gemv.Values]] = [
     ("lanes", "float32"),

@@ -16,16 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from secateurs.run import layers
-from secateurs.run import pack as packing
-from secateurs.run.execute import Runner
-from secateurs.run.homes import Homes, Segment
-from secateurs.run.kernels import KERNELS, candidates
-from secateurs.run.layers import SINGLE, Choice
-from secateurs.run.layout import Packed, grid_for, read_tiles, stretches, tokens_for, written_tiles
-from secateurs.run.machine import InstructionSet, available, native_module
-from secateurs.run.masked import is_masked
-from secateurs.run.nodes import (
+from secateurs.run.choosing.table import KERNELS, candidates
+from secateurs.run.kernels import spmm as packing
+from secateurs.run.kernels.machine import InstructionSet, available, native_module
+from secateurs.run.network.nodes import (
     Activate,
     Activation,
     Add,
@@ -40,8 +34,14 @@ from secateurs.run.nodes import (
     Scale,
     Value,
 )
-from secateurs.run.plan import plan
-from secateurs.run.windows import windows
+from secateurs.run.planning import layers
+from secateurs.run.planning.homes import Homes, Segment
+from secateurs.run.planning.layers import SINGLE, Choice
+from secateurs.run.planning.layout import Packed, grid_for, read_tiles, stretches, tokens_for, written_tiles
+from secateurs.run.planning.masked import is_masked
+from secateurs.run.planning.plan import plan
+from secateurs.run.planning.runner import Runner
+from secateurs.run.planning.windows import windows
 
 pytestmark = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.apply.answers import Check
 from secateurs.graph import Structure, Value, analyse, interpret
+from secateurs.shrink.same_answers import Check
 
 sys.path.insert(0, str(Path(__file__).parent))
 

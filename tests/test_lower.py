@@ -18,11 +18,12 @@ from torch.nn.utils import parametrizations
 
 from secateurs import models
 from secateurs.forward import call, nested
-from secateurs.run.interpret import inputs_of, interpret, interpreter, outputs_of
-from secateurs.run.lower import lower
-from secateurs.run.nest import leaves
-from secateurs.run.nodes import Activation, Conv, Linear, Network, Torch
-from secateurs.run.record import CompileError, difference, fits, record
+from secateurs.run.lowering.lower import lower
+from secateurs.run.network.fits import difference, fits
+from secateurs.run.network.interpret import interpret, interpreter
+from secateurs.run.network.nest import leaves
+from secateurs.run.network.nodes import Activation, Conv, Linear, Network, Torch, inputs_of, outputs_of
+from secateurs.run.recording.record import CompileError, record
 from secateurs.types import TaskError
 
 with warnings.catch_warnings():

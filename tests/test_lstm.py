@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from secateurs import run
 from secateurs.forward import call, nested
 from secateurs.models import lstm_language_model
-from secateurs.run.homes import Segment
-from secateurs.run.interpret import interpret
-from secateurs.run.lower import lower
-from secateurs.run.machine import available
-from secateurs.run.nest import leaves
-from secateurs.run.nodes import Linear, Lstm, Network, Torch
-from secateurs.run.plan import plan
-from secateurs.run.record import CompileError, record
+from secateurs.run.kernels.machine import available
+from secateurs.run.lowering.lower import lower
+from secateurs.run.network.interpret import interpret
+from secateurs.run.network.nest import leaves
+from secateurs.run.network.nodes import Linear, Lstm, Network, Torch
+from secateurs.run.planning.homes import Segment
+from secateurs.run.planning.plan import plan
+from secateurs.run.recording.record import CompileError, record
 
 INPUTS, WIDTH = 21, 19
 ISAS = [isa.name for isa in available()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateurs.observe import input_norm, observe
+from secateurs.evidence import input_norm, observe
 from secateurs.patterns import Channel, Element, find_sites
 from secateurs.types import Accumulator, SecateursError, Statistic, Task, TaskError
 

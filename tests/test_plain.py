@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from secateurs.run import CompileError, available, compile
-from secateurs.run.plain import in_memory, is_plain, resolved
+from secateurs.run.network.plain import in_memory, is_plain, resolved
 from secateurs.types import TaskError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning", "ignore:Sparse CSR:UserWarning")

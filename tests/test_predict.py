@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.run.latency import GRID, falling, latency, latency_ms
-from secateurs.run.layers import Choice, positions_of
-from secateurs.run.machine import InstructionSet, available
-from secateurs.run.predict import Weighted, predict
-from secateurs.run.tune import Tuned
+from secateurs.run.choosing.tune import Tuned
+from secateurs.run.forecast.latency import GRID, falling, latency, latency_ms
+from secateurs.run.forecast.predict import Weighted, predict
+from secateurs.run.kernels.machine import InstructionSet, available
+from secateurs.run.planning.layers import Choice, positions_of
 from secateurs.testing import COUPLED, LAYERS, NETWORKS, check_cost
 from secateurs.types import PatternError, Plan, PlanError, SecateursError, Share, TaskError
 
 tune_module, predict_module, latency_module = (
-    importlib.import_module(f"secateurs.run.{name}") for name in ("tune", "predict", "latency")
+    importlib.import_module(f"secateurs.run.{name}") for name in ("choosing.tune", "forecast.predict", "forecast.latency")
 )
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs the compiled extension")
@@ -61,7 +61,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(tune_module, "_measured", made.layer)
     monkeypatch.setattr(predict_module, "behind_a_kernel", made.behind)
     monkeypatch.setattr(latency_module, "_whole", made.whole)
-    monkeypatch.setattr(predict_module, "limits", lambda *_: importlib.import_module("secateurs.run.limits").Limits(1e15, 1e15))
+    monkeypatch.setattr(
+        predict_module, "limits", lambda *_: importlib.import_module("secateurs.run.choosing.limits").Limits(1e15, 1e15)
+    )
     return made
 
 
@@ -309,7 +311,7 @@ def test_where_another_runtime_is_faster_zeros_pay_only_below_it_and_channels_at
 
 
 def test_no_layer_falls_below_the_machines_limit(machine, monkeypatch):
-    limits = importlib.import_module("secateurs.run.limits").Limits(2e9, 1e15)  # one weight and position a nanosecond
+    limits = importlib.import_module("secateurs.run.choosing.limits").Limits(2e9, 1e15)  # one weight and position a nanosecond
     monkeypatch.setattr(predict_module, "limits", lambda *_: limits)
     count = latency(threads=1).prepare(nn.Sequential(nn.Linear(100, 40)), torch.zeros(1, 100))
     monkeypatch.setattr(machine, "layer", lambda *_: pytest.fail("measured too early"))

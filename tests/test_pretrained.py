@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.apply import container, files
+from secateurs.files import container, model_file
 from secateurs.types import FileError, SecateursError, WriteError
 
 transformers = pytest.importorskip("transformers")
@@ -215,8 +215,8 @@ def test_a_folder_that_would_be_read_as_another_model_without_an_error_is_refuse
 def test_a_damaged_configuration_in_the_file_is_an_error_of_ours(tmp_path):
     model, folder = shrunk(llama(), ["*:heads"]), tmp_path / "small"
     sc.save(model, folder)
-    tensors, document = container.read(folder / files.WEIGHTS)
+    tensors, document = container.read(folder / model_file.WEIGHTS)
     for config in ([], {"hidden_size": "wide"}, {"hidden_size": 7}):
-        container.write(folder / files.WEIGHTS, tensors, {**document, "config": config})
+        container.write(folder / model_file.WEIGHTS, tensors, {**document, "config": config})
         with pytest.raises(FileError, match=r"cannot be made of the configuration in the file|belongs to another model"):
             sc.load(folder, transformers.LlamaForCausalLM)

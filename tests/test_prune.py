@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from secateurs.allocate import by_layer, erdos_renyi, global_threshold, plan_of, uniform, within_budget
-from secateurs.apply import Masks
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params
 from secateurs.criteria import magnitude, random
-from secateurs.observe import input_norm
+from secateurs.evidence import input_norm
+from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Kernel, NofM, Vector, find_sites
 from secateurs.prune import prune_
 from secateurs.solve import TopK

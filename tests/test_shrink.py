@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 import secateurs as sc
-from secateurs.apply import answers, shrink
-from secateurs.apply.present import Nonzero
-from secateurs.apply.resize import Undo, cut_, kept_of
 from secateurs.costs import tensor_bytes
+from secateurs.shrink import same_answers, shrink
+from secateurs.shrink.needed_units import Nonzero
+from secateurs.shrink.surgery import cut_, kept_of
+from secateurs.shrink.undo import Undo
 
 EXACT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -942,7 +943,7 @@ PASSES: list[torch.dtype] = []
     ],
 )
 def test_large_models_answer_in_float32_first_and_float64_decides(monkeypatch, large, off, wrong, passes, done):
-    monkeypatch.setattr(answers, "_SMALL", 1 if large else 1000)
+    monkeypatch.setattr(same_answers, "_SMALL", 1 if large else 1000)
     model, example = Watched(off, wrong), torch.randn(4, 3)
     masks = prune(model, example)
     before = state(model)
@@ -957,7 +958,7 @@ def test_large_models_answer_in_float32_first_and_float64_decides(monkeypatch, l
 
 
 def test_what_is_no_float32_is_compared_as_before(monkeypatch):
-    monkeypatch.setattr(answers, "_SMALL", 1)
+    monkeypatch.setattr(same_answers, "_SMALL", 1)
     model, example = Watched().bfloat16(), torch.randn(4, 3).bfloat16()
     masks = prune(model, example)
     PASSES.clear()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.allocate import plan_of
-from secateurs.apply import container
+from secateurs.files import container
 from secateurs.patterns import as_units
 from secateurs.solve import highest
 from secateurs.types import Member, Scores, Site, Sites, Solution, Stats

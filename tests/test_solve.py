@@ -13,7 +13,7 @@ from torch import nn
 from secateurs import select
 from secateurs.allocate import uniform
 from secateurs.criteria import magnitude, random
-from secateurs.observe import input_norm, observe
+from secateurs.evidence import input_norm, observe
 from secateurs.patterns import Block, Channel, Element, Filter, NofM, Vector, as_units, find_sites
 from secateurs.prune import prune_
 from secateurs.solve import TopK

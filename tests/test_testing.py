@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import bounds, plan_of, uniform
-from secateurs.apply import Shrunk
 from secateurs.costs import params
 from secateurs.criteria import magnitude
-from secateurs.observe import input_norm
+from secateurs.evidence import input_norm
 from secateurs.patterns import Channel, Element, Head
 from secateurs.patterns.canonical import LAYOUTS, Layout
+from secateurs.shrink import Shrunk
 from secateurs.solve import TopK
 from secateurs.testing import (
     COUPLED,

@@ -18,8 +18,8 @@ import secateurs as sc
 from secateurs import models
 from secateurs.forward import buffers_in, modules_in, parameters_in, tensors_in
 from secateurs.graph import Snapshot, analyse, record
-from secateurs.graph.fake import Fakes
-from secateurs.graph.sizes import Tagged
+from secateurs.graph.fake_tensors import Fakes
+from secateurs.graph.tagged_sizes import Tagged
 
 
 class Caching(nn.Module):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import secateurs as sc
-from secateurs.apply import container, tree
+from secateurs.files import container, nested_state
 from secateurs.forward import run_example
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
+from secateurs.recover.random_state import random_state
 from secateurs.types import FileError, NonFiniteError, Run, SecateursError, TaskError
 
 
@@ -712,7 +713,7 @@ LOST = object()
 def rewritten(path: Path, *edits: tuple[tuple[Any, ...], Any]) -> Path:
     """A checkpoint with other data at some places, and the checksums of that."""
     tensors, document = container.read(path)
-    state = tree.unpack(tensors, document["checkpoint"])
+    state = nested_state.unpack(tensors, document["checkpoint"])
     for (*places, last), value in edits:
         here = state
         for place in places:
@@ -721,7 +722,7 @@ def rewritten(path: Path, *edits: tuple[tuple[Any, ...], Any]) -> Path:
             del here[last]
         else:
             here[last] = value
-    found, packed = tree.pack(state)
+    found, packed = nested_state.pack(state)
     other = path.with_name("hostile")
     container.write(other, found, {"checkpoint": packed})
     return other
@@ -785,7 +786,7 @@ def standing(parts: dict[str, Any]) -> str:
     """What a run consists of, written down to the last bit."""
     state = {name: part.state_dict() for name, part in parts.items() if name != "hooks"}
     with torch._tensor_str.printoptions(precision=20, threshold=10**6):  # type: ignore[attr-defined]
-        return repr((state, [hook.state() for hook in parts["hooks"]], tree.random_state()))
+        return repr((state, [hook.state() for hook in parts["hooks"]], random_state()))
 
 
 @pytest.fixture(scope="module")

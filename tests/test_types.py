@@ -12,7 +12,7 @@ from torch import nn
 
 from secateurs.costs import params
 from secateurs.criteria import magnitude, random
-from secateurs.observe import input_norm
+from secateurs.evidence import input_norm
 from secateurs.types import (
     Budget,
     Criterion,

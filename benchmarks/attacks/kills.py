@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from attacks.mutants import trainer
 from attacks.verdict import Verdict
-from secateurs.apply import container, tree
+from secateurs.files import container, nested_state
 
 KILLS = 4
 """Times that a run is killed at most."""
@@ -67,7 +67,7 @@ def _started(folder: Path) -> int:
         taking_part, go = trainer()
         run = go(folder / "checkpoint", _EPOCHS)
         states = {name: taking_part[name].state_dict() for name in ("model", "optimizer", "scheduler")}
-        tensors, document = tree.pack({**states, "masks": dict(run.masks), "history": run.history})
+        tensors, document = nested_state.pack({**states, "masks": dict(run.masks), "history": run.history})
         container.write(folder / "result", tensors, {"result": document})
         status = 0
     finally:

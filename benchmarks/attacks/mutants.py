@@ -26,9 +26,10 @@ from torch import Tensor, nn
 import secateurs as sc
 from attacks.mutate import changed, damaged, rewritten
 from attacks.verdict import Verdict
-from secateurs.apply import tree
+from secateurs.files import nested_state
+from secateurs.recover.random_state import random_state
 from secateurs.report import Curve, Entry, History, Layer, Point, Record, read_record
-from secateurs.run.memory import FOLDER_VARIABLE, Memory
+from secateurs.run.clock.memory import FOLDER_VARIABLE, Memory
 from secateurs.types import SecateursError
 
 _SLOW = 5.0
@@ -184,7 +185,7 @@ def trainer() -> tuple[dict[str, Any], Callable[[str | Path, int], sc.types.Run]
 
 def _standing(taking_part: dict[str, Any]) -> Any:
     states = [taking_part[name].state_dict() for name in ("model", "optimizer", "scheduler")]
-    tensors, document = tree.pack([*states, taking_part["hook"].state(), tree.random_state()["torch"]])
+    tensors, document = nested_state.pack([*states, taking_part["hook"].state(), random_state()["torch"]])
     numbers = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     return numbers, json.dumps(document), random.getstate(), numpy.random.get_state(legacy=True)[1].tobytes()  # type: ignore[index]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs import models
-from secateurs.run.bench import removed_at_random
+from secateurs.run.forecast.bench import removed_at_random
 from secateurs.tasks.images import data_file
 
 Chosen = Callable[[str, nn.Module], bool]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import call, tensors_in
-from secateurs.run.backends import Absent, Runner, onnx_session, quiet
-from secateurs.run.timing import Sampler, settling
+from secateurs.run.clock.backends import Absent, Runner, onnx_session, quiet
+from secateurs.run.clock.timing import Sampler, settling
 from speed.cases import Case, Variant
 
 BENCHMARKS = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tables import markdown, write
 
-from secateurs.run.bench import Curve, draw
+from secateurs.run.forecast.bench import Curve, draw
 from speed.cases import CASES, CONVOLUTIONS, LINEARS, NETWORKS, SMALL, UNSTRUCTURED, Case, Variant
 from speed.contenders import FORCED
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
-from secateurs.apply import Masks
+from secateurs.evidence import observe
 from secateurs.given import ALLOCATOR, MASKS, SOLVER, TASK, require
-from secateurs.observe import observe
+from secateurs.masks import Masks
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole

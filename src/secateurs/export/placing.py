@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateurs.apply import container
+from secateurs.files import container
 from secateurs.types import WriteError
 
 

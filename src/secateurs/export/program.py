@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from secateurs.apply.answers import telling
 from secateurs.export.error import ExportError
 from secateurs.forward import describe, evaluating, nested, run_example, tensors_in
 from secateurs.graph import untouched
+from secateurs.shrink.same_answers import telling
 from secateurs.types import NonFiniteError, TaskError
 
 

@@ -5,13 +5,16 @@ from secateurs.graph.calls import ModuleCall
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.lines import is_users, line_of
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op, Trace, Value
 from secateurs.graph.rules import RULES
-from secateurs.graph.sizes import TABLE, Measured, Number, Pieces, SizeCall, Source, asks_size, is_told, told
+from secateurs.graph.size_calls import Number, Pieces, SizeCall
+from secateurs.graph.size_rules import TABLE
+from secateurs.graph.snapshot import Snapshot
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
-from secateurs.graph.trace import Trace, plain, ready, record, refuse_opaque, untouched
-from secateurs.graph.typed import Typing
-from secateurs.graph.unchanged import Snapshot
+from secateurs.graph.tagged_sizes import Measured, Source, asks_size, is_told, told
+from secateurs.graph.trace import record
+from secateurs.graph.typing_context import Typing
+from secateurs.graph.watch import plain, ready, refuse_opaque, untouched
 
 __all__ = [
     "RULES",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import Dim
-from secateurs.graph.ops import Op, Value
-from secateurs.graph.rms import rms_norms
+from secateurs.graph.ops import Op, Trace, Value, used
+from secateurs.graph.rms_norms import rms_norms
 from secateurs.graph.rules import rule_of
-from secateurs.graph.trace import Trace, used
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.typing_context import Dims, Typing
 
 
 def infer(trace: Trace) -> Typing:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from secateurs.graph.calls import ModuleCall
+from secateurs.graph.size_calls import SizeCall
+from secateurs.graph.tagged_sizes import Source
 
 
 class Value:
@@ -74,3 +78,47 @@ def values_in(nest: Any) -> Iterator[Value]:
     elif isinstance(nest, dict):
         for item in nest.values():
             yield from values_in(item)
+
+
+@dataclass
+class Trace:
+    """The operations of one forward pass in order; which values are parameters, buffers, inputs and outputs.
+
+    Each value is written once: it is the output of one operation, or was there before, and what an operation reads is what is there at
+    that time. In-place operations are told as those that are none (``relu_`` is ``relu`` with a new value), ``out=`` as the operation and
+    a ``copy``; what was written through a view comes into its base by ``slice_scatter``, ``select_scatter`` and their like, and other
+    views of it are taken anew where they are read. Where no such operation fits it is ``as_strided_scatter`` and ``as_strided``, after
+    which anything may be anywhere in that memory. ``written`` are parameters and buffers that the pass writes, and what they are at its
+    end: the next pass begins with that, so that they are no constants.
+
+    ``calls`` are those of its modules; ``sized`` is where the code first computes with a size, if it does, so that it may do something
+    else at another one. ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root
+    of; ``measured``, the
+    dimensions whose size it computes with, and where; ``floats``,
+    each module's attributes that are floating-point numbers.
+    """
+
+    ops: list[Op] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
+    sizes: list[SizeCall] = field(default_factory=list)
+    sized: str | None = None
+    parameters: dict[str, Value] = field(default_factory=dict)
+    buffers: dict[str, Value] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    written: dict[str, Value] = field(default_factory=dict)
+    computed: set[Source] = field(default_factory=set)
+    measured: dict[tuple[Value, int], str] = field(default_factory=dict)
+    floats: dict[str, set[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    fake: bool = True
+
+
+def used(trace: Trace) -> list[bool]:
+    """Which operations' results find their way into the outputs, or into what the next pass begins with."""
+    needed, found = {*trace.outputs, *trace.written.values()}, []
+    for op in reversed(trace.ops):
+        found.append(any(value in needed for value in op.outputs))
+        if found[-1]:
+            needed.update(op.inputs)
+    return found[::-1]

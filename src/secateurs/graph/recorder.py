@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from secateurs.forward import tensors_in
-from secateurs.graph.fake import DEVICE, Fakes
+from secateurs.graph.fake_tensors import DEVICE, Fakes
 from secateurs.graph.lines import where
 from secateurs.graph.memory import (
     Known,

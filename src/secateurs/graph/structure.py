@@ -11,8 +11,9 @@ from torch import nn
 
 from secateurs.graph.axes import Axis, Dim, View, normal, views
 from secateurs.graph.infer import infer
-from secateurs.graph.trace import Trace, record
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.ops import Trace
+from secateurs.graph.trace import record
+from secateurs.graph.typing_context import Dims, Typing
 
 Role = Literal["producer", "consumer", "scale"]
 """A weight makes the units of an axis, reads them, or only passes them on, one by one."""

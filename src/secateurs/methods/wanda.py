@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from secateurs.allocate import uniform
-from secateurs.apply import Masks
 from secateurs.criteria import magnitude
-from secateurs.observe import input_norm
+from secateurs.evidence import input_norm
+from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_weights, output_head, select
 from secateurs.prune import prune_
 from secateurs.solve import TopK

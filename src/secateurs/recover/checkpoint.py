@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply import Masks, container, load, tree
-from secateurs.apply.resize import Undo
+from secateurs.files import container, load, nested_state
+from secateurs.masks import Masks
 from secateurs.ranks import by_first, count, gathered, rank
+from secateurs.recover.random_state import random_state, require_random_state, restore_random_state
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
+from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
 
@@ -23,7 +25,7 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
 
     Where several processes train one model, each must call it: the first writes, with the random states of all.
     """
-    chance = {"random": tree.random_state(), "generators": [generator.get_state() for generator in _generators(run.task.train)]}
+    chance = {"random": random_state(), "generators": [generator.get_state() for generator in _generators(run.task.train)]}
     processes = gathered(chance)
     state = {
         "epochs_done": epochs_done,
@@ -40,7 +42,7 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
         **chance,
         **({"processes": processes} if len(processes) > 1 else {}),
     }
-    tensors, document = tree.pack(_plain(state))
+    tensors, document = nested_state.pack(_plain(state))
     by_first(lambda: container.write(path, tensors, {"checkpoint": document}))
 
 
@@ -72,7 +74,7 @@ def _read(path: str | Path) -> Any:
     tensors, document = container.read(path)
     if "checkpoint" not in document:
         raise FileError(f"{path} is no checkpoint of a training run; give another checkpoint= path")
-    return tree.unpack(tensors, document["checkpoint"])
+    return nested_state.unpack(tensors, document["checkpoint"])
 
 
 def _own_chance(path: str | Path, state: Any) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _checked(path: str | Path, state: Any, run: Run, hooks: Sequence[Hook], scal
     if run.scheduler is not None:
         require_scheduler_goes_on(run.scheduler, state["scheduler"])
     require_alike(scaler.state_dict(), state["scaler"], "scaler")
-    tree.require_random_state(state["random"])
+    require_random_state(state["random"])
     for generator, saved in zip(_generators(run.task.train), state["generators"], strict=True):
         torch.Generator(generator.device).set_state(saved)
     return _masks(state, run.model)
@@ -138,8 +140,8 @@ def _restore(state: Mapping[str, Any], run: Run, hooks: Sequence[Hook], scaler: 
     for generator, saved in zip(_generators(run.task.train), state["generators"], strict=True):
         undo.add(partial(generator.set_state, generator.get_state()))
         generator.set_state(saved)
-    undo.add(partial(tree.restore_random_state, tree.random_state()))
-    tree.restore_random_state(state["random"])
+    undo.add(partial(restore_random_state, random_state()))
+    restore_random_state(state["random"])
     _load_state(run.model, state["model"], undo)
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from secateurs.apply import Masks, zero_dead_
 from secateurs.given import BY_SPARSITY, SCHEDULE, SOLVER, require
+from secateurs.masks import Masks, zero_dead_
 from secateurs.patterns import Selection
 from secateurs.prune import prune_
 from secateurs.recover.checkpoint import load_weights

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.apply import Masks
 from secateurs.batch import own_loss, run_batch, split
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import COUNT, HOOKS, MASKS, MODEL, NUMBER_TYPE, OPTIMIZER, TASK, require
+from secateurs.masks import Masks
 from secateurs.progress import tell, track
 from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed, whole
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint

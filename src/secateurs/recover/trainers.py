@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
-from secateurs.apply import Masks
+from secateurs.masks import Masks
 from secateurs.types import SecateursError
 
 

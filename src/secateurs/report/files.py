@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from secateurs.apply import container
+from secateurs.files import container
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> Path:

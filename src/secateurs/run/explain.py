@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secateurs.run.layers import Layer, positions_of, weights_of
-from secateurs.run.limits import Limits
-from secateurs.run.machine import InstructionSet
-from secateurs.run.nodes import Conv, Linear, Lstm, Node
-from secateurs.run.timing import Timing
-from secateurs.run.tune import Tuned
+from secateurs.run.choosing.limits import Limits
+from secateurs.run.choosing.tune import Tuned
+from secateurs.run.clock.timing import Timing
+from secateurs.run.kernels.machine import InstructionSet
+from secateurs.run.network.nodes import Conv, Linear, Lstm, Node
+from secateurs.run.planning.layers import Layer, positions_of, weights_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from secateurs.progress import is_watched, waiting
 from secateurs.prune import prune_
 from secateurs.recover import geometric, train_
 from secateurs.report import Curve, Entry, curve, measure
-from secateurs.run.timing import torch_threads
+from secateurs.run.clock.timing import torch_threads
 from secateurs.session.folder import begin, require_free
 from secateurs.session.job import Result, prune_to_folder, validation
 from secateurs.session.trial import quickest_threads

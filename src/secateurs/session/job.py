@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.apply import Masks, Shrunk, bytes_, load, save, shrink_
 from secateurs.costs import macs, nonzero_params, params
+from secateurs.files import bytes_, load, save
 from secateurs.forward import describe
+from secateurs.masks import Masks
 from secateurs.recover import evaluate
 from secateurs.report import (
     Curve,
@@ -32,6 +33,7 @@ from secateurs.report import (
 )
 from secateurs.report.words import percent
 from secateurs.session.folder import DENSE, PAGE, PRUNED, RECORD
+from secateurs.shrink import Shrunk, shrink_
 from secateurs.types import Hook, Plan, Run, Task
 
 

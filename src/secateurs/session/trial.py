@@ -13,7 +13,7 @@ from torch import nn
 from secateurs.batch import own_loss, run_batch, split
 from secateurs.forward import call, describe, device_of
 from secateurs.progress import waiting
-from secateurs.run.timing import measure, torch_threads
+from secateurs.run.clock.timing import measure, torch_threads
 from secateurs.types import SecateursError, Task, TaskError
 
 _GAIN = 1.15  # so much faster must a step be for more threads: on a busy machine they wait for each other

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from secateurs.allocate import uniform
-from secateurs.apply import Masks
 from secateurs.criteria import magnitude
+from secateurs.masks import Masks
 from secateurs.patterns import Element, find_sites
 from secateurs.prune import prune_
 from secateurs.solve import TopK

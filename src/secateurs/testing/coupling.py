@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import uniform
-from secateurs.apply import Masks, shrink_
 from secateurs.costs import macs, params, tensor_bytes
 from secateurs.criteria import magnitude
 from secateurs.forward import nested, run_example, tensors_in
+from secateurs.masks import Masks
 from secateurs.patterns import find_sites
 from secateurs.prune import masks_of, prune_
+from secateurs.shrink import shrink_
 from secateurs.solve import TopK
 from secateurs.testing.pattern import check_repr
 from secateurs.testing.specimens import COUPLED, Specimen, unchanged

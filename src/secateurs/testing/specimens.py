@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.observe import observe
+from secateurs.evidence import observe
 from secateurs.patterns import find_sites
 from secateurs.prune import masks_of
 from secateurs.types import Pattern, PatternError, SecateursError, Site, Sites, Solution, Statistic, Stats, Task

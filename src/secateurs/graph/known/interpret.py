@@ -10,9 +10,8 @@ from secateurs.forward import buffers_in, parameters_in
 from secateurs.graph.known.knowing import Knowing
 from secateurs.graph.known.state import Free, Known
 from secateurs.graph.known.table import rule_of
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op, Value, used
 from secateurs.graph.structure import Structure
-from secateurs.graph.trace import used
 
 
 def interpret(model: nn.Module, structure: Structure) -> Knowing:

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateurs.graph.axes import Axis
 from secateurs.graph.known.state import Free, Known, Size, fixed, size_of
 from secateurs.graph.ops import Op, Value
-from secateurs.graph.typed import Typing
+from secateurs.graph.typing_context import Typing
 
 Rule = Callable[["Knowing", Op], "Known | list[Known | None] | None"]
 """What is known of an operation's results from what is known of its operands; nothing is said by ``None``."""

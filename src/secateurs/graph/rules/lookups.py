@@ -8,7 +8,7 @@ import torch
 
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op, Value
-from secateurs.graph.typed import Dims, Rule, Typing
+from secateurs.graph.typing_context import Dims, Rule, Typing
 
 
 def ordered(*places: str) -> Rule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op, Value
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.typing_context import Dims, Typing
 
 
 def pointwise(t: Typing, op: Op) -> Dims:

@@ -9,7 +9,7 @@ from secateurs.graph.ops import Op
 from secateurs.graph.rules.lookups import unknown
 from secateurs.graph.rules.pointwise import broadcast
 from secateurs.graph.rules.space import new_space
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.typing_context import Dims, Typing
 
 
 def mm(t: Typing, op: Op) -> Dims:

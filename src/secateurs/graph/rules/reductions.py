@@ -7,7 +7,7 @@ import torch
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op, Value
 from secateurs.graph.rules.pointwise import broadcast
-from secateurs.graph.typed import Dims, Rule, Typing
+from secateurs.graph.typing_context import Dims, Rule, Typing
 
 
 def reduces(op: Op, what: str = "reduces over it") -> str:

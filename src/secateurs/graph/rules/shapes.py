@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from secateurs.graph.axes import ONE, Dim
 from secateurs.graph.ops import Op
 from secateurs.graph.rules.lookups import unknown
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.typing_context import Dims, Typing
 
 
 def view(t: Typing, op: Op) -> Dims:

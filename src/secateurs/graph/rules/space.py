@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateurs.graph.axes import Dim
 from secateurs.graph.ops import Op
-from secateurs.graph.typed import Dims, Typing
+from secateurs.graph.typing_context import Dims, Typing
 
 
 def new_space(t: Typing, op: Op, old: Dims, sizes: Sequence[int]) -> Dims:

@@ -59,7 +59,7 @@ from secateurs.graph.rules.space import (
     spatial,
     unfold,
 )
-from secateurs.graph.typed import Rule
+from secateurs.graph.typing_context import Rule
 
 Names = dict[str, Rule]
 

@@ -1,0 +1,5 @@
+"""``python -m secateurs.cli``."""
+
+from secateurs.cli.commands import main
+
+main()

@@ -1,0 +1,512 @@
+"""The command line, made from the signatures and docstrings of the functions below."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console, RenderableType
+from rich.text import Text
+from torch import nn
+
+from secateurs import __version__, export, methods, patterns, report, session
+from secateurs.cli.found import batched, example_for, factory_named, is_new, parsed_numbers, task_named, with_weights
+from secateurs.cli.parts import allocator_named, amount_removed, criterion_named, parsed_pattern, parsed_tiling
+from secateurs.forward import run_example
+from secateurs.patterns import find_sites, find_weights, misfit
+from secateurs.progress import waiting
+from secateurs.prune import prune_
+from secateurs.recover import train_
+from secateurs.report.tables import layer_tables, site_table
+from secateurs.report.words import printable
+from secateurs.run.clock.timing import torch_threads
+from secateurs.run.forecast import bench
+from secateurs.session.folder import CHECKPOINT, DENSE_CHECKPOINT
+from secateurs.solve import TopK
+from secateurs.types import Allocator, Coupling, Criterion, Pattern, SecateursError, Task
+
+app = App(
+    name="secateurs",
+    version=__version__,
+    help="Prune PyTorch networks, recover the accuracy, and prove what it bought.",
+    help_format="markdown",
+)
+
+
+_MOST_THREADS = 1024
+
+
+Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
+
+
+@app.command
+def demo(
+    out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96, force: bool = False, threads: int | None = None
+) -> None:
+    """Train, prune, save, reload and report a small network on real digits, in about a minute.
+
+    Parameters
+    ----------
+    out
+        Folder for the models, the record and the report.
+    seed
+        Seed of the network, the batches and the split.
+    sparsity
+        Fraction of the weights to remove.
+    force
+        Replace the run that the folder holds.
+    threads
+        Threads of torch, by default as many as a few training steps are quickest with.
+    """
+    _require_seed(seed)
+    _require_threads(threads)
+    with _stopping("start again", "--force"):
+        result = session.demo_job(out, seed, sparsity, _command(), force=force, threads=threads)
+    _finish(result)
+
+
+@app.command
+def inspect(
+    model: str,
+    *,
+    weights: Path | None = None,
+    task: str | None = None,
+    input_shape: str | None = None,
+    pattern: Names = [],  # noqa: B006 (never written to)
+    channels: bool = False,
+    heads: bool = False,
+) -> None:
+    """Show a row a layer: shape, parameters, nonzeros, MACs, and which patterns fit it, with the reason where not.
+
+    With --channels or --heads: what is coupled, a row a site, and what is left alone and why.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_50 …) or package.module:factory.
+    weights
+        A safetensors file to load.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input of zeros instead of a task's example, such as 1,3,224,224.
+    pattern
+        Patterns to try, such as "2:4" or "Block(4, 1)"; by default one of each kind.
+    channels
+        Show the channels, neurons and heads that can be removed, each with all layers that are tied to it.
+    heads
+        Show the attention heads alone.
+    """
+    network = with_weights(factory_named(model), weights)
+    example = example_for(task, input_shape)
+    if channels or heads:
+        if pattern:
+            raise SecateursError(
+                "--pattern tries patterns layer by layer, --channels and --heads show what is coupled: give one of them"
+            )
+        _show_sites(network, patterns.Head() if heads else patterns.Channel(approximate=True), example)
+        return
+    tried = [parsed_tiling(text) for text in pattern] or [
+        patterns.NofM(2, 4),
+        patterns.Vector("width"),
+        patterns.Kernel(),
+        patterns.Block(4, 1),
+        patterns.Filter(),
+    ]
+    for each in layer_tables(network, example, tried, Console().width):
+        _print(each)
+    found, skipped = find_weights(network)
+    why = [(weight.name, reason) for kind in tried for weight in found if (reason := misfit(kind, weight.shape))]
+    _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
+
+
+@app.command
+def prune(
+    model: str,
+    *,
+    task: str,
+    weights: Path | None = None,
+    pattern: str = "Element()",
+    criterion: Literal["magnitude", "random"] = "magnitude",
+    p: float = 2,
+    allocator: Literal["global", "uniform", "erdos-renyi"] | None = None,
+    sparsity: float | None = None,
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    rounds: int = 5,
+    epochs_per_round: int = 2,
+    last_epochs: int = 0,
+    dense_epochs: int = 0,
+    lr: float = 1e-3,
+    only: Names = [],  # noqa: B006
+    skip: Names = [],  # noqa: B006
+    seed: int = 0,
+    threads: int | None = None,
+    out: Path = Path("secateurs-out"),
+    resume: bool = False,
+    force: bool = False,
+) -> None:
+    """Prune a model in rounds with retraining, then write the pruned model, its record and its report.
+
+    With --pattern channel or head the model gets physically smaller at the end.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_20 …) or package.module:factory.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory that returns a secateurs.Task.
+    weights
+        A safetensors file with the trained weights.
+    pattern
+        What is removed as one: "Element()", "2:4", "Vector('width')", "Kernel()", "Block(4, 1)", "Filter()"; or, with all that is
+        coupled to it, "channel", "channel(round_to=8)", "head".
+    criterion
+        How units are scored.
+    p
+        The norm of the magnitude.
+    allocator
+        How much where: one threshold over the model, the same everywhere (the default for channels), or Erdős–Rényi densities.
+    sparsity
+        Fraction of the units to remove, 0.9 where nothing is said; a pattern such as 2:4 decides for itself.
+    keep_macs
+        For channels and heads: fraction of the MACs that may stay.
+    keep_params
+        For channels and heads: fraction of the parameters that may stay.
+    rounds
+        Prunings; each removes the same fraction of what is left.
+    epochs_per_round
+        Epochs of retraining after each pruning.
+    last_epochs
+        More epochs after the last round.
+    dense_epochs
+        Epochs of training before the first pruning, for a model without weights.
+    lr
+        Learning rate of Adam; it falls along a cosine in each round.
+    only
+        Layers that take part, by name or glob.
+    skip
+        Layers that do not.
+    seed
+        Seed of a new model's weights, and of the batches.
+    threads
+        Threads of torch, by default as many as a few training steps are quickest with.
+    out
+        Folder for the models, the checkpoints, the record and the report.
+    resume
+        Go on from the checkpoint in the output folder, where there is one, with the options of then.
+    force
+        Replace the run that the output folder holds.
+    """
+    options = {name: _plain(value) for name, value in locals().items() if name not in ("out", "resume", "force")}
+    _require_at_least(1, rounds=rounds, epochs_per_round=epochs_per_round)
+    _require_at_least(0, last_epochs=last_epochs, dense_epochs=dense_epochs)
+    _require_threads(threads)
+    _require_seed(seed)
+    if not (isfinite(lr) and lr > 0):
+        raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
+    begun = session.require_free(out, {"command": "prune", **options}, force=force, resume=resume)
+
+    torch.manual_seed(seed)
+    make, work, shape = factory_named(model), task_named(task), parsed_pattern(pattern)
+    network = with_weights(make, weights)
+    allocator = allocator or ("uniform" if isinstance(shape, Coupling) else "global")
+    sparsity, cost = amount_removed(shape, sparsity, keep_macs, keep_params)
+    if shape.kept_of_each is not None:
+        rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
+    how: dict[str, Any] = {
+        "pattern": shape,
+        "criterion": criterion_named(criterion, p, seed, of_all_sizes=isinstance(shape, Coupling) and allocator == "global"),
+        "allocate": allocator_named(allocator, shape, cost),
+        "only": only or None,
+        "skip": skip or None,
+    }
+    run_example(network, work.example)
+    session.try_out(network, work)
+    _rehearse(network, work, sparsity, **how)
+    if not (weights or dense_epochs or begun) and (":" not in model or is_new(make, network)):
+        _warn(
+            f"{model} has new random weights, so what goes is chosen by noise: give --weights, or --dense-epochs to train it first"
+        )
+    threads = threads or begun.get("threads_used") or session.quickest_threads(network, work)
+    if not begun:
+        session.begin(out, _command(), {"command": "prune", **options}, threads_used=threads)
+    dense_watch, watch = session.Stopwatch(), session.Stopwatch()
+
+    def in_rounds(network: nn.Module) -> Any:
+        optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+        return methods.iterative_magnitude_(
+            network,
+            work,
+            optimizer,
+            sparsity=sparsity,
+            rounds=rounds,
+            epochs_per_round=epochs_per_round,
+            last_epochs=last_epochs,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, epochs_per_round),
+            checkpoint=out / CHECKPOINT,
+            hooks=[watch.hook()],
+            **how,
+        )
+
+    with torch_threads(threads), _stopping("go on from the last epoch that was finished", "--resume"):
+        if dense_epochs:
+            _train(network, work, lr, dense_epochs, out / DENSE_CHECKPOINT, dense_watch)
+        title = f"{model} on {work.name}: {shape}"
+        to_folder = session.shrink_to_folder if isinstance(shape, Coupling) else session.prune_to_folder
+        dense_seconds = dense_watch.seconds if dense_epochs else None
+        told: dict[str, Any] = {"title": title, "seed": seed, "command": _command(), "dense_seconds": dense_seconds}
+        result = to_folder(network, make, work, in_rounds, out, watch=watch, **told)
+    _finish(result)
+
+
+@app.command(name="export")
+def export_(
+    model: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    task: str | None = None,
+    input_shape: str | None = None,
+    dynamic: Annotated[list[int], Parameter(negative=(), consume_multiple=True)] = [],  # noqa: B006
+    opset: int | None = None,
+    sparse: bool = False,
+) -> None:
+    """Write a model as ONNX (OUT ends in .onnx) or as a compiled package of torch (.pt2), and check it there against the model.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_20 …) or package.module:factory.
+    out
+        The file to write.
+    weights
+        A safetensors file to load, such as the pruned.safetensors of a run; of channels or heads, the model gets as small.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input instead of a task's example, such as 1,3,224,224.
+    dynamic
+        Dimensions in which inputs may have other sizes: 0 for the batch.
+    opset
+        Opset of the ONNX file, by default torch's choice.
+    sparse
+        Store weights of the ONNX file as their nonzeros where that is smaller.
+    """
+    network, example = with_weights(factory_named(model), weights), example_for(task, input_shape)
+    if example is None:
+        raise SecateursError("a model is written down by running it once: give --task or --input-shape")
+    match out.suffix:
+        case ".onnx":
+            made = export.onnx(network, example, out, dynamic=dynamic, opset=opset, sparse=sparse)
+        case ".pt2" if opset is None and not sparse:
+            made = export.aot(network, example, out, dynamic=dynamic)
+        case ".pt2":
+            raise SecateursError(f"{out}: --opset and --sparse are for ONNX; leave them out, or name a file that ends in .onnx")
+        case _:
+            raise SecateursError(f"{out}: name a file that ends in .onnx, or in .pt2 for a compiled package of torch")
+    said = f"{out}: {made.bytes:,} bytes, largest difference {made.largest_difference:.1e} of an output's largest number"
+    _print(said)
+
+
+@app.command(name="bench")
+def bench_(
+    weights: Path,
+    *,
+    model: str,
+    task: str | None = None,
+    input_shape: str | None = None,
+    batch: int | None = None,
+    threads: str = "1",
+    seconds: float = 20,
+    sweep: bool = False,
+    out: Path = Path("break-even.png"),
+) -> None:
+    """Time a pruned model here: dense in torch, ONNX Runtime and OpenVINO where installed, and in the sparse runtime, in turns.
+
+    Parameters
+    ----------
+    weights
+        A safetensors file with the model's weights, such as the pruned.safetensors of a run.
+    model
+        What the weights are of: a built-in model (lenet_5, resnet_50 …) or package.module:factory.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input of random numbers instead of a task's example, such as 1,3,224,224.
+    batch
+        Samples in the input, where it is to have more or fewer than the example.
+    threads
+        Numbers of threads, such as 1,2: the whole comparison once for each.
+    seconds
+        Time for the rounds of each comparison.
+    sweep
+        Draw the break-even chart too: how many times as fast as dense each shape of layer is, against sparsity, with the first
+        number of threads.
+    out
+        The chart to write.
+    """
+    numbers = parsed_numbers("--threads", threads)
+    _require_threads(*numbers)
+    network = with_weights(factory_named(model), weights)
+    example = batched(example_for(task, input_shape), batch, at_random=input_shape is not None)
+    if not (isfinite(seconds) and seconds >= 0):
+        raise SecateursError(f"--seconds {seconds} is no time: give the seconds that the rounds may take")
+    with waiting("timing the model in each runtime"):
+        heats = bench.race(network, example, threads=numbers, seconds=seconds)
+    _print(bench.table(printable(f"{model}, {weights.name}"), heats))
+    for heat in heats:
+        if heat.explained is not None:
+            _print(heat.explained)
+    if sweep:
+        with waiting("timing its layers at each sparsity"):
+            curves = bench.sweep(network, example, threads=numbers[0])
+        bench.draw(curves, out, f"Times as fast as the fastest dense runtime, {numbers[0]} thread{'s' * (numbers[0] > 1)}")
+        _print(bench.curve_table(curves))
+        _print(f"chart: {out}")
+
+
+@app.command(name="report")
+def report_(record: Path, *, out: Path | None = None) -> None:
+    """Print a record's table and write its report again.
+
+    Parameters
+    ----------
+    record
+        A record.json, or a folder that holds one.
+    out
+        The page to write; by default report.html beside the record.
+    """
+    path = record / "record.json" if record.is_dir() else record
+    if not path.is_file():
+        raise SecateursError(f"{path}: there is no record; name the folder that prune or demo wrote, or the record.json in it")
+    read = report.read_record(path)
+    page = out or path.with_name("report.html")
+    report.write_html(read, page)
+    _print(report.table(read))
+    _print(f"report: {page}")
+
+
+def main() -> None:
+    """Run the command line; what a user can put right is one line, not a traceback."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (SecateursError, CycloptsError, OSError) as error:
+        _print(Text.assemble(("error: ", "bold red"), printable(str(error))), stderr=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def _print(what: str | Text | RenderableType, stderr: bool = False) -> None:
+    """Print text as it is, or a table. All output of the command line passes here: no text is ever read as markup."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console.print(Text(printable(what)) if isinstance(what, str) else what, soft_wrap=isinstance(what, str | Text))
+
+
+def _warn(text: str) -> None:
+    _print(Text.assemble(("warning: ", "bold yellow"), printable(text)), stderr=True)
+
+
+def _finish(result: session.Result) -> None:
+    _print(report.table(result.record))
+    for note in result.record.notes:
+        _print(note)
+    for name in ("pruned.safetensors", "record.json", "report.html"):
+        _print(str(result.folder / name))
+
+
+@contextmanager
+def _stopping(how: str, option: str) -> Iterator[None]:
+    """Where the user stops what is in here, tell how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+        _print(f"stopped; {how} with: {shlex.join([Path(sys.argv[0]).name, *words, option])}", stderr=True)
+        raise
+
+
+# ---------------------------------------------------------------- words of the command line
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON holds it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require_at_least(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise SecateursError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def _require_threads(*numbers: int | None) -> None:
+    for number in numbers:
+        if number is not None and not 1 <= number <= _MOST_THREADS:
+            raise SecateursError(f"--threads {number}: must be from 1 to {_MOST_THREADS}")
+
+
+def _require_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise SecateursError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+
+
+def _train(network: nn.Module, work: Task, lr: float, epochs: int, checkpoint: Path, watch: session.Stopwatch) -> None:
+    """Train a dense model, from the checkpoint on where there is one, and stop the watch."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    train_(network, work, optimizer, epochs, scheduler=scheduler, checkpoint=checkpoint, hooks=[watch.start().hook()])
+
+
+def _rehearse(
+    network: nn.Module,
+    work: Task,
+    sparsity: float,
+    pattern: Pattern,
+    criterion: Criterion,
+    allocate: Callable[..., Allocator],
+    **chosen: Any,
+) -> None:
+    """Prune a copy as far as the last round will, so that what cannot be is said before anything is trained or written."""
+    with torch.random.fork_rng():
+        prune_(copy.deepcopy(network), pattern, TopK(criterion), allocate(sparsity=sparsity), work, **chosen)
+
+
+def _print_reasons(why: Iterable[tuple[str, str]]) -> None:
+    """A line a reason, with the names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in why:
+        names.setdefault(reason, []).append(name)
+    for reason, alike in names.items():
+        _print(f"{', '.join(alike)}: {reason}")
+
+
+def _show_sites(network: nn.Module, pattern: Coupling, example: Any) -> None:
+    """The sites of a pattern on axes as a table, and what is left alone."""
+    if example is None:
+        raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")
+    sites = find_sites(network, pattern, example)
+    _print(site_table(sites))
+    if sites.skipped:
+        _print("left alone:")
+        _print_reasons((item.name, item.reason) for item in sites.skipped)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Patterns, criteria and allocators, as one writes them on a command line."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from secateurs import allocate, costs, criteria, patterns
+from secateurs.report.words import shortened
+from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, SecateursError, Tiling
+
+
+def parsed_pattern(text: str) -> Pattern:
+    """A pattern as one writes it in Python, with literals only; ``2:4`` and bare names (``kernel``) for short."""
+    n, colon, m = text.partition(":")
+    if colon and n.isdecimal() and m.isdecimal() and len(text) < 20:
+        return patterns.NofM(int(n), int(m))
+    shapes = {shape.__name__.lower(): shape for shape in _shapes()}
+    try:
+        tree = ast.parse(text if "(" in text else f"{text}()", mode="eval").body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.func.id.lower() not in shapes:
+            raise ValueError(f"the patterns are {', '.join(shape.__name__ for shape in _shapes())}")
+        arguments = [ast.literal_eval(argument) for argument in tree.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
+        return shapes[tree.func.id.lower()](*arguments, **named)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        if isinstance(error, SecateursError):
+            raise
+        text = shortened(text, 60)
+        raise SecateursError(f"{text!r} is no pattern ({error}); write one as 2:4, kernel, or Block(4, 1)") from error
+
+
+def _shapes() -> Iterable[Any]:
+    tilings = (patterns.Element, patterns.NofM, patterns.Vector, patterns.Kernel, patterns.Block, patterns.Filter)
+    return (*tilings, patterns.Channel, patterns.Head)
+
+
+def parsed_tiling(text: str) -> Tiling:
+    """A pattern on single weights."""
+    shape = parsed_pattern(text)
+    if not isinstance(shape, Tiling):
+        raise SecateursError(
+            f"{shape} does not fit single layers but removes what is coupled: see secateurs inspect MODEL --channels"
+        )
+    return shape
+
+
+def amount_removed(
+    shape: Pattern, sparsity: float | None, keep_macs: float | None, keep_params: float | None
+) -> tuple[float, Cost | None]:
+    """The fraction to remove, and of which cost, where it is not of the units; raises where the options do not fit each other."""
+    given = {"--sparsity": sparsity, "--keep-macs": keep_macs, "--keep-params": keep_params}
+    said = [name for name, value in given.items() if value is not None]
+    if not isinstance(shape, Coupling):
+        if keep_macs is not None or keep_params is not None:
+            raise SecateursError(f"{said[-1]} is for --pattern channel and head, not for {shape}; say --sparsity")
+        return 0.9 if sparsity is None else sparsity, None
+    if len(said) != 1:
+        raise SecateursError(
+            f"{shape}: say how much stays with one of --keep-macs, --keep-params (fractions kept) and --sparsity (fraction of the "
+            f"units removed), not with {' and '.join(said) or 'none of them'}"
+        )
+    if sparsity is not None:
+        return sparsity, None
+    keep = keep_macs if keep_macs is not None else keep_params
+    if keep is None or not 0 < keep <= 1:
+        raise SecateursError(f"{said[0]} {keep} is not in (0, 1]; 0.5 keeps half")
+    return 1 - keep, costs.macs if keep_macs is not None else costs.params
+
+
+def criterion_named(name: str, p: float, seed: int, of_all_sizes: bool) -> Criterion:
+    """A criterion; where units of many sizes compete, their mean counts."""
+    return criteria.magnitude(p, mean=of_all_sizes) if name == "magnitude" else criteria.random(seed)
+
+
+def allocator_named(name: str, shape: Pattern, cost: Cost | None) -> Callable[..., Allocator]:
+    """What makes an allocator of a sparsity; of a cost where one is given."""
+    if shape.kept_of_each is not None:
+        return lambda sparsity: allocate.as_pattern()
+    if isinstance(shape, Coupling) and name == "erdos-renyi":
+        raise SecateursError(f"Erdős–Rényi densities are for single weights, not for {shape}: say --allocator uniform or global")
+    if cost is not None:
+        units = allocator_named(name, shape, None)
+        return lambda sparsity: allocate.within_budget(Budget(cost, keep=1 - sparsity), units)
+    if name == "global" and shape.within not in ("layer", "model"):
+        name = "uniform"
+    match name:
+        case "uniform":
+            return allocate.uniform
+        case "erdos-renyi":
+            return allocate.erdos_renyi
+        case _:
+            return allocate.global_threshold

@@ -1,0 +1,81 @@
+"""What a model costs as a file: the bytes that `save` writes, header included, of the model as it is and as a plan leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateurs.costs import checked, tensor_bytes
+from secateurs.files import container
+from secateurs.files.model_file import BITS, document_of, stored_once
+from secateurs.shrink.replay import steps_of
+from secateurs.types import Cost, Plan, Product
+
+_NAMES = 256
+"""Room for what no plan knows: the pattern's name, the seed, a few metrics."""
+
+_A_MODULE = 256
+"""Room for the attributes of a module that gets smaller, and for the sizes in its code."""
+
+
+def _prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+    tensors, tied = stored_once(model)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    content = tensor_bytes.prepare(model, example)
+    steps = [step.to_document() for step in steps_of(model)]
+
+    def count(plan: Plan | None) -> float:
+        if plan is None:
+            return content(None) + container.header_bytes(tensors, document_of(model, tied=tied, steps=steps))
+        checked(plan, sizes)
+        if plan.extents:
+            record = [*steps, _record(plan, tensors)]
+            header = container.header_bytes(tensors, document_of(model, plan=plan, tied=tied, steps=record))
+        else:
+            masked = {tied.get(name, name) for share in plan.shares.values() for name in share.elements}
+            stored = tensors | {name + BITS: tensors[name] for name in masked}
+            layouts = {name: {"in": "bits", "shape": list(tensors[name].shape)} for name in masked}
+            header = container.header_bytes(stored, document_of(model, plan=plan, layouts=layouts, tied=tied, steps=steps))
+        return content(plan) + header + _NAMES
+
+    return count
+
+
+def _record(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A record of shrinking as long as the one of this plan can be: which units go, and what follows from it, is not known yet."""
+    kept: dict[Any, list[int]] = {}
+    shapes, cuts = {}, {}
+    for name, (product, *_) in plan.extents.items():
+        if name in tensors and plan.size(name) < plan.size(name, whole=True):
+            shapes[name] = list(tensors[name].shape)
+            cuts[name] = {str(dim): len(kept) for dim in range(len(shapes[name]))}
+            for size, each in zip(shapes[name], product, strict=True):
+                kept.setdefault(each, _longest(_left(plan, each), size))
+    modules = {name.rpartition(".")[0]: "-" * _A_MODULE for name in shapes}
+    return {
+        "shapes": shapes,
+        "cuts": cuts,
+        "attributes": modules,
+        "rewrites": {},
+        "identities": [],
+        "zeros": [],
+        "kept": [*kept.values()],
+    }
+
+
+def _left(plan: Plan, dim: tuple[tuple[int, tuple[str, ...]], ...]) -> int:
+    """How long the plan leaves a dimension."""
+    product: tuple[Product, ...] = ((dim,),)
+    return Plan(plan.shares, extents={"": product}).size("")
+
+
+def _longest(count: int, size: int) -> list[int]:
+    """The list of so many indices that takes the most room as text, or nothing where all stay."""
+    return list(range(size - count, size)) if count < size else []
+
+
+bytes_ = Cost("bytes", "bytes", _prepare)
+"""Bytes of the file that `save` writes, its header included: of the model as it is; of a plan, at most those of the sparse layout
+(``save(model, path, masks, sparse=True)``), or of the smaller model where whole channels go. A budget in it is met by the file on disk."""

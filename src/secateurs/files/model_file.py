@@ -1,0 +1,515 @@
+"""Saving and loading a pruned model: safetensors and JSON, never pickle (docs/format.md is the format's one page)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from secateurs.files import container
+from secateurs.files.pretrained import configurations, is_folder, remade
+from secateurs.masks.masks import INTEGERS, Masks
+from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
+from secateurs.shrink.replay import replay_, steps_of
+from secateurs.shrink.step import Step
+from secateurs.shrink.undo import Undo
+from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHTS = "model.safetensors"
+"""The file with the weights in a folder of a Hugging Face model."""
+
+BITS = "::mask"
+"""What follows a weight's name in the name of its mask."""
+
+_DIMENSIONS = 64
+"""More than a tensor can have in torch."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file tells beside the weights. ``masks`` has the names of the masked parameters."""
+
+    model: str = ""
+    pattern: str = ""
+    plan: Plan | None = None
+    masks: tuple[str, ...] = ()
+    metric: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    masks: Masks | None = None,
+    *,
+    sparse: bool = False,
+    metric: Mapping[str, float] | None = None,
+    seed: int | None = None,
+) -> int:
+    """Write a model's weights and buffers, with masks, plan, metric and seed beside them; returns the file's size in bytes.
+
+    Of a Hugging Face model a path without a file's suffix is a folder, made if it is not there, which gets ``model.safetensors`` and
+    ``config.json``; `load` reads both, given the class. After `shrink_` the configuration has the new sizes where ``from_pretrained`` makes
+    the small model of them by itself, which is tried; else it is the class's own, and a `UserWarning` says that only `load` reads it.
+    By default every tensor lies there whole, so that any reader of safetensors can use the file. ``sparse=True`` writes only the
+    weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone. Of a sharded
+    model (`fully_shard`) every process must call it; the first one writes the whole.
+
+    Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
+    not made of tensors that the format can hold, where the masks are of another model or another copy of it, where ``sparse=True``
+    would lose weights (masked ones that are not zero), or where ``from_pretrained`` would read the folder without an error as another
+    model.
+
+    >>> import tempfile
+    >>> model = nn.Linear(64, 64)
+    >>> masks = Masks({"weight": torch.arange(4096).view(64, 64) % 10 == 0}, model).apply_()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dense = save(model, f"{folder}/dense.safetensors", masks)
+    ...     dense // save(model, f"{folder}/sparse.safetensors", masks, sparse=True)
+    5
+    """
+    if masks is not None:
+        masks.require_of(model)
+    tensors, tied = _distinct(model)
+    named = _masks_of_state(masks, model, tied)
+    stored: dict[str, Tensor] = {}
+    layouts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(BITS) and name.removesuffix(BITS) in named:
+            raise SecateursError(f"{name} is where the mask of {name.removesuffix(BITS)} is to be stored; rename it in the model")
+        parts, layout = _stored(name, tensor, named.get(name), sparse)
+        stored.update(parts)
+        if layout:
+            layouts[name] = layout
+    document = document_of(
+        model,
+        pattern=masks.pattern if masks is not None else "",
+        plan=masks.plan if masks is not None else None,
+        layouts=layouts,
+        tied=tied,
+        metric={key: float(value) for key, value in (metric or {}).items()},
+        seed=seed,
+        steps=[step.to_document() for step in steps_of(model)],
+    )
+    target, config = Path(path), None
+    if is_folder(model, path):
+        target, config = target / WEIGHTS, _config_for(model, path, document, tensors)
+
+    def write() -> int:
+        if config is None:
+            container.write(target, stored, document)
+        else:
+            _write_folder(target, stored, document, config)
+        return target.stat().st_size
+
+    return by_first(write) if any_sharded(model.parameters()) else write()
+
+
+def _config_for(model: Any, path: str | Path, document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The configuration for a folder; the one that the class began with goes into the document, where it is another."""
+    if not hasattr(getattr(model, "config", None), "save_pretrained"):
+        raise WriteError(
+            f"could not write {path}: it is a folder, and {type(model).__name__} has no Hugging Face config to put there; name a file"
+        )
+    config, before = configurations(model, steps_of(model), tensors)
+    if before is not None:
+        document["config"] = before
+    return config
+
+
+def _write_folder(target: Path, stored: Mapping[str, Tensor], document: Mapping[str, Any], config: Any) -> None:
+    """Write the weights and ``config.json`` to a folder, which is made if it is not there, and not left behind empty."""
+    folder, made = target.parent, not target.parent.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        container.write(target, stored, document)
+        config.save_pretrained(folder)
+    except OSError as error:
+        if made and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise WriteError(f"could not write {folder}: {error}") from error
+
+
+def document_of(
+    model: nn.Module,
+    *,
+    pattern: str = "",
+    plan: Plan | None = None,
+    layouts: Mapping[str, Any] = MappingProxyType({}),
+    tied: Mapping[str, str] = MappingProxyType({}),
+    metric: Mapping[str, float] = MappingProxyType({}),
+    seed: int | None = None,
+    steps: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What a file tells beside its tensors."""
+    document = {
+        "model": type(model).__name__,
+        "pattern": pattern,
+        "plan": plan.to_json() if plan else None,
+        "masks": dict(layouts),
+        "tied": dict(tied),
+        "metric": dict(metric),
+        "seed": seed,
+    }
+    return {**document, "shrunk": list(steps)} if steps else document
+
+
+def _weights_in(path: str | Path) -> Path:
+    """The file itself, or the one with the weights in a folder as Hugging Face's ``save_pretrained`` makes it."""
+    return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+
+
+def _made(model: Any, path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model as it is, or as a class or function makes it: a Hugging Face class from the configuration in the folder."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) and Path(path).is_dir() and hasattr(model, "config_class"):
+        return _with_dtypes_(remade(model, path, document.get("config")), tensors)
+    try:
+        return cast(nn.Module, model())
+    except TypeError as error:
+        name = getattr(model, "__name__", model)
+        raise SecateursError(
+            f"{name}() makes no model ({error}): give a function that makes one, for example lambda: {name}(...), or a model; a Hugging "
+            "Face class alone is enough where the path is a folder with its config.json"
+        ) from error
+
+
+def _with_dtypes_(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Give a model the floating dtypes of a file; buffers that are not saved keep theirs, as in transformers."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in tensors and tensor.is_floating_point() and tensors[name].is_floating_point():
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    return model
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The values of the state, each tensor once and in memory of its own, and which further names are tied to which."""
+    tensors, tied = stored_once(model)
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if is_lazy(tensor) or tensor.is_meta:
+            raise SecateursError(f"{name} is {'lazy' if is_lazy(tensor) else 'on the meta device'} and has no values to save")
+        if tensor.layout != torch.strided:
+            raise SecateursError(f"{name} is {tensor.layout}; only dense tensors can be saved: make it one first, with to_dense()")
+        storage = shard_of(tensor.detach()).untyped_storage()._cdata
+        value = whole(tensor.detach()).cpu().contiguous()
+        tensors[name] = value.clone() if storage in storages else value  # the container wants no shared memory
+        storages.add(storage)
+    return tensors, tied
+
+
+def stored_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the state, each once, and which further names are tied to which."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be saved")
+        key = _identity(tensor)
+        if key is not None and key in seen:
+            tied[name] = seen[key]
+        else:
+            tensors[name] = tensor
+            if key is not None:
+                seen[key] = name
+    return tensors, tied
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
+    """The same for two tensors that are the same memory, seen in the same way; none where there is none."""
+    if is_lazy(tensor) or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    here = shard_of(tensor.detach())
+    place = here.untyped_storage()._cdata, here.storage_offset(), here.shape, here.stride()
+    return (*place, here.dtype, here.is_conj(), here.is_neg())
+
+
+def _masks_of_state(masks: Masks | None, model: nn.Module, tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """The masks under the names that the file has for their tensors; raises `SecateursError` for one that belongs nowhere."""
+    named: dict[str, Tensor] = {}
+    for name, mask in (masks.named_as_in(model) if masks else {}).items():
+        owner = tied.get(name, name)
+        named[owner] = mask & named[owner].to(mask.device) if owner in named else mask
+    return named
+
+
+def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that hold one parameter, and how its mask is to be found."""
+    if mask is None:
+        return {name: tensor}, {}
+    mask = whole(mask).cpu()
+    if sparse:
+        _require_zeros(name, tensor, mask)
+        layout = {"in": "bits", "shape": list(tensor.shape)}
+        return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + BITS: _to_bits(mask)}, layout
+    there = _nonzero(tensor)
+    if there is not None and torch.equal(there, mask):
+        return {name: tensor}, {"in": "zeros"}
+    return {name: tensor, name + BITS: _to_bits(mask)}, {"in": "bits"}
+
+
+def _require_zeros(name: str, tensor: Tensor, mask: Tensor) -> None:
+    """Raise `SecateursError` where weights that a mask does not keep are not zero: a file of the kept ones alone would lose them."""
+    there = _nonzero(tensor)
+    lost = int(torch.count_nonzero((_whole_numbers(tensor) != 0 if there is None else there) & ~mask))
+    if lost:
+        raise SecateursError(
+            f"{name}: {lost} of its masked weights are not zero, and sparse=True would drop them, so that the loaded model is another "
+            "one: call masks.apply_() first, or masks.attach(optimizer), after whose steps they stay zero; sparse=False keeps them"
+        )
+
+
+def _whole_numbers(tensor: Tensor) -> Tensor:
+    """The bits of a tensor as whole numbers of the same size: torch cannot choose from, or scatter, every kind of 8-bit floats."""
+    return tensor.view(INTEGERS[tensor.element_size()]) if tensor.element_size() in INTEGERS else tensor
+
+
+def _nonzero(tensor: Tensor) -> Tensor | None:
+    """Where a tensor is not zero, or ``None`` where torch cannot tell (4-bit floats)."""
+    try:
+        return tensor != 0
+    except RuntimeError:
+        return None
+
+
+def _to_bits(mask: Tensor) -> Tensor:
+    return torch.from_numpy(numpy.packbits(mask.numpy().reshape(-1)))
+
+
+def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool = True) -> Model:
+    """Load a file into a model, or into one that a class or function makes first; returns the model.
+
+    A model that was shrunk before it was saved comes back as small as it was: the same is done to the fresh one of its class.
+    Everything is checked before the first weight is touched: a model that was passed in is loaded whole or left as it was. Plain
+    safetensors files of other programs load too, and the weights in a ``.pt`` or ``.pth`` file (no other object is ever made of it).
+    Where a file does not tell how many batches a normalisation has seen, the model keeps its number. ``verify=False`` loads also what
+    is no longer what was written, by its checksums.
+
+    Raises `FileError` where the file is damaged or belongs to another model; the first difference is named.
+    `SecateursError` where the model has no memory for values (lazy, or on the meta device).
+
+    >>> import tempfile
+    >>> model = nn.Linear(3, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(model, f"{folder}/model.safetensors")
+    ...     loaded = load(f"{folder}/model.safetensors", lambda: nn.Linear(3, 2))
+    >>> torch.equal(loaded.weight, model.weight)
+    True
+    """
+    tensors, document = container.read(_weights_in(path), verify)
+    loaded = cast(Model, _made(model, path, document, tensors))
+    undo = _as_small_(loaded, str(path), document, tensors)
+    try:
+        return _filled(loaded, str(path), tensors, document)
+    except BaseException:
+        undo()
+        raise
+
+
+def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Undo:
+    """Make a model as small as the one that was saved; raises `FileError` where it is not of the same class."""
+    entries = document.get("shrunk", [])
+    if not isinstance(entries, list):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    steps, known = [Step.from_document(entry) for entry in entries], steps_of(model)
+    if known == steps or ("config" in document and _has_shapes_of(model, tensors)):
+        return Undo()
+    if known:
+        raise FileError(f"{path} belongs to another model: this one was shrunk already, in another way; load into a fresh one")
+    try:
+        return replay_(model, steps)
+    except FileError as error:
+        raise FileError(f"{path} belongs to another model: {error}") from error
+
+
+def _has_shapes_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a model was made small already, by its class, from the configuration beside the file."""
+    state = model.state_dict()
+    return all(name in state and state[name].shape == tensor.shape for name, tensor in tensors.items() if not name.endswith(BITS))
+
+
+def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> Model:
+    """The model with a file's values in it; whatever is wrong is found before the first one is written."""
+    state = loaded.state_dict()
+    for name, tensor in state.items():
+        _require_writable(name, tensor)
+    packed = _packed(path, tensors, document)
+    _require_same(path, packed, state, stored_once(loaded)[1])
+    values = {name: each.whole() for name, each in packed.items()}
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(sharded_as(value, state[name]))
+    return loaded
+
+
+def _require_writable(name: str, tensor: Any) -> None:
+    """Raise `SecateursError` where a tensor of a model's state cannot take values."""
+    if not isinstance(tensor, Tensor):
+        raise SecateursError(f"{name}: the model's state has a {type(tensor).__name__} there; only tensors can be loaded")
+    if is_lazy(tensor) or tensor.is_meta:
+        raise SecateursError(
+            f"{name} has no memory to load values into: give a model that is neither lazy nor on the meta device "
+            '(model.to_empty(device="cpu") first)'
+        )
+    strides = tensor.stride() if tensor.numel() and tensor.layout == torch.strided else ()
+    if any(size > 1 and not step for size, step in zip(tensor.shape, strides, strict=False)):
+        raise SecateursError(f"{name} is expanded, many of its numbers in one place of memory; give it its own, with clone()")
+
+
+def load_masks(path: str | Path, model: nn.Module, *, verify: bool = True) -> Masks:
+    """The masks that a file holds, for the model that it was loaded into: attach them, and training goes on.
+
+    >>> import tempfile
+    >>> model = nn.Linear(2, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(model, f"{folder}/model.safetensors", Masks({"weight": torch.tensor([[True, False]])}, model).apply_())
+    ...     load_masks(f"{folder}/model.safetensors", model)["weight"]
+    tensor([[ True, False]])
+    """
+    tensors, document = container.read(_weights_in(path), verify)
+    masks = {name: each.mask() for name, each in _packed(str(path), tensors, document).items() if each.masked}
+    told = _told(str(path), document)
+    try:
+        return Masks(masks, model, told.plan, told.pattern)
+    except SecateursError as error:
+        raise FileError(f"{path} belongs to another model: {error}") from error
+
+
+def read_saved(path: str | Path, *, verify: bool = True) -> Saved:
+    """What a file tells beside the weights: pattern, plan, metric, seed."""
+    return _told(str(path), container.read_document(_weights_in(path), verify))
+
+
+def _told(path: str, document: Mapping[str, Any]) -> Saved:
+    metric, seed = document.get("metric", {}), document.get("seed")
+    layouts = document.get("masks", {})
+    model, pattern = document.get("model", ""), document.get("pattern", "")
+    sound = isinstance(metric, dict) and all(type(value) in (int, float) for value in metric.values())
+    sound &= isinstance(layouts, dict) and isinstance(model, str) and isinstance(pattern, str)
+    if not sound or not (seed is None or type(seed) is int):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    return Saved(model, pattern, _plan(document), tuple(layouts), metric, seed)
+
+
+def _plan(document: Mapping[str, Any]) -> Plan | None:
+    text = document.get("plan")
+    try:
+        return Plan.from_json(text) if text is not None else None
+    except PlanError as error:
+        raise FileError(f"the file's plan is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One tensor of a model's state as a file has it: whole, or only its kept weights, with the shape that they are of.
+
+    Its mask, if it has one, is in bits, or is where it is not zero.
+    """
+
+    name: str
+    value: Tensor
+    masked: bool = False
+    bits: Tensor | None = None
+    kept_of: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape) if self.kept_of is None else self.kept_of
+
+    def mask(self) -> Tensor:
+        if self.bits is None:
+            there = _nonzero(self.value)
+            if there is None:
+                raise FileError(f"{self.name} is {self.value.dtype}, whose zeros tell no mask; the file is damaged")
+            return there
+        count, unpacked = torch.Size(self.shape).numel(), numpy.unpackbits(self.bits.numpy())
+        if unpacked[count:].any():
+            raise FileError(f"{self.name}: the bits of its mask go on after its end; the file is damaged")
+        mask = torch.from_numpy(unpacked[:count].astype(bool)).view(self.shape)
+        if self.kept_of is not None and self.value.numel() != int(mask.sum()):
+            raise FileError(f"{self.name}: {self.value.numel()} values for {int(mask.sum())} kept weights; the file is damaged")
+        return mask
+
+    def whole(self) -> Tensor:
+        """The tensor; +0.0 where the mask does not keep what is not there."""
+        mask = self.mask() if self.bits is not None else None
+        if mask is None or self.kept_of is None:
+            return self.value
+        kept = _whole_numbers(self.value)
+        return torch.zeros(self.shape, dtype=kept.dtype).masked_scatter_(mask, kept).view(self.value.dtype)
+
+
+def _packed(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> dict[str, _Packed]:
+    """Every parameter and buffer as the file has it; nothing of a size that the document claims is made yet."""
+    layouts, tied = document.get("masks", {}), document.get("tied", {})
+    if not isinstance(layouts, dict) or not isinstance(tied, dict):
+        raise FileError(f"{path}: its secateurs document is damaged")
+    bits = {name + BITS for name in layouts}
+    packed = {name: _Packed(name, tensor) for name, tensor in tensors.items() if name not in bits}
+    for name, layout in layouts.items():
+        if name not in packed:
+            raise FileError(f"{path}: there is a mask for {name}, but no such tensor; the file is damaged")
+        packed[name] = _masked(name, tensors[name], tensors.get(name + BITS), layout)
+    for name, owner in tied.items():
+        if not isinstance(owner, str) or owner not in packed or name in packed:
+            raise FileError(f"{path}: {name} is tied to a tensor that is not there, or is there itself; the file is damaged")
+    return packed | {name: packed[owner] for name, owner in tied.items()}
+
+
+def _masked(name: str, value: Tensor, bits: Tensor | None, layout: Any) -> _Packed:
+    match layout:
+        case {"in": "zeros"}:
+            return _Packed(name, value, masked=True)
+        case {"in": "bits", "shape": list(shape)} if value.ndim == 1 and _counts(shape, bits):
+            return _Packed(name, value, True, bits, tuple(shape))
+        case {"in": "bits"} if "shape" not in layout and _counts(value.shape, bits):
+            return _Packed(name, value, True, bits)
+    raise FileError(
+        f"{name}: its mask is stored in an unknown way, or its bits are missing or of the wrong length; the file is damaged"
+    )
+
+
+def _counts(shape: Sequence[Any], bits: Tensor | None) -> bool:
+    """Whether there are as many bits as a tensor of a shape has numbers; no number of the shape is used before it is bounded."""
+    if bits is None or bits.dtype != torch.uint8 or bits.ndim != 1 or len(shape) > _DIMENSIONS:
+        return False
+    count = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size < 2**63 or count * max(size, 1) >= 2**63:
+            return False
+        count *= max(size, 1)
+    return (0 if 0 in shape else count + 7) // 8 == bits.numel()
+
+
+def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+    """Raise `FileError` at the first difference between what a file holds and what a model expects."""
+    # How many batches a normalisation has seen: files from before torch 0.4.1, and of other programs, do not say.
+    missing = {name for name in state.keys() - packed.keys() if name.rpartition(".")[2] != "num_batches_tracked"}
+    missing -= {name for name in missing if tied.get(name, name) in packed}
+    unexpected = packed.keys() - state.keys()
+    if missing or unexpected:
+        name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
+        raise FileError(
+            f"{path} belongs to another model: it {problem} {name} "
+            f"({len(missing)} tensors are missing, {len(unexpected)} are not expected)"
+        )
+    for name, there in packed.items():
+        if there.shape != tuple(state[name].shape):
+            here = tuple(state[name].shape)
+            raise FileError(f"{path} belongs to another model: {name} is {there.shape} in the file and {here} in the model")
+        if there.value.dtype != state[name].dtype:
+            raise FileError(
+                f"{path}: {name} is {there.value.dtype} in the file and {state[name].dtype} in the model; "
+                f"convert the model first: model.to({there.value.dtype})"
+            )

@@ -1,0 +1,6 @@
+"""What holds: masks on weights, and neurons that are dead because of them."""
+
+from secateurs.masks.dead_neurons import Dead, find_dead, zero_dead_
+from secateurs.masks.masks import Masks
+
+__all__ = ["Dead", "Masks", "find_dead", "zero_dead_"]

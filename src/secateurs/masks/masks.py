@@ -1,0 +1,373 @@
+"""Masks are law: which weights are gone, and keeping them at zero through whatever a training loop does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import accumulate
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateurs.forward import parameters_in
+from secateurs.graph import Snapshot, Structure
+from secateurs.masks.pieces import pieces
+from secateurs.patterns import find_weights
+from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
+from secateurs.types import Plan, SecateursError, Skipped
+
+_PARALLEL, _COMPILED = "module.", "_orig_mod."
+_SHOWN = 8  # reasons that print(masks) tells
+
+
+class Masks(Mapping[str, Tensor]):
+    """Parameter name → bool tensor of its shape, ``True`` = kept; one byte a weight, and a hold on the parameters themselves.
+
+    ``plan``, ``pattern``, ``skipped`` and the ``example`` input tell how they came about. Weights are set to zero exactly (+0.0, NaN
+    included), after each step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an
+    optimizer does cannot bring them back.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer)
+    >>> masks.apply_().sparsity, layer.weight[0, 1].item()
+    (0.5, 0.0)
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        model: nn.Module,
+        plan: Plan | None = None,
+        pattern: str = "",
+        skipped: tuple[Skipped, ...] = (),
+        example: Any = None,
+    ) -> None:
+        self._masks: dict[str, Tensor] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._structure: tuple[Structure, Snapshot] | None = None
+        self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
+        exact = parameters_in(model, again=True)
+        unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
+        self._kept: dict[str, int] = {}
+        self._carried, self._taken_out = False, frozenset[str]()
+        for name, mask in masks.items():
+            parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
+            if parameter is None:
+                raise SecateursError(
+                    f"{name}: there is a mask for this parameter, but {type(model).__name__} has no such parameter"
+                )
+            if mask.dtype != torch.bool:
+                raise SecateursError(
+                    f"{name}: a mask must be a bool tensor of shape {tuple(parameter.shape)}, "
+                    f"not {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            if mask.shape != parameter.shape:
+                raise SecateursError(
+                    f"{name}: the mask is of shape {tuple(mask.shape)}, but the weight of {tuple(parameter.shape)}: "
+                    "the masks belong to another model"
+                )
+            if is_sharded(parameter):  # counted while it is whole: to be asked about masks must not take all processes
+                self._kept[name] = int(torch.count_nonzero(whole(mask)))
+            self._masks[name], self._parameters[name] = sharded_as(mask, parameter), parameter
+        masked = set(map(id, self._parameters.values()))
+        self._unmasked = {name: each for name, each in parameters_in(model).items() if id(each) not in masked}
+        _living[id(self)] = self
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
+
+    def __str__(self) -> str:
+        """The sparsity of the masked weights and of the whole model, then what was left alone, largest first, and why.
+
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))
+        >>> masks = Masks({"0.weight": torch.eye(2).bool()}, model, skipped=(Skipped("1", "a normalisation, never pruned"),))
+        >>> print(masks)
+        1 parameter masked, sparsity 0.5000; of the whole model 0.2500
+        left alone, 50.0 % of the parameters: 1: a normalisation, never pruned
+        """
+        masked = sum(mask.numel() for mask in self.values())
+        total = masked + sum(parameter.numel() for parameter in self._unmasked.values())
+        removed = masked - sum(map(self._kept_of, self))
+        counted = f"{len(self)} parameter{'' if len(self) == 1 else 's'} masked"
+        lines = [f"{counted}, sparsity {self.sparsity:.4f}; of the whole model {removed / total if total else 0.0:.4f}"]
+        reasons: dict[str, list[str]] = {}
+        for item in self.skipped:
+            reasons.setdefault(item.reason, []).append(item.name)
+        shares = {reason: self._unmasked_in(names) / total if total else 0.0 for reason, names in reasons.items()}
+        for reason in sorted(shares, key=shares.__getitem__, reverse=True)[:_SHOWN]:
+            names = reasons[reason]
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            share = f", {shares[reason]:.1%} of the parameters".replace("%", " %") if shares[reason] else ""
+            lines.append(f"left alone{share}: {shown}: {reason}")
+        more = len(shares) - _SHOWN
+        return "\n".join([*lines, f"and for {more} reasons more, see masks.skipped"] if more > 0 else lines)
+
+    def _unmasked_in(self, names: Iterable[str]) -> int:
+        """How many numbers the parameters of some layers hold that no mask reaches."""
+        wanted = set(names)
+        return sum(
+            parameter.numel()
+            for name, parameter in self._unmasked.items()
+            if any(part in wanted for part in accumulate(name.split("."), "{}.{}".format))
+        )
+
+    @property
+    def kept(self) -> int:
+        """Weights that stay, of the masked weights."""
+        return sum(map(self._kept_of, self._weights()))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of the masked weights; biases, which only dead neurons lose, do not count."""
+        total = sum(self[name].numel() for name in self._weights())
+        return 1 - self.kept / total if total else 0.0
+
+    def _weights(self) -> list[str]:
+        return [name for name, mask in self._masks.items() if mask.ndim > 1]
+
+    def _kept_of(self, name: str) -> int:
+        return self._kept[name] if name in self._kept else int(torch.count_nonzero(self._masks[name]))
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module | None = None) -> Masks:
+        """Set the pruned weights to zero, in the model that was pruned or in a copy of it (an average of its weights, say)."""
+        if model is not None:
+            self.bind(model).apply_()
+            return self
+        for _, parts in self.applied_():
+            for _ in parts:
+                pass
+        return self
+
+    def applied_(self, moved: dict[str, int] | None = None) -> Iterator[tuple[nn.Parameter, Iterator[Tensor]]]:
+        """Each parameter, and its pieces as they are once the pruned weights are set to zero, which is done as they are asked for.
+
+        ``moved`` counts by parameter how many of them were not zero before.
+        """
+        for name, parameter in self._parameters.items():
+            mask = self._masks[name]
+            if mask.shape != parameter.shape:
+                raise SecateursError(
+                    f"{name}: its mask is of shape {tuple(mask.shape)}, but the parameter is of {tuple(parameter.shape)} by now; "
+                    "if it was meant to be resized, end these masks: handle.remove() of what masks.attach(optimizer) returned"
+                )
+            if mask.device != parameter.device:
+                mask = self._masks[name] = mask.to(parameter.device)
+            here, kept = shard_of(parameter.detach()), shard_of(mask)
+            yield parameter, _zeroed_(here, kept) if moved is None else _zeroed_counted_(here, kept, name, moved)
+
+    def remember(self, model: nn.Module, structure: Structure | None) -> None:
+        """Keep what was found out about a model's structure, for as long as it holds; what was seen on real numbers may not."""
+        if structure is not None and structure.trace.fake:
+            self._structure = structure, Snapshot(model, self.example)
+
+    def structure_of(self, model: nn.Module, example: Any) -> Structure | None:
+        """What was kept of a model's structure, if nothing but the numbers in its tensors has changed since."""
+        if self._structure is None or not self._structure[1].holds(model, example):
+            return None
+        return self._structure[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_structure": None}  # holds for this model alone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _living[id(self)] = self
+
+    def bind(self, model: nn.Module) -> Masks:
+        """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored.
+
+        Raises `SecateursError` where a mask does not fit, or where the copy is one from before a `shrink_` that these masks have followed.
+        """
+        if self._carried:
+            self._require_shrunk(model)
+        bound = Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
+        bound._carried, bound._taken_out = self._carried, self._taken_out
+        return bound
+
+    def _require_shrunk(self, model: nn.Module) -> None:
+        """Raise `SecateursError` where a model is larger than the one that these masks have followed since `shrink_`."""
+        exact = parameters_in(model, again=True)
+        unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
+        shapes = {name: parameter.shape for name, parameter in {**self._unmasked, **self._parameters}.items()}
+        for name in (*shapes, *sorted(self._taken_out)):
+            here = exact.get(name, unwrapped.get(_unwrapped(name)))
+            if here is not None and here.shape != shapes.get(name):
+                small = f"is of shape {tuple(shapes[name])} there" if name in shapes else "is not there any more"
+                raise SecateursError(
+                    f"{name}: since shrink_ these masks follow the smaller model, where it {small}, but it is of {tuple(here.shape)} in "
+                    f"this {type(model).__name__}: bind the masks to the copy before shrinking, or copy the smaller model"
+                )
+
+    def named_as_in(self, model: nn.Module) -> dict[str, Tensor]:
+        """The masks under the names that a model has for their parameters: wrappers' prefixes included, tied ones once.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> list(Masks({"module.weight": torch.tensor([[True, False]])}, layer).named_as_in(layer))
+        ['weight']
+        """
+        names = {id(parameter): name for name, parameter in parameters_in(model).items()}
+        named: dict[str, Tensor] = {}
+        for name, parameter in self.bind(model)._parameters.items():
+            known = named.get(names[id(parameter)])
+            named[names[id(parameter)]] = self[name] if known is None else self[name] & known.to(self[name].device)
+        return named
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Apply the masks now and after each step of the optimizer; ``handle.remove()`` ends it.
+
+        Raises `SecateursError` where the optimizer trains none of the masked parameters, `TypeError` where it is no torch optimizer.
+        Warns where the masks hold nothing, unless `shrink_` has left nothing to hold.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> handle = Masks({"weight": torch.tensor([[True, False]])}, layer).attach(optimizer)
+        """
+        handle = self.hold(optimizer)
+        if not self._carried and all(self._kept_of(name) == mask.numel() for name, mask in self._masks.items()):
+            warnings.warn(
+                "these masks hold nothing: no weight is pruned, and training will fill zeros. Do they come from a file without masks? "
+                "Masks.of_zeros(model) makes those that a model's zeros mean",
+                stacklevel=2,
+            )
+        return handle
+
+    def trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer trains any of the masked parameters."""
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return any(id(parameter) in trained for parameter in self._parameters.values())
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """As `attach`, where it is no surprise that nothing is pruned yet."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; call masks.apply_() after each of its steps")
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner  # accelerate's passes its steps on to this one, without the hooks
+        if self and not self.trained_by(optimizer):
+            raise SecateursError(
+                "the optimizer trains none of the masked parameters: was it made for another copy of the model, or was the model sharded "
+                "since (fully_shard)? make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
+            )
+        self.apply_()
+        return optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.apply_()
+
+    def replace_(self, other: Masks) -> None:
+        """Become the other masks, in place, so that what is attached goes on with them; applies them."""
+        self._masks, self._parameters, self._kept = dict(other._masks), dict(other._parameters), dict(other._kept)
+        self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
+        self._structure, self._unmasked = other._structure, other._unmasked
+        self._carried, self._taken_out = other._carried, other._taken_out
+        self.apply_()
+
+    def require_of(self, model: nn.Module) -> None:
+        """Raise `SecateursError` where none of the masked parameters is one of this model's: they are those of a copy of it, say."""
+        own = {id(parameter) for parameter in parameters_in(model).values()}
+        held = self._parameters or (self._unmasked if self._carried else {})
+        if held and not any(id(parameter) in own for parameter in held.values()):
+            raise SecateursError(
+                f"none of the masked parameters ({next(iter(held))}, …) is one of this {type(model).__name__}'s: were the masks made "
+                "for another copy of it? use masks.bind(model)"
+            )
+
+    def follow_(
+        self,
+        change: Callable[[nn.Parameter, Tensor], Tensor | None],
+        gone: Callable[[nn.Parameter], bool],
+        concerned: Container[int] = (),
+    ) -> None:
+        """Replace each mask by what its parameter's change makes of it: ``None`` where it is no mask any more; forget what is gone.
+
+        What is gone of the parameters ``concerned`` (ids) was taken out of the model by this very change.
+        """
+        parameters = {**self._unmasked, **self._parameters}
+        changed = {name: change(self._parameters[name], mask) for name, mask in self._masks.items()}
+        self._masks = {name: mask for name, mask in changed.items() if mask is not None}
+        self._parameters = {name: self._parameters[name] for name in self._masks}
+        self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
+        self._taken_out |= {name for name, each in parameters.items() if gone(each) and id(each) in concerned}
+        self._structure, self._carried = None, True
+
+    @staticmethod
+    def of_any(parameters: Container[int]) -> list[Masks]:
+        """All masks that somebody has still, an optimizer to which they are attached, say, and that hold any of the parameters (ids)."""
+        living = list(_living.values())
+        return [masks for masks in living if any(id(parameter) in parameters for parameter in masks._parameters.values())]
+
+    @staticmethod
+    def of_zeros(model: nn.Module, names: Iterable[str] | None = None) -> Masks:
+        """The masks that a model's zeros mean: for the parameters named, by default for each prunable weight that has zeros.
+
+        A weight that is nothing but zeros has not been pruned but not been trained (the last layer of a branch that starts from
+        nothing), and is left out unless it is named. Raises `SecateursError` for a name that the model does not have.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> layer.weight.data = torch.tensor([[0.0, 5.0]])
+        >>> Masks.of_zeros(layer, ["weight"])["weight"]
+        tensor([[False,  True]])
+        """
+        parameters = parameters_in(model, again=True)
+        if names is None:
+            there = {weight.parameter: whole(weight.value.detach()) != 0 for weight in find_weights(model)[0]}
+            return Masks({name: mask for name, mask in there.items() if bool(mask.any()) and not bool(mask.all())}, model)
+        chosen = [names] if isinstance(names, str) else list(names)
+        for name in chosen:
+            if name not in parameters:
+                close = ", ".join(get_close_matches(name, parameters, n=3)) or f"one of {', '.join(list(parameters)[:3])}, …"
+                raise SecateursError(f"{name}: {type(model).__name__} has no such parameter; did you mean {close}?")
+        return Masks({name: parameters[name].detach() != 0 for name in chosen}, model)
+
+
+_living: WeakValueDictionary[int, Masks] = WeakValueDictionary()
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes → the whole numbers of that size."""
+
+
+def _zeroed_counted_(weight: Tensor, mask: Tensor, name: str, moved: dict[str, int]) -> Iterator[Tensor]:
+    """As `_zeroed_`, and count what was not zero: a piece that stays as it is, the rule, is only read."""
+    bits = INTEGERS.get(weight.element_size())
+    for some, kept in pieces(weight, mask):
+        if bits is not None and torch.equal((before := some.view(bits)) * kept, before):
+            yield some
+            continue
+        count = int(torch.count_nonzero((some != 0) & ~kept))
+        if count:
+            moved[name] = moved.get(name, 0) + count
+        yield from _zeroed_(some, kept)
+
+
+def _zeroed_(weight: Tensor, mask: Tensor) -> Iterator[Tensor]:
+    """Set to +0.0 what a mask does not keep, NaN too: bits times 1 or 0, several times faster than a choice between two numbers.
+
+    Gives each piece while it is still in the processor's cache.
+    """
+    bits = INTEGERS.get(weight.element_size())
+    if bits is None:
+        yield weight.masked_fill_(~mask, 0)
+        return
+    for some, kept in pieces(weight, mask.view(torch.int8)):
+        some.view(bits).mul_(kept.to(bits))
+        yield some
+
+
+def _unwrapped(name: str) -> str:
+    name = name.replace(_COMPILED, "")
+    while name.startswith(_PARALLEL):
+        name = name.removeprefix(_PARALLEL)
+    return name

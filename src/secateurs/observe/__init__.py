@@ -1,6 +1,0 @@
-"""Evidence: what a criterion needs to know of the data that pass through the layers."""
-
-from secateurs.observe.norms import input_norm
-from secateurs.observe.observe import observe
-
-__all__ = ["input_norm", "observe"]

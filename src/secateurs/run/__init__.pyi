@@ -1,0 +1,11 @@
+from .compiled import Compiled as Compiled
+from .compiled import compile as compile
+from .explain import Explanation as Explanation
+from .forecast.latency import latency as latency
+from .forecast.latency import latency_ms as latency_ms
+from .forecast.predict import Prediction as Prediction
+from .forecast.predict import predict as predict
+from .kernels.machine import KernelError as KernelError
+from .kernels.machine import available as available
+from .kernels.machine import instruction_set as instruction_set
+from .network.error import CompileError as CompileError

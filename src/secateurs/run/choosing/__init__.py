@@ -1,0 +1,1 @@
+"""Which kernel each layer gets, by timing candidates on this machine."""

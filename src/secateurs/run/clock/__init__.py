@@ -1,0 +1,1 @@
+"""Time and memory of the machine, and other runtimes to race against."""

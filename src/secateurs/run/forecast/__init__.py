@@ -1,0 +1,1 @@
+"""How fast a model would be, before it is pruned and after."""

@@ -1,0 +1,1 @@
+"""Sparse kernels: packing of weights, and which ones this machine can run."""

@@ -1,0 +1,1 @@
+"""From recorded operations of torch to the layers that kernels know."""

@@ -1,0 +1,1 @@
+"""What a compiled model is made of, and how torch runs it."""

@@ -1,0 +1,225 @@
+"""What a compiled model is made of: a list of steps on values, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One tensor that flows between steps: its shape and dtype, not its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def __repr__(self) -> str:
+        return f"Value{self.shape}"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of single numbers that a kernel can apply to its results, or None for the identity.
+
+    ``kind`` is clamp (relu is a clamp to [0, inf), relu6 to [0, 6]), hard_swish, hard_sigmoid, silu, gelu, gelu_tanh, sigmoid or tanh.
+    """
+
+    kind: str
+    low: float = 0.0
+    high: float = float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution in one or two dimensions (a 1-d one has height 1), batch normalisation folded, with what was fused into it.
+
+    ``out`` = activation(conv(x, weight) + bias + residual); ``x`` is (batch, channels, height, width).
+    """
+
+    name: str
+    x: Value
+    out: Value
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    residual: Value | None = None
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``out`` = activation(x @ weight.T + bias + residual) over the last dimension of ``x``; weight is (outputs, inputs)."""
+
+    name: str
+    x: Value
+    out: Value
+    weight: Tensor
+    bias: Tensor | None
+    residual: Value | None = None
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Maximum or average over windows of (batch, channels, height, width)."""
+
+    name: str
+    x: Value
+    out: Value
+    kind: str  # "max" or "average"
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    counts_padding: bool = True  # average: whether padded zeros count in the divisor
+    divisor: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The mean over height and width of (batch, channels, height, width); ``out`` may keep these dimensions as 1 or not."""
+
+    name: str
+    x: Value
+    out: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """``out`` = activation(x + y), both of one shape."""
+
+    name: str
+    x: Value
+    y: Value
+    out: Value
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """``out`` = x * factors, where factors is (batch, channels, 1, 1): squeeze and excitation."""
+
+    name: str
+    x: Value
+    factors: Value
+    out: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``out`` = activation(x * scale + shift), one number for each channel: a batch normalisation that no convolution could take in."""
+
+    name: str
+    x: Value
+    out: Value
+    scale: Tensor
+    shift: Tensor
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Activate:
+    """``out`` = activation(x)."""
+
+    name: str
+    x: Value
+    out: Value
+    activation: Activation
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """Concatenation along the channels (dimension 1) of (batch, channels, height, width)."""
+
+    name: str
+    parts: tuple[Value, ...]
+    out: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Lstm:
+    """One layer of an LSTM in one direction.
+
+    ``x`` (steps, rows, inputs), ``hidden`` and ``cell`` (rows, width) are what it starts with; ``out`` (steps, rows, width) and the
+    last two are what it gives. ``weight`` (4 * width, inputs) and ``recurrent`` (4 * width, width) hold the input, forget, cell and output
+    gates in this order, ``bias`` the sum of both biases. ``backwards``: from the last step to the first.
+    """
+
+    name: str
+    x: Value
+    hidden: Value
+    cell: Value
+    out: Value
+    last_hidden: Value
+    last_cell: Value
+    weight: Tensor
+    recurrent: Tensor
+    bias: Tensor | None
+    backwards: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Torch:
+    """Any other operation, run by torch as it was recorded: ``function(*args, **kwargs)`` with values in place of tensors."""
+
+    name: str
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Value, ...]
+
+
+Node = Conv | Linear | Pool | Mean | Add | Scale | Affine | Activate | Concat | Lstm | Torch
+
+
+@dataclass
+class Network:
+    """A whole model for one shape of input: what goes in, the steps, and how to build what the model returns.
+
+    ``result`` is the model's output with values in place of tensors; ``constants`` are values whose numbers never change; ``example``
+    is what the model was called with, with values in place of tensors; ``written`` are values that share memory into which some `Torch`
+    node without outputs writes: what makes and reads them runs as recorded, in this order.
+    """
+
+    inputs: tuple[Value, ...]
+    nodes: list[Node]
+    result: Any
+    constants: dict[Value, Tensor] = field(default_factory=dict)
+    example: Any = None
+    written: frozenset[Value] = frozenset()
+
+
+def inputs_of(node: Node) -> list[Value]:
+    """The values that a node reads."""
+    if isinstance(node, Torch):
+        return list(values_in((node.args, node.kwargs)))
+    if isinstance(node, Concat):
+        return list(node.parts)
+    found = (getattr(node, name, None) for name in ("x", "y", "factors", "residual", "hidden", "cell"))
+    return [value for value in found if value is not None]
+
+
+def outputs_of(node: Node) -> tuple[Value, ...]:
+    """The values that a node makes."""
+    if isinstance(node, Torch):
+        return node.outputs
+    return (node.out, node.last_hidden, node.last_cell) if isinstance(node, Lstm) else (node.out,)
+
+
+def values_in(nest: Any) -> Iterator[Value]:
+    """Every value in nested arguments."""
+    if isinstance(nest, Value):
+        yield nest
+    elif isinstance(nest, Mapping):
+        for item in nest.values():
+            yield from values_in(item)
+    elif isinstance(nest, (tuple, list)):
+        for item in nest:
+            yield from values_in(item)

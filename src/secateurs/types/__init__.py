@@ -1,0 +1,62 @@
+"""The words of the house: what every other room hands to its neighbours, and nothing that computes.
+
+A *pattern* cuts weights into *units*; a *criterion* scores units; an *allocator* makes a *plan*, the number of units that each
+*site* keeps; a *solver* chooses which ones; a *task* is what a user brings beside the model; a *hook* plugs into the training loop.
+"""
+
+from secateurs.types.choice import Masks, Scores, Solution, Solver
+from secateurs.types.cost import Budget, Cost
+from secateurs.types.errors import (
+    FileError,
+    KindError,
+    NonFiniteError,
+    PatternError,
+    PlanError,
+    SecateursError,
+    TaskError,
+    WriteError,
+)
+from secateurs.types.evidence import Accumulator, Criterion, Evidence, Statistic, Stats
+from secateurs.types.extents import Extents, Product
+from secateurs.types.plan import Allocator, Plan, Share
+from secateurs.types.training import Hook, Run, Task
+from secateurs.types.units import Coupling, Member, Pattern, Role, Site, Sites, Skipped, Tiling, Within
+
+__all__ = [
+    "Accumulator",
+    "Allocator",
+    "Budget",
+    "Cost",
+    "Coupling",
+    "Criterion",
+    "Evidence",
+    "Extents",
+    "FileError",
+    "Hook",
+    "KindError",
+    "Masks",
+    "Member",
+    "NonFiniteError",
+    "Pattern",
+    "PatternError",
+    "Plan",
+    "PlanError",
+    "Product",
+    "Role",
+    "Run",
+    "Scores",
+    "SecateursError",
+    "Share",
+    "Site",
+    "Sites",
+    "Skipped",
+    "Solution",
+    "Solver",
+    "Statistic",
+    "Stats",
+    "Task",
+    "TaskError",
+    "Tiling",
+    "Within",
+    "WriteError",
+]

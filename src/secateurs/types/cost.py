@@ -1,0 +1,67 @@
+"""Numbers with a unit, and limits on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateurs.types.errors import KindError, SecateursError
+from secateurs.types.plan import Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A number with a unit, of a model as it is or as a plan would leave it.
+
+    ``prepare(model, example)`` does the slow part once (a traced forward pass, a measurement) and returns a cheap function of a
+    plan, or of ``None`` for the model as it is: searches over plans call that one.
+
+    >>> import torch
+    >>> from secateurs.costs import params
+    >>> params(torch.nn.Linear(3, 2))
+    8.0
+    """
+
+    name: str
+    unit: str
+    prepare: Callable[[nn.Module, Any], Callable[[Plan | None], float]]
+
+    def __call__(self, model: nn.Module, example: Any = None, plan: Plan | None = None) -> float:
+        if not isinstance(model, nn.Module):
+            raise KindError(f"{self.name}: model is a {type(model).__name__}, but must be a torch.nn.Module")
+        return self.prepare(model, example)(plan)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A cost and a limit on it: absolute (``limit=``, in the cost's unit) or relative to the model as it is (``keep=``).
+
+    >>> import torch
+    >>> from secateurs.costs import params
+    >>> Budget(params, keep=0.25).limit_for(torch.nn.Linear(3, 2), None)
+    2.0
+    """
+
+    cost: Cost
+    limit: float | None = None
+    keep: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cost, Cost):
+            raise KindError(f"Budget: cost is {self.cost!r}, but must be a cost, for example Budget(secateurs.macs, keep=0.5)")
+        for name, value in (("limit", self.limit), ("keep", self.keep)):
+            if value is not None and not isinstance(value, (int, float)):
+                raise KindError(f"Budget({self.cost.name}): {name} is {value!r}, but must be a number")
+        if (self.limit is None) == (self.keep is None):
+            raise SecateursError(f"Budget({self.cost.name}): give either limit= (in {self.cost.unit}) or keep= (a fraction)")
+        if self.limit is not None and not self.limit > 0:
+            raise SecateursError(f"Budget({self.cost.name}, limit={self.limit}): the limit must be above 0 {self.cost.unit}")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise SecateursError(f"Budget({self.cost.name}, keep={self.keep}): the fraction kept must be in (0, 1]")
+
+    def limit_for(self, model: nn.Module, example: Any) -> float:
+        """The limit in the cost's unit."""
+        return self.limit if self.limit is not None else (self.keep or 0) * self.cost(model, example)

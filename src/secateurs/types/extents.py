@@ -1,0 +1,15 @@
+"""How large things are, as sums of products of the units that sites keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# ---------------------------------------------------------------- how much where
+
+
+Product = tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
+"""A product of dimensions, each a sum of numbers times the units that some sites keep: ``(((64, ("heads",)),), ((48, ()),))``."""
+
+
+Extents = Mapping[str, tuple[Product, ...]]
+"""Parameter or buffer → its number of elements; ``"macs"`` → those of the whole model: sums of products, where sites are coupled."""
