@@ -35,7 +35,9 @@ def network() -> nn.Sequential:
 def pruned_network() -> tuple[nn.Sequential, sc.Masks]:
     model = network()
     model(torch.randn(4, 2, 3, 3))  # moves the running statistics
-    masks = sc.Masks({"0.weight": torch.rand(3, 2, 2, 2) < 0.5, "3.weight": torch.rand(2, 12) < 0.3}, model, PLAN, "Element()")
+    masks = sc.Masks(
+        {"0.weight": torch.rand(3, 2, 2, 2) < 0.5, "3.weight": torch.rand(2, 12) < 0.3}, model, sc.Origin(PLAN, "Element()")
+    )
     return model, masks.apply_()
 
 
@@ -266,7 +268,7 @@ def tiny() -> tuple[nn.Module, sc.Masks]:
     model.bias.data = torch.tensor([0.5, -0.5])
     mask = torch.tensor([[True, False, False, True, False], [False, False, True, False, True]])
     plan = sc.Plan({"weight": Share(10, 4, {"weight": 1})})
-    return model, sc.Masks({"weight": mask}, model, plan, "Element()")
+    return model, sc.Masks({"weight": mask}, model, sc.Origin(plan, "Element()"))
 
 
 DENSE_DOCUMENT = (

@@ -87,6 +87,7 @@ MISTAKES = [
     (lambda m: sc.by_layer(0.5), "by_layer: sparsities is 0.5, but must say them by name"),
     (lambda m: sc.shrink_(m, 0.5), "shrink_: masks is 0.5, but must be the Masks that prune_ returned"),
     (lambda m: sc.shrink_(X), "shrink_: model is a tensor"),
+    (lambda m: sc.Masks({}, m, "Element()"), "Masks: origin is 'Element()', but must be an Origin, for example Origin(plan"),
 ]
 
 

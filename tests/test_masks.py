@@ -487,4 +487,4 @@ def test_print_tells_the_sparsity_of_the_whole_model_and_what_was_left_alone_lar
 
 def test_of_many_reasons_the_first_are_told():
     skipped = tuple(Skipped(f"{n}", f"reason {n}") for n in range(11))
-    assert str(sc.Masks({}, nn.Linear(1, 1), skipped=skipped)).endswith("\nand for 3 reasons more, see masks.skipped")
+    assert str(sc.Masks({}, nn.Linear(1, 1), sc.Origin(skipped=skipped))).endswith("\nand for 3 reasons more, see masks.skipped")

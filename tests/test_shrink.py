@@ -881,9 +881,9 @@ def test_masks_are_copied_and_pickled_without_the_model():
     model, example = settled(Network(), image()), image()
     masks = prune(model, example)
     for copied in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
-        assert copied.structure_of(model, example) is None
+        assert copied.origin.structure_of(model, example) is None
         assert all(torch.equal(copied[name], mask) for name, mask in masks.items())
-    assert masks.structure_of(model, example) is not None
+    assert masks.origin.structure_of(model, example) is not None
 
 
 def test_sizes_are_looked_for_only_where_some_must_change(calls):

@@ -29,6 +29,7 @@ from .files import read_saved as read_saved
 from .files import save as save
 from .masks import Dead as Dead
 from .masks import Masks as Masks
+from .masks import Origin as Origin
 from .masks import find_dead as find_dead
 from .masks import zero_dead_ as zero_dead_
 from .patterns import Block as Block

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateurs.allocate import as_pattern
 from secateurs.evidence import observe
 from secateurs.given import ALLOCATOR, MASKS, SOLVER, TASK, require
-from secateurs.masks import Masks
+from secateurs.masks import Masks, Origin
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole
@@ -151,6 +151,5 @@ def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tenso
     """The masks of what was found and of an earlier pruning together, applied."""
     for name, mask in earlier.items():
         found[name] = found[name] & whole(mask).to(found[name].device) if name in found else whole(mask)
-    masks = Masks(found, model, plan, repr(sites[0].pattern), sites.skipped, sites.example)
-    masks.remember(model, sites.structure)
-    return masks.apply_()
+    origin = Origin(plan, repr(sites[0].pattern), sites.skipped, sites.example)
+    return Masks(found, model, origin.remembering(model, sites.structure)).apply_()

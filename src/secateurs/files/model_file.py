@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from secateurs.files import container
 from secateurs.files.pretrained import configurations, is_folder, remade
 from secateurs.masks.masks import INTEGERS, Masks
+from secateurs.masks.origin import Origin
 from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
 from secateurs.shrink.replay import replay_, steps_of
 from secateurs.shrink.step import Step
@@ -381,7 +382,7 @@ def load_masks(path: str | Path, model: nn.Module, *, verify: bool = True) -> Ma
     masks = {name: each.mask() for name, each in _packed(str(path), tensors, document).items() if each.masked}
     told = _told(str(path), document)
     try:
-        return Masks(masks, model, told.plan, told.pattern)
+        return Masks(masks, model, Origin(told.plan, told.pattern))
     except SecateursError as error:
         raise FileError(f"{path} belongs to another model: {error}") from error
 

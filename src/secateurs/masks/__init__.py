@@ -2,5 +2,6 @@
 
 from secateurs.masks.dead_neurons import Dead, find_dead, zero_dead_
 from secateurs.masks.masks import Masks
+from secateurs.masks.origin import Origin
 
-__all__ = ["Dead", "Masks", "find_dead", "zero_dead_"]
+__all__ = ["Dead", "Masks", "Origin", "find_dead", "zero_dead_"]

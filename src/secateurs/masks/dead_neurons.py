@@ -201,7 +201,7 @@ def _grown(layers: dict[str, Weight], masks: Masks, model: nn.Module, alive: dic
             there = grown.get(names[id(bias)])
             alone = ~rows.to(bias.device)
             grown[names[id(bias)]] = alone if there is None else whole(there) & alone
-    return Masks(grown, model, masks.plan, masks.pattern, masks.skipped, masks.example)
+    return Masks(grown, model, masks.origin)
 
 
 def _same(before: Any, after: Any) -> bool:

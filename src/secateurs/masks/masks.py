@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.forward import parameters_in
-from secateurs.graph import Snapshot, Structure
+from secateurs.given import told
+from secateurs.masks.origin import UNKNOWN, Origin
 from secateurs.masks.pieces import pieces
 from secateurs.patterns import find_weights
 from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
-from secateurs.types import Plan, SecateursError, Skipped
+from secateurs.types import KindError, Plan, SecateursError, Skipped
 
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
 _SHOWN = 8  # reasons that print(masks) tells
@@ -27,9 +28,9 @@ _SHOWN = 8  # reasons that print(masks) tells
 class Masks(Mapping[str, Tensor]):
     """Parameter name → bool tensor of its shape, ``True`` = kept; one byte a weight, and a hold on the parameters themselves.
 
-    ``plan``, ``pattern``, ``skipped`` and the ``example`` input tell how they came about. Weights are set to zero exactly (+0.0, NaN
-    included), after each step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else an
-    optimizer does cannot bring them back.
+    ``origin`` tells how they came about: ``plan``, ``pattern``, ``skipped`` and the ``example`` input. Weights are set to zero exactly
+    (+0.0, NaN included), after each step of every optimizer that the masks are attached to, so momentum, weight decay and whatever else
+    an optimizer does cannot bring them back.
 
     >>> layer = nn.Linear(2, 1)
     >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer)
@@ -37,19 +38,12 @@ class Masks(Mapping[str, Tensor]):
     (0.5, 0.0)
     """
 
-    def __init__(
-        self,
-        masks: Mapping[str, Tensor],
-        model: nn.Module,
-        plan: Plan | None = None,
-        pattern: str = "",
-        skipped: tuple[Skipped, ...] = (),
-        example: Any = None,
-    ) -> None:
+    def __init__(self, masks: Mapping[str, Tensor], model: nn.Module, origin: Origin = UNKNOWN) -> None:
+        if not isinstance(origin, Origin):
+            raise KindError(f"Masks: origin is {told(origin)}, but must be an Origin, for example Origin(plan, pattern)")
         self._masks: dict[str, Tensor] = {}
         self._parameters: dict[str, nn.Parameter] = {}
-        self._structure: tuple[Structure, Snapshot] | None = None
-        self.plan, self.pattern, self.skipped, self.example = plan, pattern, skipped, example
+        self.origin = origin
         exact = parameters_in(model, again=True)
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         self._kept: dict[str, int] = {}
@@ -86,14 +80,35 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._masks)
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan by which the units were chosen; none where there was no such plan."""
+        return self.origin.plan
+
+    @property
+    def pattern(self) -> str:
+        """How the weights were cut into units, in words."""
+        return self.origin.pattern
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What was left alone, and why."""
+        return self.origin.skipped
+
+    @property
+    def example(self) -> Any:
+        """The input on which the model was looked at."""
+        return self.origin.example
+
     def __repr__(self) -> str:
         return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
 
     def __str__(self) -> str:
         """The sparsity of the masked weights and of the whole model, then what was left alone, largest first, and why.
 
+        >>> from secateurs.types import Skipped
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))
-        >>> masks = Masks({"0.weight": torch.eye(2).bool()}, model, skipped=(Skipped("1", "a normalisation, never pruned"),))
+        >>> masks = Masks({"0.weight": torch.eye(2).bool()}, model, Origin(skipped=(Skipped("1", "a normalisation, never pruned"),)))
         >>> print(masks)
         1 parameter masked, sparsity 0.5000; of the whole model 0.2500
         left alone, 50.0 % of the parameters: 1: a normalisation, never pruned
@@ -169,20 +184,6 @@ class Masks(Mapping[str, Tensor]):
             here, kept = shard_of(parameter.detach()), shard_of(mask)
             yield parameter, _zeroed_(here, kept) if moved is None else _zeroed_counted_(here, kept, name, moved)
 
-    def remember(self, model: nn.Module, structure: Structure | None) -> None:
-        """Keep what was found out about a model's structure, for as long as it holds; what was seen on real numbers may not."""
-        if structure is not None and structure.trace.fake:
-            self._structure = structure, Snapshot(model, self.example)
-
-    def structure_of(self, model: nn.Module, example: Any) -> Structure | None:
-        """What was kept of a model's structure, if nothing but the numbers in its tensors has changed since."""
-        if self._structure is None or not self._structure[1].holds(model, example):
-            return None
-        return self._structure[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_structure": None}  # holds for this model alone
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _living[id(self)] = self
@@ -194,7 +195,7 @@ class Masks(Mapping[str, Tensor]):
         """
         if self._carried:
             self._require_shrunk(model)
-        bound = Masks(self._masks, model, self.plan, self.pattern, self.skipped, self.example)
+        bound = Masks(self._masks, model, self.origin.forgetting())
         bound._carried, bound._taken_out = self._carried, self._taken_out
         return bound
 
@@ -270,8 +271,7 @@ class Masks(Mapping[str, Tensor]):
     def replace_(self, other: Masks) -> None:
         """Become the other masks, in place, so that what is attached goes on with them; applies them."""
         self._masks, self._parameters, self._kept = dict(other._masks), dict(other._parameters), dict(other._kept)
-        self.plan, self.pattern, self.skipped, self.example = other.plan, other.pattern, other.skipped, other.example
-        self._structure, self._unmasked = other._structure, other._unmasked
+        self.origin, self._unmasked = other.origin, other._unmasked
         self._carried, self._taken_out = other._carried, other._taken_out
         self.apply_()
 
@@ -301,7 +301,7 @@ class Masks(Mapping[str, Tensor]):
         self._parameters = {name: self._parameters[name] for name in self._masks}
         self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
         self._taken_out |= {name for name, each in parameters.items() if gone(each) and id(each) in concerned}
-        self._structure, self._carried = None, True
+        self.origin, self._carried = self.origin.forgetting(), True
 
     @staticmethod
     def of_any(parameters: Container[int]) -> list[Masks]:

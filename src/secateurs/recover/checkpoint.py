@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.files import container, load, nested_state
-from secateurs.masks import Masks
+from secateurs.masks import Masks, Origin
 from secateurs.ranks import by_first, count, gathered, rank
 from secateurs.recover.random_state import random_state, require_random_state, restore_random_state
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
@@ -190,7 +190,8 @@ def _pruning(masks: Masks) -> dict[str, Any]:
 def _masks(state: Mapping[str, Any], model: nn.Module) -> Masks:
     how = state["pruning"]
     plan = Plan.from_json(how["plan"]) if how["plan"] is not None else None
-    return Masks(state["masks"], model, plan, how["pattern"], tuple(Skipped(name, reason) for name, reason in how["skipped"]))
+    skipped = tuple(Skipped(name, reason) for name, reason in how["skipped"])
+    return Masks(state["masks"], model, Origin(plan, how["pattern"], skipped))
 
 
 def _generators(loader: Any) -> Iterable[torch.Generator]:

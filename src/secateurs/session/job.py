@@ -156,7 +156,8 @@ def shrink_to_folder(
         masked.append(replace(measure("masked", network, task), is_step=True))
         did.append(shrink_(network, run.masks, task.example, optimizer=run.optimizer))
         left = {name: mask for name, mask in run.masks.items() if not mask.all()}  # what could not go stays masked
-        run.masks = Masks(left, network, run.masks.plan, run.masks.pattern, (*run.masks.skipped, *did[0].skipped))
+        skipped = (*run.masks.skipped, *did[0].skipped)
+        run.masks = Masks(left, network, replace(run.masks.origin, skipped=skipped))
         plans.append(run.masks.plan)
         return run
 

@@ -112,7 +112,7 @@ def shrink_(
             "before the call; masks.attach(optimizer) keeps them at zero while training",
             stacklevel=2,
         )
-    structure = (masks.structure_of(model, example) if masks is not None else None) or analyse(model, example)
+    structure = (masks.origin.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     knowing = _known(model, structure, there)
     idle = _take_out_idle_(model, structure, knowing, there, check)
     if idle:
@@ -136,7 +136,7 @@ def shrink_(
     done = replace(done, layers=idle, folded=folded, skipped=(*done.skipped, *stayed))
     carry_(masks, parameters, model, work.cuts)
     if masks is not None:
-        masks.example = example
+        masks.origin = replace(masks.origin, example=example)
     return done
 
 
