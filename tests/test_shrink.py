@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import secateurs as sc
 from secateurs.costs import tensor_bytes
+from secateurs.graph import analyse
 from secateurs.shrink import same_answers, shrink
 from secateurs.shrink.needed_units import Nonzero
 from secateurs.shrink.surgery import cut_, kept_of
@@ -978,3 +979,67 @@ def test_where_anything_is_not_zero_is_found_along_each_dimension(shape: tuple[i
         assert torch.equal(there.along("w", dim), (weight != 0).movedim(dim, 0).reshape(shape[dim], -1).any(1))
     assert there.anything("w") == bool((weight != 0).any())
     assert not Nonzero({"w": torch.zeros_like(weight)}).anything("w")
+
+
+class Tied(nn.Module):
+    """A stream of which only the classifier reads some units, whose weight is the embedding's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(11, 6), nn.Linear(6, 5), nn.Linear(5, 6)
+        self.classify = nn.Linear(6, 11, bias=False)
+        self.classify.weight = self.embed.weight
+
+    def forward(self, x):
+        stream = self.embed(x)
+        return self.classify(stream + self.down(self.up(stream).relu()))
+
+
+def test_what_only_a_tied_classifier_reads_is_read():
+    torch.manual_seed(0)
+    model = Tied().double()
+    with torch.no_grad():
+        model.up.weight[:, 4], model.down.weight[4], model.down.bias[4] = 0, 0, 0
+        model.up.weight[3], model.up.bias[3] = 0, 0
+    masked, example = copy.deepcopy(model), torch.randint(0, 11, (2, 7))
+    done = sc.shrink_(model, example=example)
+    assert done.sites == {"up": (5, 4)} and not done.skipped
+    assert torch.equal(masked(example), model(example))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_units_that_other_gates_read_are_read(kind):
+    """Unit 2 reaches the answer through unit 0 alone, and that through unit 1: by the weights from hidden to hidden."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = kind(3, 4, num_layers=2, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0])
+
+    torch.manual_seed(0)
+    model = Recurrent().double()
+    with torch.no_grad():
+        for name, weight in model.cell.named_parameters():
+            weight[:] = torch.randn(weight.shape, dtype=weight.dtype) if "weight_ih_l0" in name else torch.zeros_like(weight)
+        for layer in ("l0", "l1"):
+            hidden = getattr(model.cell, f"weight_hh_{layer}")
+            hidden[-3, 0] = hidden[-4, 2] = 1.0
+        model.cell.weight_ih_l1[:] = torch.eye(4, dtype=torch.float64).repeat(len(model.cell.weight_ih_l1) // 4, 1)
+        model.cell.weight_ih_l0[3::4], model.cell.weight_ih_l1[3::4], model.head.weight[:] = 0, 0, 0
+        model.head.weight[:, 1] = 1
+    masked, example = copy.deepcopy(model), torch.randn(2, 5, 3).double()
+    done = sc.shrink_(model, example=example)
+    assert [kept for _, kept in done.sites.values()] == [3] and not done.skipped
+    other = torch.randn(3, 7, 3).double()
+    with torch.no_grad():
+        assert float((masked(other) - model(other)).abs().max()) < 1e-15
+    roles = {
+        place.role
+        for places in analyse(masked, example).places.values()
+        for place in places
+        if "hh" in place.parameter and place.dim
+    }
+    assert roles == {"consumer"}

@@ -21,12 +21,17 @@ Role = Literal["producer", "consumer", "scale"]
 
 @dataclass(frozen=True)
 class Place:
-    """One occurrence of an axis: in which dimension of which parameter, as which view, in which role."""
+    """One occurrence of an axis: in which dimension of which parameter, as which view, in which role.
+
+    ``reads``: something is computed from the axis' units there, though the weight may make them too, as that of an embedding which
+    is the classifier's as well does.
+    """
 
     parameter: str
     dim: int
     view: View
     role: Role
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,28 @@ class Structure:
             for place, dim in enumerate(() if self._divides(name) else dims):
                 for axis, view in views(dim):
                     parts = [role for role, names in (("producer", made), ("consumer", read)) if name in names.get(axis, ())]
-                    found.setdefault(axis, []).append(Place(name, place, view, self._role(name, place, dim, parts)))
+                    found.setdefault(axis, []).append(Place(name, place, view, *self._role(name, place, dim, parts)))
         order: dict[str, int] = {"producer": 0, "consumer": 1, "scale": 2}
         return {axis: sorted(places, key=lambda each: order[each.role]) for axis, places in found.items()}
 
-    def _role(self, name: str, place: int, dim: Dim, parts: list[str]) -> Role:
-        """A square weight both produces and reads its axis; then it is the dimension that decides."""
-        if len(parts) == 2:
-            whole = normal(dim)
-            made = any(part is dim for names, part in self.typing.produced if name in names)
-            read = any(part is dim for names, part in self.typing.consumed if name in names)
-            if made == read:
-                others = [normal(other) for i, other in enumerate(self.parameters[name]) if i != place]
-                return "producer" if place == 0 or whole not in others else "consumer"
-            return "producer" if made else "consumer"
-        return parts[0] if parts else "scale"  # type: ignore[return-value]
+    def _role(self, name: str, place: int, dim: Dim, parts: list[str]) -> tuple[Role, bool]:
+        """The part that a weight plays with one of its dimensions, and whether it reads the units there.
+
+        One that both makes and reads an axis, as a square weight and those of recurrent layers do, is told by its dimensions.
+        """
+        if len(parts) < 2:
+            role: Any = parts[0] if parts else "scale"
+            return role, role == "consumer"
+        makes, reads = self._lies(name, dim, self.typing.produced), self._lies(name, dim, self.typing.consumed)
+        if makes != reads:
+            return ("producer", False) if makes else ("consumer", True)
+        others = [normal(other) for i, other in enumerate(self.parameters[name]) if i != place]
+        return ("producer" if place == 0 or normal(dim) not in others else "consumer"), True
+
+    def _lies(self, name: str, dim: Dim, parts: list[tuple[frozenset[str], Dim]]) -> bool:
+        """Whether one of these parts of a weight is this dimension of it; where none is any of its dimensions, whether one is alike."""
+        dims, found = self.parameters[name], [part for names, part in parts if name in names]
+        return any(part is dim or (all(part is not each for each in dims) and normal(part) == normal(dim)) for part in found)
 
     @cached_property
     def inner(self) -> dict[Axis, Axis]:

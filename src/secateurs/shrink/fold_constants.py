@@ -53,7 +53,7 @@ def constant_units(model: nn.Module, structure: Structure, knowing: Knowing, the
     for axis, places in structure.places.items():
         if axis.pinned or axis.approximate or axis in summed or axis not in structure.producers:
             continue
-        reading = [place for place in places if place.role == "consumer"]
+        reading = [place for place in places if place.reads]
         read = there.at(axis, reading)
         if not reading or not bool(read.any()):
             continue
@@ -156,7 +156,7 @@ def _reader(place: Place, modules: dict[str, nn.Module], structure: Structure, u
     plain = isinstance(module, nn.Linear) or (
         isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd) and module.groups == 1
     )
-    if not plain or attribute != "weight" or place.dim != 1:
+    if not plain or attribute != "weight" or place.dim != 1 or place.role != "consumer":
         return None
     parameters = structure.trace.parameters
     uses = list(_uses(parameters[place.parameter], users))

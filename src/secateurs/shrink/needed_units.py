@@ -123,8 +123,8 @@ def present_units(
     free = [axis for axis in structure.places if not axis.pinned and axis.size > 1 and axis in structure.producers]
     axes = [axis for axis in free if not axis.approximate or axis in asked]
     summed = {axis for dim in structure.typing.summed for axis in dim.axes()}
-    readers = {axis: [place for place in structure.places[axis] if place.role == "consumer"] for axis in axes}
-    others = {axis: [place for place in structure.places[axis] if place.role != "consumer"] for axis in axes}
+    readers = {axis: [place for place in structure.places[axis] if place.reads] for axis in axes}
+    others = {axis: [place for place in structure.places[axis] if not place.reads] for axis in axes}
     must_be_read = {axis for axis in axes if readers[axis] and axis not in summed and not axis.approximate}
     adding = _adding(structure, knowing, {axis for axis in axes if axis in summed and not axis.approximate})
     now = there
