@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
@@ -28,25 +29,32 @@ def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "a
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= inf:
         raise SecateursError(f"magnitude(p={p!r}): p must be in (0, inf]; 1, 2 and inf are the usual ones")
-
-    def norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-        joined = torch.linalg.vector_norm(values, p, dims)
-        if p == inf:
-            return joined
-        powers = joined.pow(p)
-        if bool(((powers > _LEAST) & (powers < _MOST)).all()):
-            return joined / (values.numel() / joined.numel()) ** (1 / p) if mean else joined
-        return scaled(values, dims)
-
-    def scaled(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-        sizes = values.abs()
-        largest = sizes.amax(dims, keepdim=True)
-        # As parts of the largest one, so that no power leaves the range of float32.
-        powers = (sizes / largest.clamp_min(torch.finfo(sizes.dtype).tiny)).pow(p)
-        joined = powers.mean(dims) if mean else powers.sum(dims)
-        return joined.pow(1 / p) * largest.squeeze(dims)
-
     if members not in ("producers", "all"):
         raise SecateursError(f'magnitude(members={members!r}): members is "producers" or "all"')
     name = f"magnitude(p={p}" + (", mean=True" if mean else "") + (", members='all'" if members == "all" else "") + ")"
-    return Criterion(name, size, norm, members=members)
+    return Criterion(name, size, _Norm(p, mean), members=members)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """The p-norm over some dimensions, or that of their mean."""
+
+    p: float
+    mean: bool
+
+    def __call__(self, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+        joined = torch.linalg.vector_norm(values, self.p, dims)
+        if self.p == inf:
+            return joined
+        powers = joined.pow(self.p)
+        if bool(((powers > _LEAST) & (powers < _MOST)).all()):
+            return joined / (values.numel() / joined.numel()) ** (1 / self.p) if self.mean else joined
+        return self._scaled(values, dims)
+
+    def _scaled(self, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Of parts of the largest value, so that no power leaves the range of float32."""
+        sizes = values.abs()
+        largest = sizes.amax(dims, keepdim=True)
+        powers = (sizes / largest.clamp_min(torch.finfo(sizes.dtype).tiny)).pow(self.p)
+        joined = powers.mean(dims) if self.mean else powers.sum(dims)
+        return joined.pow(1 / self.p) * largest.squeeze(dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from zlib import crc32
 
 import torch
@@ -19,14 +20,20 @@ def random(seed: int = 0) -> Criterion:
     >>> bool((a == b).all())
     True
     """
+    return Criterion(f"random(seed={seed})", _Draw(seed), _first)
 
-    def draw(evidence: Evidence) -> Tensor:
+
+@dataclass(frozen=True)
+class _Draw:
+    """Random numbers of the shape of a weight."""
+
+    seed: int
+
+    def __call__(self, evidence: Evidence) -> Tensor:
         # A generator of its own for each layer: scores do not depend on which layers are asked, or in which order.
         # Of a seed it takes the lower 32 bits alone, so seed and name are hashed together.
-        generator = torch.Generator().manual_seed(crc32(f"{seed} {evidence.name}".encode()))
+        generator = torch.Generator().manual_seed(crc32(f"{self.seed} {evidence.name}".encode()))
         return torch.rand(evidence.weight.shape, generator=generator).to(evidence.weight.device)
-
-    return Criterion(f"random(seed={seed})", draw, _first)
 
 
 def _first(values: Tensor, dims: tuple[int, ...]) -> Tensor:

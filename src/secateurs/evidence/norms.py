@@ -65,14 +65,20 @@ def input_norm(p: float = 2) -> Statistic:
     >>> input_norm()
     Statistic(name='input_norm(p=2)')
     """
+    return Statistic(f"input_norm(p={p})", _Start(p))
 
-    def start(member: Member) -> _InputNorm:
+
+@dataclass(frozen=True)
+class _Start:
+    """What begins to watch the inputs of a weight, where they can be seen."""
+
+    p: float
+
+    def __call__(self, member: Member) -> _InputNorm:
         module, attribute = member.module, member.attribute
         opaque = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "hh" in attribute or attribute.endswith(("_hr_l0",))
         deep = isinstance(module, nn.RNNBase) and not attribute.startswith("weight_ih_l0")
         opaque = opaque or (layout_of(module, attribute) is None and not member.stacked)  # a bare parameter of a module
         if opaque or deep or (isinstance(module, nn.MultiheadAttention) and attribute != "in_proj_weight"):
             raise SecateursError(f"{member.parameter}: the inputs of this weight cannot be observed; skip it with skip=[...]")
-        return _InputNorm(member, p)
-
-    return Statistic(f"input_norm(p={p})", start)
+        return _InputNorm(member, self.p)

@@ -1,6 +1,6 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
-from secateurs.graph.axes import Axis, Choice, Dim, kept, normal, occurrences, unify
+from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.calls import ModuleCall
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
@@ -38,6 +38,7 @@ __all__ = [
     "Trace",
     "Typing",
     "Value",
+    "View",
     "analyse",
     "asks_size",
     "extent",

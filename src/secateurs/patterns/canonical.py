@@ -38,6 +38,10 @@ class Layout:
     transposed: bool = False
     stacked: bool = False
 
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The canonical view: what a `Member` asks for."""
+        return self.canonical(tensor)
+
     def canonical(self, tensor: Tensor) -> Tensor:
         """The view ``(groups, outputs, inputs, *kernel)``.
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.forward import modules_in
-from secateurs.graph import Axis, Dim, Place, Structure, extent, normal
-from secateurs.patterns.canonical import layout_of, quantised
+from secateurs.graph import Axis, Dim, Place, Structure, View, extent, normal
+from secateurs.patterns.canonical import Layout, layout_of, quantised
 from secateurs.patterns.shapes import check_length, check_within, written
 from secateurs.types import Coupling, Extents, Member, PatternError, Product, Site, Sites, Skipped, Within
 
@@ -177,12 +177,21 @@ def _member(place: Place, modules: Mapping[str, nn.Module]) -> Member:
     path, _, attribute = place.parameter.rpartition(".")
     module = modules[path]
     layout = layout_of(module, attribute)
+    canonical, stacked = (_as_it_is, False) if layout is None else (layout, layout.stacked)
+    return Member(place.parameter, module, attribute, canonical, Slices(place.view, place.dim, layout), place.role, stacked)
 
-    def cut(view: Tensor) -> Tensor:
-        return place.view(view if layout is None else layout.restore(view), place.dim)
 
-    canonical, stacked = (_as_it_is, False) if layout is None else (layout.canonical, layout.stacked)
-    return Member(place.parameter, module, attribute, canonical, cut, place.role, stacked)
+@dataclass(frozen=True)
+class Slices:
+    """A canonical view as units: the slices along an axis, where it lies in a dimension of the parameter."""
+
+    where: View
+    dim: int
+    layout: Layout | None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """``(units, *elements)``; what is written to it is written to the tensor."""
+        return self.where(tensor if self.layout is None else self.layout.restore(tensor), self.dim)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

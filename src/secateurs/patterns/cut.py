@@ -14,6 +14,30 @@ _AXES = ("output", "input", "kernel depth", "kernel height", "kernel width")
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """A canonical view as units: boxes of ``sizes`` from its corner on, as far as they reach, of which ``consecutive`` may compete.
+
+    Data and no closure, so that what is cut goes to other processes.
+    """
+
+    covered: tuple[int, ...]
+    sizes: tuple[int, ...]
+    consecutive: int = 1
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """``(*contests, *competitors, *elements)``; what is written to it is written to the tensor."""
+        dims = len(self.covered)
+        for dim in reversed(range(dims)):
+            size = self.sizes[dim]
+            tensor = tensor.narrow(dim, 0, self.covered[dim]).unflatten(dim, (self.covered[dim] // size, size))
+        single, long = ([2 * dim + 1 for dim, size in enumerate(self.sizes) if (size > 1) == is_long] for is_long in (False, True))
+        tensor = tensor.permute(*range(0, 2 * dims, 2), *single, *long).squeeze(tuple(range(dims, dims + len(single))))
+        if self.consecutive > 1:
+            tensor = tensor.unflatten(2, (tensor.shape[2] // self.consecutive, self.consecutive)).movedim(3, dims)
+        return tensor
+
+
+@dataclass(frozen=True)
 class Cut:
     """How one weight falls into units: ``view(tensor)`` is ``(*contests, *competitors, *elements)``, and writes through."""
 
@@ -37,26 +61,15 @@ def cut(pattern: Tiling, shape: Sequence[int]) -> Cut:
     sizes = (1, *pattern.tile(shape))
     covered = _covered(pattern, shape, sizes)
     grid = [length // size for length, size in zip(covered, sizes, strict=True)]
-    elements = [2 * dim + 1 for dim, size in enumerate(sizes) if size > 1]
-    whole = [2 * dim + 1 for dim, size in enumerate(sizes) if size == 1]
     consecutive = pattern.within if isinstance(pattern.within, int) else 1
     contest_dims = {"model": 0, "isomorphic": 0, "layer": 0, "row": 2}.get(str(pattern.within), len(shape))
-    ones = tuple(range(len(shape), len(shape) + len(whole)))
     leading = (*grid[:2], grid[2] // consecutive, *grid[3:])
-
-    def view(tensor: Tensor) -> Tensor:
-        for dim in reversed(range(len(shape))):
-            tensor = tensor.narrow(dim, 0, covered[dim]).unflatten(dim, (grid[dim], sizes[dim]))
-        tensor = tensor.permute(*range(0, 2 * len(shape), 2), *whole, *elements).squeeze(ones)
-        if consecutive > 1:
-            tensor = tensor.unflatten(2, (leading[2], consecutive)).movedim(3, len(shape))
-        return tensor
-
     competitors = (consecutive,) if consecutive > 1 else leading[contest_dims:]
-    return Cut(view, leading[:contest_dims], competitors, tuple(sizes[dim // 2] for dim in elements))
+    elements = tuple(size for size in sizes if size > 1)
+    return Cut(Boxes(covered, sizes, consecutive), leading[:contest_dims], competitors, elements)
 
 
-def _covered(pattern: Tiling, shape: Sequence[int], sizes: Sequence[int]) -> list[int]:
+def _covered(pattern: Tiling, shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
     """How far along each dimension whole units (and whole contests) reach; a rest is an error unless the pattern keeps it."""
     covered = []
     kernel_axes = _AXES[2:][-(len(shape) - 3) :] if len(shape) > 3 else ()
@@ -69,7 +82,7 @@ def _covered(pattern: Tiling, shape: Sequence[int], sizes: Sequence[int]) -> lis
         covered.append(length - rest)
     if prod(covered) == 0:
         raise PatternError(f"{pattern} finds no unit in a weight of shape {tuple(shape)}")
-    return covered
+    return tuple(covered)
 
 
 def misfit(pattern: Tiling, shape: Sequence[int]) -> str | None:

@@ -213,7 +213,7 @@ def _require_fit(pattern: Tiling, weights: list[Weight]) -> None:
 def _site(weight: Weight, pattern: Tiling) -> Site:
     falls = cut(pattern, weight.shape)
     layout, kind = weight.layout, f"{type(weight.module).__name__}.{weight.attribute}"
-    member = Member(weight.parameter, weight.module, weight.attribute, layout.canonical, falls.view, stacked=layout.stacked)
+    member = Member(weight.parameter, weight.module, weight.attribute, layout, falls.view, stacked=layout.stacked)
     return Site(weight.name, (member,), falls.contests, falls.competitors, prod(falls.elements), pattern, kind=kind)
 
 

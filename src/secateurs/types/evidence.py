@@ -77,14 +77,33 @@ class Criterion:
 
     def __mul__(self, other: Criterion | Statistic) -> Criterion:
         if isinstance(other, Statistic):
-            statistic = other
-            other = Criterion(statistic.name, lambda evidence: evidence[statistic], self.reduce, (statistic,))
+            other = Criterion(other.name, _Observed(other), self.reduce, (other,))
         if not isinstance(other, Criterion):
             return NotImplemented
-        mine, theirs = self.element, other.element
         return replace(
             self,
             name=f"{self.name} * {other.name}",
-            element=lambda evidence: mine(evidence) * theirs(evidence),
+            element=_Product(self.element, other.element),
             needs=tuple(dict.fromkeys(self.needs + other.needs)),
         )
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """A statistic as it was observed."""
+
+    statistic: Statistic
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.statistic]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Two scores of single weights, multiplied. An object and not a closure, so that criteria go to other processes."""
+
+    left: Callable[[Evidence], Tensor]
+    right: Callable[[Evidence], Tensor]
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return self.left(evidence) * self.right(evidence)

@@ -195,6 +195,9 @@ class Sites(Sequence[Site]):
     def __len__(self) -> int:
         return len(self.found)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "structure": None}  # holds for this model alone, not for a copy
+
     def __str__(self) -> str:
         """A table: each site with its units, what is tied in it and what is to be known of it; then what was left alone, and why."""
         rows = [("site", "units", "tied", "")]
