@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.files import container, nested_state
+from secateurs.files import container, layouts, nested_state
 from secateurs.types import FileError, SecateursError, Share, WriteError
 
 PLAN = sc.Plan({"0": Share(12, 5, {"0.weight": 1})}, {"params": 20.0})
@@ -257,6 +258,59 @@ def test_files_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     sc.save(nn.Linear(2, 1), tmp_path / "model")
     (tmp_path / "other").write_bytes(b"")
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def test_a_new_layout_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The places of what stays as whole numbers, instead of a bit for each weight."""
+
+    def decode(lying: layouts.Lying) -> layouts.Read:
+        def mask() -> Tensor:
+            return torch.zeros(6, dtype=torch.bool).index_fill(0, lying.bits.long(), True).view(2, 3)
+
+        return layouts.Read((2, 3), lying.value.dtype, lambda: torch.zeros(2, 3).masked_scatter(mask(), lying.value), mask)
+
+    places = layouts.Layout(
+        lambda value, mask, sparse: sparse and mask.numel() < 256,
+        lambda name, value, mask: ({"": value[mask], layouts.BITS: mask.flatten().nonzero()[:, 0].byte()}, {"in": "places"}),
+        lambda entry: entry.get("in") == "places",
+        decode,
+    )
+    model = nn.Linear(3, 2)
+    masks = sc.Masks({"weight": torch.tensor([[True, False, False], [False, True, False]])}, model).apply_()
+    monkeypatch.setattr(layouts, "LAYOUTS", {"places": places, **layouts.LAYOUTS})
+    sc.save(model, tmp_path / "model", masks, sparse=True)
+    tensors, document = container.read(tmp_path / "model")
+    assert tensors["weight::mask"].tolist() == [0, 4] and document["masks"] == {"weight": {"in": "places"}}
+    loaded = sc.load(tmp_path / "model", nn.Linear(3, 2))
+    assert torch.equal(loaded.weight, model.weight)
+    assert torch.equal(sc.load_masks(tmp_path / "model", loaded)["weight"], masks["weight"])
+
+
+# ---------------------------------------------------------------- names with a prefix
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["module.", "_orig_mod."])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_wrappers_prefix_is_named_with_the_way_out(wrap: Any, ending: str, tmp_path: Path) -> None:
+    wrapped, model, path = wrap(nn.Linear(3, 2)), nn.Linear(3, 2), str(tmp_path / f"model.{ending}")
+    torch.save(wrapped.state_dict(), path) if ending == "pth" else sc.save(wrapped, path)
+    with pytest.raises(
+        FileError, match=r"its names begin with '(module|_orig_mod)\.', as .* do; sc.load\(path, (.*)\) loads the"
+    ) as told:
+        sc.load(path, model)
+    around = re.search(r"sc.load\(path, (.*)\) loads", str(told.value)).group(1)
+    sc.load(path, eval(around, {"torch": torch, "model": model}))
+    assert torch.equal(model.weight, next(wrapped.parameters()))
+
+
+def test_a_file_of_the_model_within_a_wrapper_says_so(tmp_path: Path) -> None:
+    sc.save(nn.Linear(3, 2), tmp_path / "model")
+    with pytest.raises(FileError, match=r"of the model within this wrapper; sc.load\(path, model.module\) loads that"):
+        sc.load(tmp_path / "model", nn.DataParallel(nn.Linear(3, 2)))
 
 
 # ---------------------------------------------------------------- golden bytes

@@ -41,7 +41,7 @@ MISTAKES = [
     (lambda m: pruned(m, masks=0.5), "prune_: masks is 0.5, but must be the Masks"),
     (lambda m: pruned(m, pattern="2:4"), "find_sites: pattern is '2:4', but must be a pattern, for example Element(), NofM(2, 4)"),
     (lambda m: pruned(m, pattern=sc.Element), "find_sites: pattern is the class Element"),
-    (lambda m: pruned(m.state_dict()), "find_sites: model is a OrderedDict, but must be a torch.nn.Module"),
+    (lambda m: pruned(m.state_dict()), "prune_: model is a OrderedDict, but must be a torch.nn.Module"),
     (lambda m: sc.find_sites(nn.Linear, sc.Element()), "find_sites: model is the class Linear"),
     (
         lambda m: sc.TopK(sc.magnitude),
@@ -87,6 +87,21 @@ MISTAKES = [
     (lambda m: sc.by_layer(0.5), "by_layer: sparsities is 0.5, but must say them by name"),
     (lambda m: sc.shrink_(m, 0.5), "shrink_: masks is 0.5, but must be the Masks that prune_ returned"),
     (lambda m: sc.shrink_(X), "shrink_: model is a tensor"),
+    (lambda m: sc.load(m, "p"), 'load(path, model): path is a Sequential, but must be a path, for example "model.safetensors"'),
+    (
+        lambda m: sc.load("p", m.state_dict()),
+        "load(path, model): model is a OrderedDict, but must be a torch.nn.Module, or a class",
+    ),
+    (lambda m: sc.load("p", sc.Masks({}, m)), "load(path, model): model is a Masks, but must be a torch.nn.Module, or a class"),
+    (lambda m: sc.load_masks(m, "p"), "load_masks(path, model): path is a Sequential"),
+    (lambda m: sc.load_masks("p", nn.Linear), "load_masks(path, model): model is the class Linear, not one made of it"),
+    (lambda m: sc.read_saved(m), "read_saved: path is a Sequential"),
+    (lambda m: sc.save("p", m), "save(model, path): model is 'p', but must be a torch.nn.Module"),
+    (lambda m: sc.save(m, sc.Masks({}, m), "p"), "save(model, path): path is a Masks"),
+    (lambda m: sc.save(m, "p", m.state_dict()), "save: masks is a OrderedDict, but must be the Masks"),
+    (lambda m: sc.save(m, "p", metric=0.5), 'save: metric is 0.5, but must be names with numbers, for example {"accuracy": 0.98}'),
+    (lambda m: sc.save(m, "p", metric={"accuracy": "good"}), "save: metric is a dict"),
+    (lambda m: sc.save(m, "p", seed="a"), "save: seed is 'a', but must be a whole number"),
     (lambda m: sc.Masks({}, m, "Element()"), "Masks: origin is 'Element()', but must be an Origin, for example Origin(plan"),
 ]
 
@@ -100,6 +115,34 @@ def test_a_thing_of_another_kind_is_told_in_a_sentence_and_nothing_has_changed(m
     assert isinstance(caught.value, TypeError) and isinstance(caught.value, sc.SecateursError)
     assert str(caught.value).startswith(message)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_function_makes_for_load_must_be_a_model(tmp_path):
+    sc.save(nn.Linear(2, 1), tmp_path / "model")
+    with pytest.raises(sc.KindError, match=r"^load: what <lambda>\(\) makes: the model is 3, but must be a torch.nn.Module"):
+        sc.load(tmp_path / "model", lambda: 3)
+
+
+VALUELESS = {
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), "0.weight is lazy and has no shape yet; run the model once"),
+    "meta": (
+        lambda: nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)).to("meta"),
+        "0.weight is on the meta device and has no values",
+    ),
+    "a buffer": (lambda: nn.LazyBatchNorm1d(affine=False), "running_mean is lazy"),
+}
+
+
+@pytest.mark.parametrize("kind", VALUELESS)
+@pytest.mark.parametrize(
+    "does", [pruned, lambda m: sc.shrink_(m, example=X), sc.Masks.of_zeros], ids=["prune_", "shrink_", "of_zeros"]
+)
+def test_a_model_without_values_is_told_in_a_sentence(kind, does):
+    make, message = VALUELESS[kind]
+    model = make()
+    with pytest.raises(sc.SecateursError, match=rf"^(prune_|shrink_|Masks.of_zeros): {message}"):
+        does(model)
+    assert [type(each) for each in model.modules()] == [type(each) for each in make().modules()]
 
 
 def test_parts_of_ones_own_are_let_through():

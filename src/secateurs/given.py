@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from secateurs.types import Budget, Criterion, Hook, KindError, Task
+from secateurs.forward import buffers_in, parameters_in
+from secateurs.types import Budget, Criterion, Hook, KindError, SecateursError, Task
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,30 @@ def told(value: object) -> str:
     )
 
 
+def require_values(who: str, model: nn.Module) -> None:
+    """Raise `SecateursError` where a model is lazy still, or has no numbers at all because it is on the meta device.
+
+    >>> require_values("prune_", nn.LazyLinear(2))
+    Traceback (most recent call last):
+    secateurs.types.SecateursError: prune_: weight is lazy and has no shape yet; run the model once on an input of its first
+    """
+    tensors = {**parameters_in(model), **buffers_in(model)}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise SecateursError(f"{who}: {name} is lazy and has no shape yet; run the model once on an input of its first")
+    if tensors and all(tensor.is_meta for tensor in tensors.values()):
+        raise SecateursError(
+            f"{who}: {next(iter(tensors))} is on the meta device and has no values, like all that this {type(model).__name__} "
+            'holds; give it memory with model.to_empty(device="cpu") and load its weights first'
+        )
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a thing has numbers, or tensors of one number, by name."""
+    numbers = (Real, Tensor)
+    return isinstance(value, Mapping) and all(isinstance(key, str) and isinstance(each, numbers) for key, each in value.items())
+
+
 def _takes(*arguments: Any, **named: Any) -> Callable[[Any], bool]:
     """Whether a thing can be called with such arguments."""
 
@@ -65,7 +93,11 @@ def _takes(*arguments: Any, **named: Any) -> Callable[[Any], bool]:
     return holds
 
 
+PATH = Kind('a path, for example "model.safetensors"', lambda value: isinstance(value, (str, PathLike)))
 MODEL = Kind("a torch.nn.Module", lambda value: isinstance(value, nn.Module))
+MODEL_OR_MAKER = Kind(
+    "a torch.nn.Module, or a class or function that makes one", lambda value: isinstance(value, nn.Module) or callable(value)
+)
 TASK = Kind(
     "a Task, for example Task(example=torch.zeros(1, 3, 32, 32), train=loader, loss=...)", lambda value: isinstance(value, Task)
 )
@@ -91,6 +123,7 @@ HOOKS = Kind(
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, Hook) for each in value),
 )
 NUMBER_TYPE = Kind("torch.bfloat16 or torch.float16", lambda value: isinstance(value, torch.dtype))
+METRIC = Kind('names with numbers, for example {"accuracy": 0.98}', lambda value: _are_numbers(value))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 STATISTICS = Kind(
     "a list of statistics, for example [input_norm()]",

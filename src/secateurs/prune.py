@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.evidence import observe
-from secateurs.given import ALLOCATOR, MASKS, SOLVER, TASK, require
+from secateurs.given import ALLOCATOR, MASKS, MODEL, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks, Origin
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
@@ -37,7 +37,8 @@ def prune_(
     Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
     the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
 
-    Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out.
+    Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out, and `SecateursError` where
+    the model has no values (lazy, or on the meta device).
 
     >>> from secateurs import Element, TopK, magnitude, uniform
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -45,12 +46,14 @@ def prune_(
     >>> masks.kept, masks.sparsity, int(model[0].weight.count_nonzero())
     (10, 0.75, 8)
     """
+    require("prune_", "model", model, MODEL)
     require("prune_", "task", task, TASK)
     require("prune_", "solver", solver, SOLVER)
     if allocate is not None:
         require("prune_", "allocate", allocate, ALLOCATOR)
     if masks is not None:
         require("prune_", "masks", masks, MASKS)
+    require_values("prune_", model)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
     stats = observe(model, sites, solver.needs, task)

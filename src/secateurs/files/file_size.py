@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from secateurs.costs import checked, tensor_bytes
 from secateurs.files import container
-from secateurs.files.model_file import BITS, document_of, stored_once
+from secateurs.files.layouts import BITS, entry_of_staying
+from secateurs.files.model_file import document_of, stored_once
 from secateurs.shrink.replay import steps_of
 from secateurs.types import Cost, Plan, Product
 
@@ -36,7 +37,7 @@ def _prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
         else:
             masked = {tied.get(name, name) for share in plan.shares.values() for name in share.elements}
             stored = tensors | {name + BITS: tensors[name] for name in masked}
-            layouts = {name: {"in": "bits", "shape": list(tensors[name].shape)} for name in masked}
+            layouts = {name: entry_of_staying(tensors[name].shape) for name in masked}
             header = container.header_bytes(stored, document_of(model, plan=plan, layouts=layouts, tied=tied, steps=steps))
         return content(plan) + header + _NAMES
 

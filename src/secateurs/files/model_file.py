@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateurs.files import container
+from secateurs.files.layouts import BITS, Lying, Read, decoded, encoded, plain
 from secateurs.files.pretrained import configurations, is_folder, remade
-from secateurs.masks.masks import INTEGERS, Masks
-from secateurs.masks.origin import Origin
+from secateurs.given import COUNT, MASKS, METRIC, MODEL, MODEL_OR_MAKER, PATH, require
+from secateurs.masks.masks import Masks
+from secateurs.masks.origin import UNKNOWN, Origin
 from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
 from secateurs.shrink.replay import replay_, steps_of
 from secateurs.shrink.step import Step
@@ -27,12 +28,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 """The file with the weights in a folder of a Hugging Face model."""
-
-BITS = "::mask"
-"""What follows a weight's name in the name of its mask."""
-
-_DIMENSIONS = 64
-"""More than a tensor can have in torch."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,8 @@ def save(
     weights that the masks keep, and one bit for each weight: smaller from about 4 % sparsity on, read by `load` alone. Of a sharded
     model (`fully_shard`) every process must call it; the first one writes the whole.
 
-    Raises `WriteError` where the file cannot be written (the old one stays), `SecateursError` where the state has no values or is
+    Raises `KindError` where an argument is of another kind (or the two are swapped), `WriteError` where the file cannot be written (the
+    old one stays), `SecateursError` where the state has no values or is
     not made of tensors that the format can hold, where the masks are of another model or another copy of it, where ``sparse=True``
     would lose weights (masked ones that are not zero), or where ``from_pretrained`` would read the folder without an error as another
     model.
@@ -78,23 +74,20 @@ def save(
     ...     dense // save(model, f"{folder}/sparse.safetensors", masks, sparse=True)
     5
     """
+    require("save(model, path)", "model", model, MODEL)
+    require("save(model, path)", "path", path, PATH)
+    for argument, value, kind in (("masks", masks, MASKS), ("metric", metric, METRIC), ("seed", seed, COUNT)):
+        if value is not None:
+            require("save", argument, value, kind)
     if masks is not None:
         masks.require_of(model)
+    origin = masks.origin if masks is not None else UNKNOWN
     tensors, tied = _distinct(model)
-    named = _masks_of_state(masks, model, tied)
-    stored: dict[str, Tensor] = {}
-    layouts: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(BITS) and name.removesuffix(BITS) in named:
-            raise SecateursError(f"{name} is where the mask of {name.removesuffix(BITS)} is to be stored; rename it in the model")
-        parts, layout = _stored(name, tensor, named.get(name), sparse)
-        stored.update(parts)
-        if layout:
-            layouts[name] = layout
+    stored, layouts = _laid_out(tensors, _masks_of_state(masks, model, tied), sparse)
     document = document_of(
         model,
-        pattern=masks.pattern if masks is not None else "",
-        plan=masks.plan if masks is not None else None,
+        pattern=origin.pattern,
+        plan=origin.plan,
         layouts=layouts,
         tied=tied,
         metric={key: float(value) for key, value in (metric or {}).items()},
@@ -113,6 +106,22 @@ def save(
         return target.stat().st_size
 
     return by_first(write) if any_sharded(model.parameters()) else write()
+
+
+def _laid_out(
+    tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], sparse: bool
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The tensors of the file, and what its document says of those that have a mask."""
+    stored: dict[str, Tensor] = {}
+    layouts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(BITS) and name.removesuffix(BITS) in masks:
+            raise SecateursError(f"{name} is where the mask of {name.removesuffix(BITS)} is to be stored; rename it in the model")
+        parts, entry = encoded(name, tensor, whole(masks[name]).cpu() if name in masks else None, sparse)
+        stored.update(parts)
+        if entry:
+            layouts[name] = entry
+    return stored, layouts
 
 
 def _config_for(model: Any, path: str | Path, document: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
@@ -175,14 +184,16 @@ def _made(model: Any, path: str | Path, document: Mapping[str, Any], tensors: Ma
         return model
     if isinstance(model, type) and Path(path).is_dir() and hasattr(model, "config_class"):
         return _with_dtypes_(remade(model, path, document.get("config")), tensors)
+    name = getattr(model, "__name__", model)
     try:
-        return cast(nn.Module, model())
+        made = model()
     except TypeError as error:
-        name = getattr(model, "__name__", model)
         raise SecateursError(
             f"{name}() makes no model ({error}): give a function that makes one, for example lambda: {name}(...), or a model; a Hugging "
             "Face class alone is enough where the path is a folder with its config.json"
         ) from error
+    require(f"load: what {name}() makes", "the model", made, MODEL)
+    return cast(nn.Module, made)
 
 
 def _with_dtypes_(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -245,49 +256,6 @@ def _masks_of_state(masks: Masks | None, model: nn.Module, tied: Mapping[str, st
     return named
 
 
-def _stored(name: str, tensor: Tensor, mask: Tensor | None, sparse: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors that hold one parameter, and how its mask is to be found."""
-    if mask is None:
-        return {name: tensor}, {}
-    mask = whole(mask).cpu()
-    if sparse:
-        _require_zeros(name, tensor, mask)
-        layout = {"in": "bits", "shape": list(tensor.shape)}
-        return {name: _whole_numbers(tensor)[mask].view(tensor.dtype), name + BITS: _to_bits(mask)}, layout
-    there = _nonzero(tensor)
-    if there is not None and torch.equal(there, mask):
-        return {name: tensor}, {"in": "zeros"}
-    return {name: tensor, name + BITS: _to_bits(mask)}, {"in": "bits"}
-
-
-def _require_zeros(name: str, tensor: Tensor, mask: Tensor) -> None:
-    """Raise `SecateursError` where weights that a mask does not keep are not zero: a file of the kept ones alone would lose them."""
-    there = _nonzero(tensor)
-    lost = int(torch.count_nonzero((_whole_numbers(tensor) != 0 if there is None else there) & ~mask))
-    if lost:
-        raise SecateursError(
-            f"{name}: {lost} of its masked weights are not zero, and sparse=True would drop them, so that the loaded model is another "
-            "one: call masks.apply_() first, or masks.attach(optimizer), after whose steps they stay zero; sparse=False keeps them"
-        )
-
-
-def _whole_numbers(tensor: Tensor) -> Tensor:
-    """The bits of a tensor as whole numbers of the same size: torch cannot choose from, or scatter, every kind of 8-bit floats."""
-    return tensor.view(INTEGERS[tensor.element_size()]) if tensor.element_size() in INTEGERS else tensor
-
-
-def _nonzero(tensor: Tensor) -> Tensor | None:
-    """Where a tensor is not zero, or ``None`` where torch cannot tell (4-bit floats)."""
-    try:
-        return tensor != 0
-    except RuntimeError:
-        return None
-
-
-def _to_bits(mask: Tensor) -> Tensor:
-    return torch.from_numpy(numpy.packbits(mask.numpy().reshape(-1)))
-
-
 def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool = True) -> Model:
     """Load a file into a model, or into one that a class or function makes first; returns the model.
 
@@ -297,8 +265,8 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
     Where a file does not tell how many batches a normalisation has seen, the model keeps its number. ``verify=False`` loads also what
     is no longer what was written, by its checksums.
 
-    Raises `FileError` where the file is damaged or belongs to another model; the first difference is named.
-    `SecateursError` where the model has no memory for values (lazy, or on the meta device).
+    Raises `FileError` where the file is damaged or belongs to another model; the first difference is named. `KindError` where an argument
+    is of another kind (or the two are swapped). `SecateursError` where the model has no memory for values (lazy, or on the meta device).
 
     >>> import tempfile
     >>> model = nn.Linear(3, 2)
@@ -308,6 +276,9 @@ def load(path: str | Path, model: Model | Callable[[], Model], *, verify: bool =
     >>> torch.equal(loaded.weight, model.weight)
     True
     """
+    require("load(path, model)", "path", path, PATH)
+    if not isinstance(model, type):
+        require("load(path, model)", "model", model, MODEL_OR_MAKER)
     tensors, document = container.read(_weights_in(path), verify)
     loaded = cast(Model, _made(model, path, document, tensors))
     undo = _as_small_(loaded, str(path), document, tensors)
@@ -345,9 +316,9 @@ def _filled(loaded: Model, path: str, tensors: dict[str, Tensor], document: Mapp
     state = loaded.state_dict()
     for name, tensor in state.items():
         _require_writable(name, tensor)
-    packed = _packed(path, tensors, document)
-    _require_same(path, packed, state, stored_once(loaded)[1])
-    values = {name: each.whole() for name, each in packed.items()}
+    read = _decoded(path, tensors, document)
+    _require_same(path, read, state, stored_once(loaded)[1])
+    values = {name: each.whole() for name, each in read.items()}
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(sharded_as(value, state[name]))
@@ -378,8 +349,11 @@ def load_masks(path: str | Path, model: nn.Module, *, verify: bool = True) -> Ma
     ...     load_masks(f"{folder}/model.safetensors", model)["weight"]
     tensor([[ True, False]])
     """
+    require("load_masks(path, model)", "path", path, PATH)
+    require("load_masks(path, model)", "model", model, MODEL)
     tensors, document = container.read(_weights_in(path), verify)
-    masks = {name: each.mask() for name, each in _packed(str(path), tensors, document).items() if each.masked}
+    read = _decoded(str(path), tensors, document)
+    masks = {name: each.mask() for name, each in read.items() if each.mask is not None}
     told = _told(str(path), document)
     try:
         return Masks(masks, model, Origin(told.plan, told.pattern))
@@ -389,6 +363,7 @@ def load_masks(path: str | Path, model: nn.Module, *, verify: bool = True) -> Ma
 
 def read_saved(path: str | Path, *, verify: bool = True) -> Saved:
     """What a file tells beside the weights: pattern, plan, metric, seed."""
+    require("read_saved", "path", path, PATH)
     return _told(str(path), container.read_document(_weights_in(path), verify))
 
 
@@ -411,106 +386,58 @@ def _plan(document: Mapping[str, Any]) -> Plan | None:
         raise FileError(f"the file's plan is damaged: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """One tensor of a model's state as a file has it: whole, or only its kept weights, with the shape that they are of.
-
-    Its mask, if it has one, is in bits, or is where it is not zero.
-    """
-
-    name: str
-    value: Tensor
-    masked: bool = False
-    bits: Tensor | None = None
-    kept_of: tuple[int, ...] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.value.shape) if self.kept_of is None else self.kept_of
-
-    def mask(self) -> Tensor:
-        if self.bits is None:
-            there = _nonzero(self.value)
-            if there is None:
-                raise FileError(f"{self.name} is {self.value.dtype}, whose zeros tell no mask; the file is damaged")
-            return there
-        count, unpacked = torch.Size(self.shape).numel(), numpy.unpackbits(self.bits.numpy())
-        if unpacked[count:].any():
-            raise FileError(f"{self.name}: the bits of its mask go on after its end; the file is damaged")
-        mask = torch.from_numpy(unpacked[:count].astype(bool)).view(self.shape)
-        if self.kept_of is not None and self.value.numel() != int(mask.sum()):
-            raise FileError(f"{self.name}: {self.value.numel()} values for {int(mask.sum())} kept weights; the file is damaged")
-        return mask
-
-    def whole(self) -> Tensor:
-        """The tensor; +0.0 where the mask does not keep what is not there."""
-        mask = self.mask() if self.bits is not None else None
-        if mask is None or self.kept_of is None:
-            return self.value
-        kept = _whole_numbers(self.value)
-        return torch.zeros(self.shape, dtype=kept.dtype).masked_scatter_(mask, kept).view(self.value.dtype)
-
-
-def _packed(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> dict[str, _Packed]:
+def _decoded(path: str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> dict[str, Read]:
     """Every parameter and buffer as the file has it; nothing of a size that the document claims is made yet."""
     layouts, tied = document.get("masks", {}), document.get("tied", {})
     if not isinstance(layouts, dict) or not isinstance(tied, dict):
         raise FileError(f"{path}: its secateurs document is damaged")
     bits = {name + BITS for name in layouts}
-    packed = {name: _Packed(name, tensor) for name, tensor in tensors.items() if name not in bits}
-    for name, layout in layouts.items():
-        if name not in packed:
+    read = {name: plain(tensor) for name, tensor in tensors.items() if name not in bits}
+    for name, entry in layouts.items():
+        if name not in read:
             raise FileError(f"{path}: there is a mask for {name}, but no such tensor; the file is damaged")
-        packed[name] = _masked(name, tensors[name], tensors.get(name + BITS), layout)
+        read[name] = decoded(Lying(name, tensors[name], tensors.get(name + BITS), entry))
     for name, owner in tied.items():
-        if not isinstance(owner, str) or owner not in packed or name in packed:
+        if not isinstance(owner, str) or owner not in read or name in read:
             raise FileError(f"{path}: {name} is tied to a tensor that is not there, or is there itself; the file is damaged")
-    return packed | {name: packed[owner] for name, owner in tied.items()}
+    return read | {name: read[owner] for name, owner in tied.items()}
 
 
-def _masked(name: str, value: Tensor, bits: Tensor | None, layout: Any) -> _Packed:
-    match layout:
-        case {"in": "zeros"}:
-            return _Packed(name, value, masked=True)
-        case {"in": "bits", "shape": list(shape)} if value.ndim == 1 and _counts(shape, bits):
-            return _Packed(name, value, True, bits, tuple(shape))
-        case {"in": "bits"} if "shape" not in layout and _counts(value.shape, bits):
-            return _Packed(name, value, True, bits)
-    raise FileError(
-        f"{name}: its mask is stored in an unknown way, or its bits are missing or of the wrong length; the file is damaged"
-    )
+_WRAPPERS = {"module.": "torch.nn.DataParallel(model)", "_orig_mod.": "torch.compile(model)"}
+"""What names begin with in a wrapper, and how to make one around a model."""
 
 
-def _counts(shape: Sequence[Any], bits: Tensor | None) -> bool:
-    """Whether there are as many bits as a tensor of a shape has numbers; no number of the shape is used before it is bounded."""
-    if bits is None or bits.dtype != torch.uint8 or bits.ndim != 1 or len(shape) > _DIMENSIONS:
-        return False
-    count = 1
-    for size in shape:
-        if type(size) is not int or not 0 <= size < 2**63 or count * max(size, 1) >= 2**63:
-            return False
-        count *= max(size, 1)
-    return (0 if 0 in shape else count + 7) // 8 == bits.numel()
+def _wrapped(file: Collection[str], model: Collection[str]) -> str:
+    """The way out where names differ by nothing but the prefix that a wrapper puts before them."""
+    for prefix, made in _WRAPPERS.items():
+        if {prefix + name for name in model} == set(file):
+            return (
+                f": its names begin with {prefix!r}, as those of {made.replace('(model)', '')} and its like do; sc.load(path, {made}) "
+                "loads the model within"
+            )
+        if {prefix + name for name in file} == set(model):
+            return f": it is of the model within this wrapper; sc.load(path, model.{prefix.removesuffix('.')}) loads that"
+    return ""
 
 
-def _require_same(path: str, packed: Mapping[str, _Packed], state: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+def _require_same(path: str, read: Mapping[str, Read], state: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
     """Raise `FileError` at the first difference between what a file holds and what a model expects."""
     # How many batches a normalisation has seen: files from before torch 0.4.1, and of other programs, do not say.
-    missing = {name for name in state.keys() - packed.keys() if name.rpartition(".")[2] != "num_batches_tracked"}
-    missing -= {name for name in missing if tied.get(name, name) in packed}
-    unexpected = packed.keys() - state.keys()
+    missing = {name for name in state.keys() - read.keys() if name.rpartition(".")[2] != "num_batches_tracked"}
+    missing -= {name for name in missing if tied.get(name, name) in read}
+    unexpected = read.keys() - state.keys()
     if missing or unexpected:
         name, problem = (min(missing), "lacks") if missing else (min(unexpected), "has, and the model does not have,")
         raise FileError(
-            f"{path} belongs to another model: it {problem} {name} "
-            f"({len(missing)} tensors are missing, {len(unexpected)} are not expected)"
+            f"{path} belongs to another model: it {problem} {name} ({len(missing)} tensors are missing, {len(unexpected)} are not "
+            f"expected){_wrapped(read.keys(), state.keys())}"
         )
-    for name, there in packed.items():
+    for name, there in read.items():
         if there.shape != tuple(state[name].shape):
             here = tuple(state[name].shape)
             raise FileError(f"{path} belongs to another model: {name} is {there.shape} in the file and {here} in the model")
-        if there.value.dtype != state[name].dtype:
+        if there.dtype != state[name].dtype:
             raise FileError(
-                f"{path}: {name} is {there.value.dtype} in the file and {state[name].dtype} in the model; "
-                f"convert the model first: model.to({there.value.dtype})"
+                f"{path}: {name} is {there.dtype} in the file and {state[name].dtype} in the model; "
+                f"convert the model first: model.to({there.dtype})"
             )

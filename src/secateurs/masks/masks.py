@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.forward import parameters_in
-from secateurs.given import told
+from secateurs.given import require_values, told
 from secateurs.masks.origin import UNKNOWN, Origin
 from secateurs.masks.pieces import pieces
 from secateurs.patterns import find_weights
@@ -321,6 +321,7 @@ class Masks(Mapping[str, Tensor]):
         >>> Masks.of_zeros(layer, ["weight"])["weight"]
         tensor([[False,  True]])
         """
+        require_values("Masks.of_zeros", model)
         parameters = parameters_in(model, again=True)
         if names is None:
             there = {weight.parameter: whole(weight.value.detach()) != 0 for weight in find_weights(model)[0]}

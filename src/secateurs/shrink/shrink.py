@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.given import MASKS, MODEL, OPTIMIZER, require
+from secateurs.given import MASKS, MODEL, OPTIMIZER, require, require_values
 from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal, refuse_opaque
 from secateurs.masks.masks import Masks
 from secateurs.patterns import axis_names
@@ -80,9 +80,9 @@ def shrink_(
     an optimizer still, say, follow in the same way.
 
     Raises `TaskError` where there is no example or the model rejects it, `SecateursError` where the model is compiled, scripted or
-    wrapped, the masks are those of another copy of it, or the optimizer trains none of its parameters, and where what it answers to the
-    example cannot be compared: there are no finite numbers. Warns where masked weights are not zero: the answers that stay the same are
-    those of the model once the masks are applied.
+    wrapped or has no values (lazy, or on the meta device), the masks are those of another copy of it, or the optimizer trains none of
+    its parameters, and where what it answers to the example cannot be compared: there are no finite numbers. Warns where masked weights
+    are not zero: the answers that stay the same are those of the model once the masks are applied.
 
     >>> from secateurs import Channel, Task, TopK, magnitude, prune_, uniform
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -95,6 +95,7 @@ def shrink_(
     require("shrink_", "model", model, MODEL)
     if masks is not None:
         require("shrink_", "masks", masks, MASKS)
+    require_values("shrink_", model)
     example = example if example is not None or masks is None else masks.example
     refuse_opaque(model)
     if masks is not None:
