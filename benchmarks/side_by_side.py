@@ -35,7 +35,8 @@ from torch import Tensor, nn
 import secateurs as sc
 import secateurs.prune as pruning
 from secateurs import models
-from secateurs.forward import call, tensors_in
+from secateurs.forward import call
+from secateurs.nested import tensors_in
 from secateurs.shrink import same_answers
 
 SPARSITY = 0.5

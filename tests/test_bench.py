@@ -16,8 +16,8 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.cli import commands as cli
-from secateurs.forward import tensors_in
 from secateurs.models import digits_cnn
+from secateurs.nested import tensors_in
 from secateurs.run.clock import backends, timing
 from secateurs.run.clock.backends import DENSE, Absent
 from secateurs.run.clock.timing import Timing, interleaved, measure, sampler

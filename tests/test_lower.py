@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from secateurs import models
-from secateurs.forward import call, nested
+from secateurs.forward import call
+from secateurs.nested import changed, leaves
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network.fits import difference, fits
 from secateurs.run.network.interpret import interpret, interpreter
-from secateurs.run.network.nest import leaves
 from secateurs.run.network.nodes import Activation, Conv, Linear, Network, Torch, inputs_of, outputs_of
 from secateurs.run.recording.record import CompileError, record
 from secateurs.types import TaskError
@@ -49,13 +49,13 @@ def other(example: Any, seed: int = 3) -> Any:
             return tensor
         return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)
 
-    return nested(example, change)
+    return changed(example, change)
 
 
 @torch.no_grad()
 def answers(model: nn.Module, inputs: Any) -> Any:
     torch.manual_seed(11)
-    return call(model, nested(inputs, torch.clone))
+    return call(model, changed(inputs, torch.clone))
 
 
 def error(found: Any, wanted: Any) -> float:
@@ -78,7 +78,7 @@ def same(model: nn.Module, example: Any, limit: float = 1e-5) -> Network:
     slots = [
         (module, dict(module.__dict__), list(module._forward_hooks), list(module._forward_pre_hooks)) for module in model.modules()
     ]
-    kept = nested(example, torch.clone)
+    kept = changed(example, torch.clone)
     chance = torch.get_rng_state()
     recorded = record(model, example)
     network = lower(recorded)
@@ -205,7 +205,7 @@ def test_zoo(name: str) -> None:
             found = network(inputs)
             if error(found, wanted) > 1e-5:
                 # Statistics of one example make deep networks ill-conditioned: torch's own answers are as far from those in float64.
-                exact = answers(copy.deepcopy(model).double(), nested(inputs, doubled))
+                exact = answers(copy.deepcopy(model).double(), changed(inputs, doubled))
                 assert far(found, exact) < 20 * far(wanted, exact)
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from secateurs import run
-from secateurs.forward import call, nested
+from secateurs.forward import call
 from secateurs.models import lstm_language_model
+from secateurs.nested import changed, leaves
 from secateurs.run.kernels.machine import available
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network.interpret import interpret
-from secateurs.run.network.nest import leaves
 from secateurs.run.network.nodes import Linear, Lstm, Network, Torch
 from secateurs.run.planning.homes import Segment
 from secateurs.run.planning.plan import plan
@@ -44,7 +44,7 @@ def other(example: Any) -> Any:
             return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)
 
-    return nested(example, change)
+    return changed(example, change)
 
 
 def agree(run: Callable[..., Any], model: nn.Module, inputs: Any) -> None:

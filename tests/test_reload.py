@@ -82,7 +82,7 @@ def shrunk(make: Callable[[], nn.Module], example: Any) -> nn.Module:
 
 def answers(model: nn.Module, example: Any) -> list[Tensor]:
     with torch.no_grad():
-        return [each for each in sc.forward.tensors_in(sc.forward.call(model, example)) if each.is_floating_point()]
+        return [each for each in sc.nested.tensors_in(sc.forward.call(model, example)) if each.is_floating_point()]
 
 
 def assert_same(model: nn.Module, other: nn.Module, example: Any) -> None:

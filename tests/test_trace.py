@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import secateurs as sc
 from secateurs import models
-from secateurs.forward import buffers_in, modules_in, parameters_in, tensors_in
+from secateurs.forward import buffers_in, modules_in, parameters_in
 from secateurs.graph import Snapshot, analyse, record
 from secateurs.graph.fake_tensors import Fakes
 from secateurs.graph.tagged_sizes import Tagged
+from secateurs.nested import tensors_in
 
 
 class Caching(nn.Module):

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from secateurs.nested import tensors_in
+
 Run = Callable[[], Sequence[Any]]
 
 TIMING = Path(__file__).parents[2] / "src" / "secateurs" / "run" / "timing.py"
@@ -49,7 +51,6 @@ def ours(request: dict[str, Any]) -> Run:
     """Our runtime, forced to an instruction set by the environment that this process was given."""
     import torch
 
-    from secateurs.forward import tensors_in
     from secateurs.run import compile
     from speed.cases import CASES, Variant
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import call, tensors_in
+from secateurs.forward import call
+from secateurs.nested import tensors_in
 from secateurs.run.clock.backends import Absent, Runner, onnx_session, quiet
 from secateurs.run.clock.timing import Sampler, settling
 from speed.cases import Case, Variant

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.forward import call, nested, tensors_in
+from secateurs.forward import call
 from secateurs.graph import analyse
+from secateurs.nested import changed, tensors_in
 from secateurs.patterns.coupled import coupled_sites
 from zoo.subject import Subject
 
@@ -118,7 +119,7 @@ def answers(model: nn.Module, example: Any) -> list[Tensor]:
 
 def compared(masked: nn.Module, small: nn.Module, example: Any) -> tuple[float, bool]:
     """The largest difference of answers, as a part of the largest number, and whether both ran in float64."""
-    doubled = nested(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    doubled = changed(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     try:
         return largest(answers(masked.double(), doubled), answers(small.double(), doubled)), True
     except Exception:  # a model whose code names a dtype

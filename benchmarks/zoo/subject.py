@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from secateurs.forward import call, nested, tensors_in
+from secateurs.forward import call
+from secateurs.nested import changed, tensors_in
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def channels_last(subject: Subject) -> Subject | None:
     """A convolutional network with images that lie pixel by pixel in memory; nothing where there are no images, or no convolution."""
 
     def arranged() -> Any:
-        return nested(
+        return changed(
             subject.example(), lambda each: each.contiguous(memory_format=torch.channels_last) if _is_images(each) else each
         )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateurs.nested import changed, tensors_in
 from secateurs.types import SecateursError, TaskError
 
 
@@ -19,49 +19,19 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     >>> call(nn.Flatten(), (torch.zeros(2, 3, 4),)).shape
     torch.Size([2, 12])
     """
+    positional, named = as_call(inputs)
+    return model(*positional, **named)
+
+
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the call that an inputs stands for.
+
+    >>> as_call(3), as_call({"x": 3})
+    (((3,), {}), ((), {'x': 3}))
+    """
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses.
-
-    >>> [t.numel() for t in tensors_in({"a": torch.zeros(2), "b": [torch.zeros(3)]})]
-    [2, 3]
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for part in fields(value):
-            yield from tensors_in(getattr(value, part.name))
-
-
-def nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nesting of tuples, lists, mappings and dataclasses with every tensor changed.
-
-    >>> nested((torch.ones(1), {"n": 3}), lambda tensor: tensor + 1)
-    (tensor([2.]), {'n': 3})
-    """
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: nested(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(nested(item, change) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(nested(item, change) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{part.name: nested(getattr(value, part.name), change) for part in fields(value) if part.init})
-    return value
+        return (), dict(inputs)
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -72,7 +42,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """The same nesting with every tensor on `device`; one on the meta device stays there, as it has no values to move."""
-    return nested(value, lambda tensor: tensor if tensor.is_meta else tensor.to(device, non_blocking=True))
+    return changed(value, lambda tensor: tensor if tensor.is_meta else tensor.to(device, non_blocking=True))
 
 
 @contextmanager

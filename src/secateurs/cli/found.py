@@ -17,7 +17,7 @@ from torch import nn
 
 from secateurs import models, tasks
 from secateurs.files import load
-from secateurs.forward import nested
+from secateurs.nested import changed
 from secateurs.types import SecateursError, Task
 
 Made = TypeVar("Made")
@@ -115,7 +115,7 @@ def batched(example: Any, batch: int | None, at_random: bool) -> Any:
         return example
     if batch < 1:
         raise SecateursError(f"--batch {batch}: at least one sample is needed")
-    return nested(example, lambda tensor: tensor[torch.arange(batch) % len(tensor)] if tensor.ndim else tensor)
+    return changed(example, lambda tensor: tensor[torch.arange(batch) % len(tensor)] if tensor.ndim else tensor)
 
 
 def parsed_numbers(option: str, text: str) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateurs.export.error import ExportError
 from secateurs.export.placing import placing
 from secateurs.export.program import Captured, Exported, capture, first_line, quiet
-from secateurs.forward import tensors_in
+from secateurs.nested import tensors_in
 
 _ONE_FILE = 2**31 - 2**24
 """Bytes of weights that one protobuf file can hold beside the graph."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from secateurs.export.error import ExportError
 from secateurs.export.placing import placing
-from secateurs.export.program import Exported, as_call, capture, first_line, quiet
-from secateurs.forward import tensors_in
+from secateurs.export.program import Exported, capture, first_line, quiet
+from secateurs.forward import as_call
+from secateurs.nested import tensors_in
 
 
 def aot(

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateurs.export.error import ExportError
-from secateurs.forward import describe, evaluating, nested, run_example, tensors_in
+from secateurs.forward import as_call, describe, evaluating, run_example
 from secateurs.graph import untouched
+from secateurs.nested import changed, parts, tensors_in
 from secateurs.shrink.same_answers import telling
 from secateurs.types import NonFiniteError, TaskError
 
@@ -124,17 +125,6 @@ def _free(leaf: Any, dynamic: Sequence[int]) -> dict[int, Any] | None:
     return {dim: torch.export.Dim.DYNAMIC for dim in dynamic if dim < leaf.ndim} if isinstance(leaf, Tensor) else None
 
 
-def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the call that an example stands for.
-
-    >>> as_call(3), as_call({"x": 3})
-    (((3,), {}), ((), {'x': 3}))
-    """
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return tuple(example) if isinstance(example, (tuple, list)) else (example,), {}
-
-
 def named_outputs(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of an output with a name made of keys, fields and places; ``None`` is left out.
 
@@ -146,24 +136,15 @@ def named_outputs(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         yield name or "output", output
     elif output is not None:
-        for key, item in _items(output, name):
-            yield from named_outputs(item, f"{name or 'output'}_{key}" if name or key.isdigit() else key)
-
-
-def _items(output: Any, name: str) -> list[tuple[str, Any]]:
-    if isinstance(output, Mapping):
-        return [(str(key), item) for key, item in output.items()]
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return list(zip(output._fields, output, strict=True))
-    if isinstance(output, (tuple, list)):
-        return [(str(place), item) for place, item in enumerate(output)]
-    if is_dataclass(output) and not isinstance(output, type):
-        return [(part.name, getattr(output, part.name)) for part in fields(output)]
-    what = f"the output {name!r}" if name else "the model's output"
-    raise ExportError(
-        f"{what} is a {type(output).__name__}, no tensor: make the model return tensors only, nested as you like "
-        '(of a Hugging Face decoder with "use_cache": False in the example)'
-    )
+        inside = parts(output)
+        if inside is None:
+            what = f"the output {name!r}" if name else "the model's output"
+            raise ExportError(
+                f"{what} is a {type(output).__name__}, no tensor: make the model return tensors only, nested as you like "
+                '(of a Hugging Face decoder with "use_cache": False in the example)'
+            )
+        for key, item in inside:
+            yield from named_outputs(item, f"{name or 'output'}_{key}" if name or str(key).isdigit() else str(key))
 
 
 def _place(model: nn.Module, error: BaseException) -> str:
@@ -229,7 +210,7 @@ def _resized(example: Any, dynamic: Sequence[int], size: Callable[[int], int]) -
                 tensor = torch.cat([tensor, more, tensor], dim).narrow(dim, 0, size(tensor.shape[dim]))
         return tensor.clone()  # of a view torch.export would watch the sizes of its base too
 
-    return nested(example, change)
+    return changed(example, change)
 
 
 def _size_names(example: Any, dynamic: Sequence[int]) -> tuple[Mapping[int, str], ...]:

@@ -21,7 +21,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import buffers_in, device_of, evaluating, tensors_in, to_device
+from secateurs.forward import buffers_in, device_of, evaluating, to_device
+from secateurs.nested import tensors_in
 from secateurs.shrink.step import Step
 from secateurs.types import FileError, SecateursError
 

@@ -5,7 +5,7 @@ from secateurs.graph.calls import ModuleCall
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.lines import is_users, line_of
-from secateurs.graph.ops import Op, Trace, Value
+from secateurs.graph.ops import Op, Trace
 from secateurs.graph.rules import RULES
 from secateurs.graph.size_calls import Number, Pieces, SizeCall
 from secateurs.graph.size_rules import TABLE
@@ -15,6 +15,7 @@ from secateurs.graph.tagged_sizes import Measured, Source, asks_size, is_told, t
 from secateurs.graph.trace import record
 from secateurs.graph.typing_context import Typing
 from secateurs.graph.watch import plain, ready, refuse_opaque, untouched
+from secateurs.nested import Value
 
 __all__ = [
     "RULES",

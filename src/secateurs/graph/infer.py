@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import Dim
-from secateurs.graph.ops import Op, Trace, Value, used
+from secateurs.graph.ops import Op, Trace, used
 from secateurs.graph.rms_norms import rms_norms
 from secateurs.graph.rules import rule_of
 from secateurs.graph.typing_context import Dims, Typing
+from secateurs.nested import Value
 
 
 def infer(trace: Trace) -> Typing:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.forward import tensors_in
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
+from secateurs.nested import Value, tensors_in
 
 aten = torch.ops.aten
 
@@ -208,12 +208,3 @@ def taken_from(base: Known, layout: Layout) -> Call:
     if alike(base.layout, layout):
         return aten.alias.default, (base.value,)
     return aten.as_strided.default, (base.value, *layout)
-
-
-def replaced(nest: Any, old: Value | None, new: Value) -> Any:
-    """Arguments with one value in place of another."""
-    if nest is old:
-        return new
-    if isinstance(nest, tuple):
-        return tuple([replaced(item, old, new) for item in nest])
-    return nest

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from secateurs.graph.calls import ModuleCall
 from secateurs.graph.size_calls import SizeCall
 from secateurs.graph.tagged_sizes import Source
-
-
-class Value:
-    """One tensor of the pass: its shape and dtype, not its numbers; its strides, where what is done with it may depend on them."""
-
-    __slots__ = ("dtype", "shape", "strides")
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, strides: tuple[int, ...] | None = None) -> None:
-        self.shape, self.dtype, self.strides = tuple(map(int, shape)), dtype, strides
-
-    def __repr__(self) -> str:
-        return f"Value{self.shape}"
+from secateurs.nested import Value, among
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ class Op:
             if type(item) is Value:
                 found.append(item)
             elif type(item) in (tuple, list, dict):
-                found.extend(values_in(item))
+                found.extend(among(item, Value))
         return tuple(found)
 
     def argument(self, name: str, default: Any = None) -> Any:
@@ -66,18 +53,6 @@ def _declared(func: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
     """The arguments of an operation: name → its place, and its default value if it has one."""
     arguments = enumerate(func._schema.arguments)
     return {each.name: (place, (each.default_value,) if each.has_default_value() else ()) for place, each in arguments}
-
-
-def values_in(nest: Any) -> Iterator[Value]:
-    """Every value in nested sequences and dicts."""
-    if isinstance(nest, Value):
-        yield nest
-    elif isinstance(nest, (tuple, list)):
-        for item in nest:
-            yield from values_in(item)
-    elif isinstance(nest, dict):
-        for item in nest.values():
-            yield from values_in(item)
 
 
 @dataclass

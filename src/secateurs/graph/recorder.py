@@ -11,7 +11,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
-from secateurs.forward import tensors_in
 from secateurs.graph.fake_tensors import DEVICE, Fakes
 from secateurs.graph.lines import where
 from secateurs.graph.memory import (
@@ -21,12 +20,12 @@ from secateurs.graph.memory import (
     alike,
     lies,
     put_back,
-    replaced,
     storage_of,
     taken_from,
     writes,
 )
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
+from secateurs.nested import Value, arguments, tensors_in
 
 aten = torch.ops.aten
 
@@ -107,7 +106,8 @@ class Recorder(TorchDispatchMode):
                 made = self._note(func, args, {}, (known.value,), where())
             else:
                 old = known.op
-                made = known.op = self._note(old.func, replaced(old.args, known.of, of), old.kwargs, old.outputs, old.where)
+                args = arguments(old.args, Value, lambda value: of if value is known.of else value)
+                made = known.op = self._note(old.func, args, old.kwargs, old.outputs, old.where)
                 known.of = of
             known.value = made.outputs[known.place]
         known.version = memory.version
@@ -137,15 +137,14 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _noted(self, nest: Any, taken: list[Known]) -> Any:
-        if isinstance(nest, Tensor):
-            known = self._find(nest)
+        """Arguments with values in place of tensors, of which notes are taken."""
+
+        def noted(tensor: Tensor) -> Value:
+            known = self._find(tensor)
             taken.append(known)
             return self._now(known)
-        if isinstance(nest, dict):
-            return {key: self._noted(item, taken) for key, item in nest.items()}
-        if isinstance(nest, (tuple, list)):
-            return tuple([self._noted(item, taken) for item in nest])
-        return nest
+
+        return arguments(nest, Tensor, noted)
 
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], taken: list[Known]) -> None:
         """New tensors; those that share the memory of an operand are views of it."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from secateurs.graph.ops import Op, Trace, Value
+from secateurs.graph.ops import Op, Trace
+from secateurs.nested import Value
 
 
 @dataclass(frozen=True)

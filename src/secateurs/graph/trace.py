@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import buffers_in, call, check_fit, modules_in, nested, parameters_in, run_example, tensors_in
+from secateurs.forward import buffers_in, call, check_fit, modules_in, parameters_in, run_example
 from secateurs.graph.calls import Calls
 from secateurs.graph.lines import where
 from secateurs.graph.memory import storage_of
@@ -18,6 +18,7 @@ from secateurs.graph.recorder import Recorder
 from secateurs.graph.sizes import SizeCalls
 from secateurs.graph.tagged_sizes import tagged
 from secateurs.graph.watch import ready, refuse_opaque
+from secateurs.nested import changed, tensors_in
 from secateurs.types import TaskError
 
 
@@ -58,7 +59,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         recorder = Recorder(stack, fakes)
         calls += [Calls(recorder.value)] if fake else []
         if fakes is not None:
-            example = nested(example, fakes.of)
+            example = changed(example, fakes.of)
         tensors = _tensors(model, example) if together else []
         for places in together:
             recorder.share(tensors[place] for place in places)

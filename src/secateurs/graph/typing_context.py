@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from secateurs.graph.axes import Conflict, Dim, approximate, mark_heads, part, pin, split, unify
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.rms_norms import RmsNorm
+from secateurs.nested import Value
 
 Dims = list[Dim]
 """The types of a tensor's dimensions."""

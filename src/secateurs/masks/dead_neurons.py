@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs.forward import run_example, tensors_in
+from secateurs.forward import run_example
 from secateurs.masks.masks import Masks
+from secateurs.nested import tensors_in
 from secateurs.patterns import Weight, find_weights
 from secateurs.progress import track
 from secateurs.ranks import whole

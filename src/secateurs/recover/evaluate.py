@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from secateurs.batch import run_batch, split
-from secateurs.forward import check_fit, evaluating, tensors_in
+from secateurs.forward import check_fit, evaluating
 from secateurs.given import MODEL, TASK, require
+from secateurs.nested import tensors_in
 from secateurs.progress import track
 from secateurs.types import Task, TaskError
 

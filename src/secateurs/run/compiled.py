@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from secateurs.forward import call, run_example, tensors_in
+from secateurs.forward import call, run_example
+from secateurs.nested import Value, changed, leaves, tensors_in
 from secateurs.progress import waiting
 from secateurs.run.choosing.limits import limits
 from secateurs.run.choosing.tune import Tuned, choices, reckon, tune
@@ -30,8 +31,7 @@ from secateurs.run.lowering.lower import lower
 from secateurs.run.network.error import CompileError
 from secateurs.run.network.fits import fits
 from secateurs.run.network.interpret import bare, interpreter
-from secateurs.run.network.nest import changed, leaves
-from secateurs.run.network.nodes import Network, Node, Value
+from secateurs.run.network.nodes import Network, Node
 from secateurs.run.network.plain import accepting, only_torch, resolved
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
@@ -300,7 +300,7 @@ def _calling(network: Network, runner: Runner) -> Callable[[Any], Any]:
 
     def run(inputs: Any) -> Any:
         found = runner(*(leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)))
-        return found[0] if alone else changed(network.result, dict(zip(runner.gives, found, strict=True)).__getitem__)
+        return found[0] if alone else changed(network.result, dict(zip(runner.gives, found, strict=True)).__getitem__, objects=True)
 
     return run
 
@@ -347,7 +347,7 @@ def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]
         found = run(inputs)
         if not isinstance(found, tuple) or not all(isinstance(each, Tensor) for each in found):
             return found  # torch gives what the model gives
-        return changed(network.result, dict(zip(places, _own(found), strict=True)).__getitem__)
+        return changed(network.result, dict(zip(places, _own(found), strict=True)).__getitem__, objects=True)
 
     return shaped
 

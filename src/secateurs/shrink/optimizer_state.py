@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import nested
+from secateurs.nested import changed
 
 Cut = Callable[[Tensor, tuple[int, ...]], Tensor]
 """A tensor and the dimensions that are to be cut → what stays of it."""
@@ -48,7 +48,7 @@ def cut_state_(
 
     back = partial(optimizer.state.__setitem__, parameter, state)
     try:
-        optimizer.state[parameter] = nested(state, smaller)
+        optimizer.state[parameter] = changed(state, smaller)
         return True, back
     except _Unknown:
         del optimizer.state[parameter]

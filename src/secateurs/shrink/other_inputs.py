@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.forward import nested, tensors_in
+from secateurs.nested import changed, tensors_in
 
 
 def other_inputs(example: Any) -> list[list[Any]]:
@@ -42,7 +42,7 @@ def _drawn(example: Any, generator: torch.Generator, sizes: dict[tuple[int, int]
             shape[0] += 1
         return _numbers(tensor, shape, generator)
 
-    return nested(example, change)
+    return changed(example, change)
 
 
 def _numbers(tensor: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateurs.forward import call, modules_in, nested
+from secateurs.forward import call, modules_in
 from secateurs.graph import (
     Choice,
     Measured,
@@ -24,6 +24,7 @@ from secateurs.graph import (
     ready,
     told,
 )
+from secateurs.nested import changed
 from secateurs.shrink.rewritten_forward import at, rewritten, takes_sizes
 from secateurs.shrink.size_changes import Changes, measured, passed
 from secateurs.shrink.step import Rewrite
@@ -145,7 +146,7 @@ def rewrites_for(model: nn.Module, structure: Structure, choice: Choice, example
     """
     comparing, trace = _Comparing(structure, choice), structure.trace
     with ready(model, trace.fake, lambda name: comparing.stack.append([name, 0]), lambda: comparing.stack.pop()) as fakes:
-        inputs = example if fakes is None else nested(example, fakes.of)
+        inputs = example if fakes is None else changed(example, fakes.of)
         with nullcontext() if fakes is None else fakes.running(), comparing:
             try:
                 call(model, inputs)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import describe, modules_in, nested, parameters_in, run_example, tensors_in
+from secateurs.forward import describe, modules_in, parameters_in, run_example
 from secateurs.graph import plain, untouched
+from secateurs.nested import changed, tensors_in
 from secateurs.shrink.other_inputs import other_inputs
 from secateurs.shrink.stilled import Stilled
 from secateurs.types import SecateursError, TaskError
@@ -32,7 +33,7 @@ def telling(example: Any) -> Any:
             return tensor
         return torch.randn(tensor.shape, generator=generator).to(tensor)
 
-    return nested(example, change)
+    return changed(example, change)
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Check:
 
     def _floats(self, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The numbers of the outputs for every input; the first time, other inputs than the example are found that the model accepts."""
-        found = _floats(run_example(self.model, nested(self.inputs, cast)))
+        found = _floats(run_example(self.model, changed(self.inputs, cast)))
         if self._others is None:
             all_at_once, *ways = other_inputs(self.inputs)
             first = self._first_accepted(all_at_once, cast, found)
@@ -114,7 +115,7 @@ class Check:
     def _answers_to(self, other: Any, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """What a model says to another input than the example, which the whole model takes."""
         try:
-            return _floats(run_example(self.model, nested(other, cast)))
+            return _floats(run_example(self.model, changed(other, cast)))
         except TaskError as problem:
             reason = str(problem.__cause__ or problem).strip().splitlines()[0]
             raise Different(
@@ -127,7 +128,7 @@ class Check:
         """The first input with which the model runs, and its answers: for as many samples as went in, if it is so for the example."""
         for inputs in way:
             try:
-                found = _floats(run_example(self.model, nested(inputs, cast)))
+                found = _floats(run_example(self.model, changed(inputs, cast)))
             except SecateursError:
                 continue
             more = _samples(inputs) - _samples(self.inputs)

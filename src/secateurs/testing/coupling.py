@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from secateurs.allocate import uniform
 from secateurs.costs import macs, params, tensor_bytes
 from secateurs.criteria import magnitude
-from secateurs.forward import nested, run_example, tensors_in
+from secateurs.forward import run_example
 from secateurs.masks import Masks
+from secateurs.nested import changed, tensors_in
 from secateurs.patterns import find_sites
 from secateurs.prune import masks_of, prune_
 from secateurs.shrink import shrink_
@@ -74,7 +75,7 @@ def _found(pattern: Coupling, model: nn.Module, example: Any) -> Sites | None:
 
 def _in_double(specimen: Specimen) -> tuple[nn.Module, Any]:
     """A fresh model and its example in float64, so that answers are the same or clearly not."""
-    return specimen.model().double(), nested(specimen.example, lambda part: part.double() if part.is_floating_point() else part)
+    return specimen.model().double(), changed(specimen.example, lambda part: part.double() if part.is_floating_point() else part)
 
 
 def _check_names(sites: Sites, where: str) -> None:

@@ -10,8 +10,9 @@ from secateurs.forward import buffers_in, parameters_in
 from secateurs.graph.known.knowing import Knowing
 from secateurs.graph.known.state import Free, Known
 from secateurs.graph.known.table import rule_of
-from secateurs.graph.ops import Op, Value, used
+from secateurs.graph.ops import Op, used
 from secateurs.graph.structure import Structure
+from secateurs.nested import Value
 
 
 def interpret(model: nn.Module, structure: Structure) -> Knowing:

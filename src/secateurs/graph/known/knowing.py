@@ -10,8 +10,9 @@ from torch import Tensor
 
 from secateurs.graph.axes import Axis
 from secateurs.graph.known.state import Free, Known, Size, fixed, size_of
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.typing_context import Typing
+from secateurs.nested import Value
 
 Rule = Callable[["Knowing", Op], "Known | list[Known | None] | None"]
 """What is known of an operation's results from what is known of its operands; nothing is said by ``None``."""

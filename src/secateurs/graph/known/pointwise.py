@@ -11,7 +11,8 @@ from torch import Tensor
 
 from secateurs.graph.known.knowing import Knowing, joined
 from secateurs.graph.known.state import Known, Size, fixed
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
+from secateurs.nested import Value
 
 _SHIFTING = ("add", "sub", "rsub", "clamp", "clamp_min", "clamp_max", "threshold", "fill")
 """What makes another number of zero where the number in the call is another one."""

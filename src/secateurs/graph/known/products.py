@@ -11,7 +11,8 @@ from secateurs.graph.known.knowing import Knowing
 from secateurs.graph.known.pointwise import total_of
 from secateurs.graph.known.shapes import reordered
 from secateurs.graph.known.state import Free, Known, Size, fixed
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
+from secateurs.nested import Value
 
 
 def product_of(a: Known, b: Known) -> Known:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from secateurs.graph.known.knowing import Knowing, joined, regrouped
 from secateurs.graph.known.state import Free, Known, Size, fixed, size_of
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.rules.shapes import stretches
+from secateurs.nested import Value
 
 
 def reordered(before: Known, order: Sequence[int]) -> Known:

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from secateurs.graph.ops import Value
+from secateurs.nested import Value
 
 
 class Free:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from secateurs.graph.axes import ONE, Dim
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.typing_context import Dims, Rule, Typing
+from secateurs.nested import Value
 
 
 def ordered(*places: str) -> Rule:

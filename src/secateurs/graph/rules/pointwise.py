@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import ONE, Dim
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.typing_context import Dims, Typing
+from secateurs.nested import Value
 
 
 def pointwise(t: Typing, op: Op) -> Dims:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from secateurs.graph.axes import ONE, Dim
-from secateurs.graph.ops import Op, Value
+from secateurs.graph.ops import Op
 from secateurs.graph.rules.pointwise import broadcast
 from secateurs.graph.typing_context import Dims, Rule, Typing
+from secateurs.nested import Value
 
 
 def reduces(op: Op, what: str = "reduces over it") -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateurs.nested import Value
 from secateurs.progress import track
 from secateurs.run.choosing.limits import Limits
 from secateurs.run.choosing.table import candidates, has_fours, is_single, union
@@ -21,7 +22,7 @@ from secateurs.run.clock.timing import torch_threads
 from secateurs.run.kernels.gemv import Values
 from secateurs.run.kernels.machine import InstructionSet
 from secateurs.run.network.interpret import step
-from secateurs.run.network.nodes import Conv, Linear, Lstm, Network, Node, Value, inputs_of
+from secateurs.run.network.nodes import Conv, Linear, Lstm, Network, Node, inputs_of
 from secateurs.run.planning.layers import Choice, Layer, as_linear, positions_of, weights_of
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner

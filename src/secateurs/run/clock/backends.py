@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import call, nested, tensors_in
+from secateurs.forward import as_call, call
+from secateurs.nested import changed, tensors_in
 
 Runner = Callable[[Any], Any]
 """Takes what the model takes. Torch's give what the model gives, the others a tuple of its tensors."""
@@ -53,7 +54,7 @@ def torch_channels_last(model: nn.Module, example: Any, threads: int) -> Runner 
     run = _inferring(copy.deepcopy(model).eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def channels_last(inputs: Any) -> Any:
-        return run(nested(inputs, lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor))
+        return run(changed(inputs, lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor))
 
     return channels_last
 
@@ -77,7 +78,7 @@ def onnx_runtime(model: nn.Module, example: Any, threads: int) -> Runner | Absen
     try:
         runtime = importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
-        positional, keywords = _arguments(example)
+        positional, keywords = as_call(example)
         with quiet(), torch.no_grad():
             program = torch.onnx.export(_ready(model), positional, kwargs=keywords, dynamo=True, verbose=False)
         if program is None:
@@ -181,12 +182,6 @@ def _inferring(model: nn.Module) -> Runner:
             return call(model, inputs)
 
     return run
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 def _reason(error: Exception, line: int = 0) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from secateurs.allocate import uniform
 from secateurs.criteria import random
-from secateurs.forward import nested, run_example, tensors_in
+from secateurs.forward import run_example
+from secateurs.nested import changed, tensors_in
 from secateurs.patterns import Element, Selection
 from secateurs.prune import prune_
 from secateurs.run.clock.backends import DENSE, Absent, Backend, Runner
@@ -143,7 +144,7 @@ def in_float64(model: nn.Module, example: Any) -> list[Tensor]:
     >>> in_float64(nn.Linear(3, 2), torch.ones(1, 3))[0].dtype
     torch.float64
     """
-    wide = nested(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    wide = changed(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     try:
         return list(tensors_in(run_example(copy.deepcopy(model).double(), wide)))
     except TaskError:

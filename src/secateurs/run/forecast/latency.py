@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.costs import params
+from secateurs.nested import leaves
 from secateurs.patterns import Element, Filter, Kernel, layout_of
 from secateurs.run.choosing.tune import Tuned
 from secateurs.run.clock.backends import DENSE
@@ -22,7 +23,6 @@ from secateurs.run.compiled import compile
 from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, narrowed, of_steps, running, weighted
 from secateurs.run.kernels.machine import instruction_set
 from secateurs.run.lowering.lower import lower
-from secateurs.run.network.nest import leaves
 from secateurs.run.network.nodes import Conv, Linear, Network, Node
 from secateurs.run.planning.layers import Choice
 from secateurs.run.planning.plan import plan

@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 
 from secateurs.allocate import fraction_kept, uniform
 from secateurs.criteria import random
+from secateurs.nested import Value
 from secateurs.patterns import find_sites
 from secateurs.prune import prune_
 from secateurs.run.choosing.limits import limits
@@ -27,7 +28,7 @@ from secateurs.run.explain import kernel_name
 from secateurs.run.kernels.machine import InstructionSet, instruction_set
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network.interpret import interpreter, step
-from secateurs.run.network.nodes import Conv, Linear, Network, Value, inputs_of
+from secateurs.run.network.nodes import Conv, Linear, Network, inputs_of
 from secateurs.run.planning.layers import Choice, as_linear, positions_of
 from secateurs.run.planning.runner import Runner
 from secateurs.run.recording.record import record

@@ -10,14 +10,13 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from secateurs.run.network.nest import changed, leaves
+from secateurs.nested import Value, changed, leaves
 from secateurs.run.network.nodes import (
     Linear,
     Mean,
     Network,
     Node,
     Torch,
-    Value,
     inputs_of,
     outputs_of,
 )
@@ -182,7 +181,7 @@ class Draft:
         self._count(inputs_of(node), -1)
 
     def _renamed(self, nest: Any) -> Any:
-        return changed(nest, lambda value: self._now.get(value, value)) if self._now else nest
+        return changed(nest, lambda value: self._now.get(value, value), objects=True) if self._now else nest
 
     def _count(self, values: Iterable[Value], by: int) -> None:
         for value in values:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from secateurs.nested import Value
 from secateurs.run.lowering.draft import Draft, Fused, constant_along, is_reshape, reshape
 from secateurs.run.lowering.spelled import respelled
 from secateurs.run.network.nodes import (
@@ -20,7 +21,6 @@ from secateurs.run.network.nodes import (
     Linear,
     Node,
     Torch,
-    Value,
 )
 
 aten = torch.ops.aten

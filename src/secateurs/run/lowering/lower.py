@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.nested import Value, among
 from secateurs.run.lowering.draft import Draft, constant_along, reshape
 from secateurs.run.lowering.fuse import fuse
 from secateurs.run.network.nodes import (
@@ -26,8 +27,6 @@ from secateurs.run.network.nodes import (
     Pool,
     Scale,
     Torch,
-    Value,
-    values_in,
 )
 
 aten = torch.ops.aten
@@ -89,7 +88,7 @@ def _lowered(node: Node, draft: Draft) -> Iterator[Node]:
     if rule is None or draft.touched(node):
         yield node
         return
-    if rule not in _ANY_DTYPE and any(value.dtype != torch.float32 for value in (*values_in(node.args), node.outputs[0])):
+    if rule not in _ANY_DTYPE and any(value.dtype != torch.float32 for value in (*among(node.args, Value), node.outputs[0])):
         yield node
         return
     found = rule(Call(node, draft))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from secateurs.nested import Value
 from secateurs.run.lowering.draft import Draft, Fused
 from secateurs.run.network.nodes import (
     Activate,
@@ -14,7 +15,6 @@ from secateurs.run.network.nodes import (
     Add,
     Node,
     Torch,
-    Value,
 )
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.run.network.nest import leaves
-from secateurs.run.network.nodes import Network, Value
+from secateurs.nested import Value, leaves
+from secateurs.run.network.nodes import Network
 
 
 def difference(network: Network, inputs: Any) -> str | None:

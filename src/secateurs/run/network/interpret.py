@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateurs.forward import tensors_in
+from secateurs.nested import Value, among, changed, leaves, tensors_in
 from secateurs.run.network.error import CompileError
 from secateurs.run.network.fits import difference
-from secateurs.run.network.nest import changed, leaves
 from secateurs.run.network.nodes import (
     Activate,
     Activation,
@@ -29,10 +28,8 @@ from secateurs.run.network.nodes import (
     Pool,
     Scale,
     Torch,
-    Value,
     inputs_of,
     outputs_of,
-    values_in,
 )
 
 
@@ -58,7 +55,7 @@ def interpreter(network: Network) -> Callable[[Any], Any]:
             raise CompileError(f"{unlike}: compile again for inputs like this one")
         with torch.no_grad():
             found = run(*(leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)))
-        return found[0] if alone else changed(network.result, dict(zip(gives, found, strict=True)).__getitem__)
+        return found[0] if alone else changed(network.result, dict(zip(gives, found, strict=True)).__getitem__, objects=True)
 
     return call
 
@@ -98,7 +95,7 @@ def program(
             names[thing] = name = f"c{next(numbers)}"
             space[name] = constants[thing]
             return name
-        if isinstance(thing, (tuple, list)) and any(True for _ in values_in(thing)):
+        if isinstance(thing, (tuple, list)) and any(True for _ in among(thing, Value)):
             return f"[{', '.join(map(named, thing))}]"
         if thing is None or type(thing) in (bool, int):
             return repr(thing)

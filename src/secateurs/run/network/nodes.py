@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Value:
-    """One tensor that flows between steps: its shape and dtype, not its numbers."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-
-    def __repr__(self) -> str:
-        return f"Value{self.shape}"
+from secateurs.nested import Value, among
 
 
 @dataclass(frozen=True)
@@ -199,7 +189,7 @@ class Network:
 def inputs_of(node: Node) -> list[Value]:
     """The values that a node reads."""
     if isinstance(node, Torch):
-        return list(values_in((node.args, node.kwargs)))
+        return list(among((node.args, node.kwargs), Value))
     if isinstance(node, Concat):
         return list(node.parts)
     found = (getattr(node, name, None) for name in ("x", "y", "factors", "residual", "hidden", "cell"))
@@ -211,15 +201,3 @@ def outputs_of(node: Node) -> tuple[Value, ...]:
     if isinstance(node, Torch):
         return node.outputs
     return (node.out, node.last_hidden, node.last_cell) if isinstance(node, Lstm) else (node.out,)
-
-
-def values_in(nest: Any) -> Iterator[Value]:
-    """Every value in nested arguments."""
-    if isinstance(nest, Value):
-        yield nest
-    elif isinstance(nest, Mapping):
-        for item in nest.values():
-            yield from values_in(item)
-    elif isinstance(nest, (tuple, list)):
-        for item in nest:
-            yield from values_in(item)

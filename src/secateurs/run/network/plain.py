@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from secateurs.nested import changed, leaves
 from secateurs.run.network.error import CompileError
-from secateurs.run.network.nest import changed, leaves
 
 _keys = torch._C._dispatch_keys
 with torch.inference_mode():
@@ -101,7 +101,7 @@ def resolved(nest: Any) -> Any:
     (tensor([-1., -1.]), 3)
     """
     lazy = any(isinstance(leaf, Tensor) and (leaf.requires_grad or not is_plain(leaf)) for _, leaf in leaves(nest))
-    return changed(nest, written_out) if lazy else nest
+    return changed(nest, written_out, objects=True) if lazy else nest
 
 
 def in_memory(tensor: Tensor) -> Tensor:

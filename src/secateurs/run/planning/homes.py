@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateurs.nested import Value
 from secateurs.run.kernels.machine import InstructionSet, narrower
-from secateurs.run.network.nodes import Node, Value
+from secateurs.run.network.nodes import Node
 from secateurs.run.planning import steps
 from secateurs.run.planning.buffers import Buffer, Home, Place
 from secateurs.run.planning.layout import Grid, Packed, Plain, Tokens, read_tiles, straight, written_tiles

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from secateurs.nested import Value, leaves
 from secateurs.run.kernels.machine import InstructionSet, native_module
-from secateurs.run.network.nest import leaves
 from secateurs.run.network.nodes import (
     Activate,
     Add,
@@ -23,7 +23,6 @@ from secateurs.run.network.nodes import (
     Pool,
     Scale,
     Torch,
-    Value,
     inputs_of,
     outputs_of,
 )

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.nested import Value
 from secateurs.run.kernels.machine import native_module
 from secateurs.run.network.error import CompileError
 from secateurs.run.network.interpret import program
-from secateurs.run.network.nodes import Network, Node, Torch, Value
+from secateurs.run.network.nodes import Network, Node, Torch
 from secateurs.run.network.plain import accepting, in_memory
 from secateurs.run.planning.homes import Segment
 from secateurs.run.planning.plan import Plan, programs, results

@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
-from secateurs.forward import run_example, tensors_in
+from secateurs.forward import run_example
 from secateurs.graph.lines import where
 from secateurs.graph.watch import untouched
+from secateurs.nested import Value, arguments, changed, holds, leaves, tensors_in
 from secateurs.run.network.error import CompileError
-from secateurs.run.network.nest import changed, holds, leaves
-from secateurs.run.network.nodes import Network, Node, Torch, Value
+from secateurs.run.network.nodes import Network, Node, Torch
 from secateurs.run.network.plain import written_out
 from secateurs.run.recording.writes import settled
 from secateurs.types import SecateursError, TaskError
@@ -71,8 +71,8 @@ def _recorded(model: nn.Module, example: Any) -> Network:
         recorder = Recorder(model, stack)
         after.callback(recorder.restore)
         # Clones: the model may write into its inputs, and two inputs that are one tensor here need not be so later.
-        taken = changed(example, lambda tensor: tensor.detach().clone())
-        template = changed(taken, recorder.input)
+        taken = changed(example, lambda tensor: tensor.detach().clone(), objects=True)
+        template = changed(taken, recorder.input, objects=True)
         held = _held(model)
         with recorder, _Watch(recorder):
             try:
@@ -84,7 +84,7 @@ def _recorded(model: nn.Module, example: Any) -> Network:
                 f"the model returns {type(output).__name__}, in which no tensor can be found; "
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
-        result = changed(output, recorder.noted)
+        result = changed(output, recorder.noted, objects=True)
         for place, tensor in _held(model).items():
             if place in held and held[place] is not tensor:
                 recorder.replaced(place, held[place], tensor)
@@ -201,13 +201,7 @@ class Recorder(TorchDispatchMode):
 
     def noted(self, nest: Any) -> Any:
         """The same arguments with values in place of tensors."""
-        if isinstance(nest, Tensor):
-            return self.flowing(nest) or self._constant(nest)
-        if isinstance(nest, dict):
-            return {key: self.noted(item) for key, item in nest.items()}
-        if isinstance(nest, (tuple, list)):
-            return [self.noted(item) for item in nest]
-        return nest
+        return arguments(nest, Tensor, lambda tensor: self.flowing(tensor) or self._constant(tensor))
 
     def flowing(self, tensor: Tensor) -> Value | None:
         """The value of a tensor that depends on inputs or chance."""
@@ -226,7 +220,7 @@ class Recorder(TorchDispatchMode):
 
     def network(self, template: Any, result: Any) -> Network:
         """All that was written down, without what the result does not need."""
-        result = changed(result, self._returned)
+        result = changed(result, self._returned, objects=True)
         network = settled(Network(tuple(self._inputs), self._nodes, result, self._numbers, example=template), self._storage)
         used = set(network.constants).union(*(node.outputs for node in network.nodes if isinstance(node, Torch)))
         for value, message in self._kept.items():

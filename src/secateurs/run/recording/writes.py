@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from secateurs.run.network.nest import changed, leaves
-from secateurs.run.network.nodes import Network, Torch, Value, values_in
+from secateurs.nested import Value, among, changed, leaves
+from secateurs.run.network.nodes import Network, Torch
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ def settled(network: Network, storage: Mapping[Value, object]) -> Network:
     nodes: list[Torch] = []
 
     def current(nest: Any) -> Any:
-        return changed(nest, lambda value: now.get(value, value))
+        return changed(nest, lambda value: now.get(value, value), objects=True)
 
     for time, node in enumerate(recorded):
         settling = replace(node, args=current(node.args), kwargs=current(node.kwargs))
@@ -55,7 +55,7 @@ def _times(
     reads: dict[object, dict[Value, int]] = defaultdict(dict)
     for time, node in enumerate(nodes):
         made.update(dict.fromkeys(node.outputs, time))
-        for value in values_in((node.args, node.kwargs)):
+        for value in among((node.args, node.kwargs), Value):
             reads[storage[value]][value] = time
     for _, value in leaves(network.result):
         if isinstance(value, Value):
@@ -78,7 +78,7 @@ def _plain(node: Torch) -> Any:
     dtype = node.args[0].dtype
     if name in _KEEP_DTYPE:
         return plain
-    for value in values_in((node.args, node.kwargs)):
+    for value in among((node.args, node.kwargs), Value):
         dtype = torch.promote_types(dtype, value.dtype)
     return plain if dtype == node.args[0].dtype else None
 
@@ -90,7 +90,7 @@ def _alive(network: Network, candidates: list[Torch], storage: Mapping[Value, ob
     nodes: list[Torch] = []
     written: set[object] = set()
     for node in reversed(candidates):
-        operands = list(values_in((node.args, node.kwargs)))
+        operands = list(among((node.args, node.kwargs), Value))
         targets = {storage[value] for value in _targets(node)}
         if live.isdisjoint(node.outputs) and memories.isdisjoint(targets):
             continue
@@ -99,7 +99,7 @@ def _alive(network: Network, candidates: list[Torch], storage: Mapping[Value, ob
         written |= targets
         nodes.append(node)
     nodes.reverse()
-    values = {value for node in nodes for value in (*values_in((node.args, node.kwargs)), *node.outputs)}
+    values = {value for node in nodes for value in (*among((node.args, node.kwargs), Value), *node.outputs)}
     for value in network.inputs:
         if storage[value] in written:  # the caller's tensors stay as they are
             copy = Value(value.shape, value.dtype)
@@ -124,9 +124,9 @@ def _targets(node: Torch) -> list[Value]:
     found = []
     for place, declared in enumerate(node.function._schema.arguments):
         if declared.alias_info is not None and declared.alias_info.is_write:
-            found += list(values_in(node.args[place] if place < len(node.args) else node.kwargs.get(declared.name)))
+            found += list(among(node.args[place] if place < len(node.args) else node.kwargs.get(declared.name), Value))
     return found
 
 
 def _swapped(nest: Any, before: Value, after: Value) -> Any:
-    return changed(nest, lambda value: after if value is before else value)
+    return changed(nest, lambda value: after if value is before else value, objects=True)
