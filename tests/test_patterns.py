@@ -22,7 +22,6 @@ from secateurs.patterns import (
     NofM,
     Vector,
     as_units,
-    cut,
     find_sites,
     find_weights,
     layout_of,
@@ -115,7 +114,7 @@ def test_the_gates_of_an_lstm_are_its_groups():
 def test_a_block_is_the_rectangle_that_a_loop_finds(groups, outputs, inputs, kernel, rows, columns):
     shape = (groups, outputs * rows, inputs * columns, *kernel)
     weight = torch.arange(torch.Size(shape).numel()).view(shape)
-    block = cut(Block(rows, columns), shape)
+    block = Block(rows, columns).cut(shape)
     got = {frozenset(unit.tolist()) for unit in block.view(weight).reshape(-1, rows * columns)}
     expected = set()
     for places in torch.cartesian_prod(*(torch.arange(n) for n in (groups, outputs, inputs, *kernel, 1))).tolist():
@@ -127,14 +126,14 @@ def test_a_block_is_the_rectangle_that_a_loop_finds(groups, outputs, inputs, ker
 
 def test_two_of_four_lets_four_consecutive_inputs_compete_at_each_place_of_the_kernel():
     weight = torch.arange(1 * 2 * 8 * 3).view(1, 2, 8, 3)
-    units = cut(NofM(2, 4), weight.shape).view(weight)
+    units = NofM(2, 4).cut(weight.shape).view(weight)
     assert units.shape == (1, 2, 2, 3, 4)
     assert torch.equal(units[0, 1, 1, 2], weight[0, 1, 4:8, 2])
 
 
 def test_a_block_of_two_of_four_is_shared_by_its_outputs():
     weight = torch.arange(4 * 8).view(1, 4, 8)
-    units = cut(Block(2, 1, within=4), weight.shape).view(weight)
+    units = Block(2, 1, within=4).cut(weight.shape).view(weight)
     assert units.shape == (1, 2, 2, 4, 2)  # contests (group, outputs, inputs), competitors, elements
     assert torch.equal(units[0, 1, 0, 3], weight[0, 2:4, 3])
 
@@ -157,7 +156,7 @@ def test_a_block_of_two_of_four_is_shared_by_its_outputs():
 )
 def test_a_misfit_names_pattern_dimension_size_and_a_way_out(pattern, shape, message):
     with pytest.raises(PatternError, match=message):
-        cut(pattern, shape)
+        pattern.cut(shape)
     assert misfit(pattern, shape)
 
 
@@ -171,7 +170,7 @@ def test_a_misfit_names_pattern_dimension_size_and_a_way_out(pattern, shape, mes
 )
 def test_a_tail_that_is_kept_is_all_that_is_left_dense(pattern, shape, rest):
     touched = torch.zeros(shape, dtype=torch.bool)
-    cut(pattern, shape).view(touched).fill_(True)
+    pattern.cut(shape).view(touched).fill_(True)
     expected = torch.ones(shape, dtype=torch.bool)
     expected[rest] = False
     assert torch.equal(touched, expected)

@@ -16,7 +16,7 @@ from secateurs.allocate import bounds, plan_of, uniform
 from secateurs.costs import params
 from secateurs.criteria import magnitude
 from secateurs.evidence import input_norm
-from secateurs.patterns import Channel, Element, Head
+from secateurs.patterns import Block, Channel, Element, Head, Vector, in_no_weight, sites_in_weights, sites_on_axes, tiled
 from secateurs.patterns.canonical import LAYOUTS, Layout
 from secateurs.shrink import Shrunk
 from secateurs.solve import TopK
@@ -64,6 +64,9 @@ class Odd:
     within: Any = "layer"
     tail: str = "error"
     kept_of_each: Any = None
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def tile(self, shape):
         match self.kind:
@@ -85,7 +88,7 @@ def test_a_pattern_of_ones_own_passes():
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        (object(), "lacks one of within"),
+        (object(), "lacks one of tail, tile, within, kept_of_each, removable, cut, sites"),
         (Odd("fits nothing"), "fits none of the layers"),
         (Odd("no reason"), "gives no reason"),
         (Odd(within=4, kept_of_each=4), "keeps 4 of each 4"),
@@ -150,10 +153,7 @@ def test_a_layout_that_copies_or_overlaps_is_found(monkeypatch, layout, said):
 
 
 def broken_cut(change: Callable[[Any], Any]) -> Callable[..., Any]:
-    from secateurs.patterns import sites
-
-    right = sites.cut
-    return lambda pattern, shape: change(right(pattern, shape))
+    return lambda pattern, shape: change(tiled(pattern, shape))
 
 
 BROKEN_CUTS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
@@ -193,28 +193,20 @@ BROKEN_CUTS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize("law", BROKEN_CUTS)
 def test_a_broken_cut_is_found(monkeypatch, law):
     pattern, change, said = BROKEN_CUTS[law]
-    monkeypatch.setattr("secateurs.patterns.sites.cut", broken_cut(change))
+    monkeypatch.setattr(type(pattern), "cut", broken_cut(change))
     with pytest.raises(AssertionError, match=said):
         check_pattern(pattern, on=LINEAR)
 
 
 def test_units_that_straddle_groups_are_found(monkeypatch):
-    from secateurs.patterns import Vector, sites
-
-    def straddling(pattern, shape):
-        right = sites_cut(pattern, shape)
-        return replace(right, view=lambda t: right.view(t).transpose(0, -1))
-
-    sites_cut = sites.cut
-    monkeypatch.setattr("secateurs.patterns.sites.cut", straddling)
+    straddling = broken_cut(lambda right: replace(right, view=lambda t: right.view(t).transpose(0, -1)))
+    monkeypatch.setattr(Vector, "cut", straddling)
     grouped = [specimen for specimen in LAYERS if specimen.name == "Conv2d, grouped"]
     with pytest.raises(AssertionError, match="no box"):
         check_pattern(Vector("outputs", 2), on=grouped)
 
 
 def test_a_rest_that_is_dropped_in_silence_is_found(monkeypatch):
-    from secateurs.patterns import Block
-
     monkeypatch.setattr(CUT, "_covered", lambda pattern, shape, sizes: [n // s * s for n, s in zip(shape, sizes, strict=True)])
     with pytest.raises(AssertionError, match="passed over in silence"):
         check_pattern(Block(2, 2), on=LINEAR)
@@ -223,15 +215,13 @@ def test_a_rest_that_is_dropped_in_silence_is_found(monkeypatch):
 
 
 def test_a_tail_that_keeps_more_than_the_rest_is_found(monkeypatch):
-    from secateurs.patterns import Block, cut
-
     def one_step_less(pattern, shape, sizes):
         covered = right(pattern, shape, sizes)
         return [n - s if pattern.tail == "keep" and n > s > 1 else n for n, s in zip(covered, sizes, strict=True)]
 
     right = CUT._covered
     monkeypatch.setattr(CUT, "_covered", one_step_less)
-    assert cut(Block(2, 2), (1, 4, 4)).competitors == (1, 2, 2)
+    assert Block(2, 2).cut((1, 4, 4)).competitors == (1, 2, 2)
     with pytest.raises(AssertionError, match="exactly the rest"):
         check_pattern(Block(2, 2))
 
@@ -251,6 +241,9 @@ class Neurons:
     approximate: bool = False
     only_heads: bool = False
     kept_of_each: Any = None
+    removable = True
+    cut = in_no_weight
+    sites = sites_on_axes
 
 
 class NamelessAxis(Neurons):
@@ -276,8 +269,8 @@ def test_a_pattern_on_axes_of_ones_own_passes():
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        (object(), "lacks one of within"),
-        (Element(), "lacks one of within"),
+        (object(), "lacks one of round_to"),
+        (Element(), "lacks one of round_to"),
         (NamelessAxis(), "cannot be evaluated"),
         (MisnamedAxis(), "another pattern"),
         (UnequalAxis(), "another hash"),
@@ -357,9 +350,9 @@ BROKEN_COUPLINGS: dict[str, tuple[Callable[[Site], Site], str]] = {
 @pytest.mark.parametrize("law", BROKEN_COUPLINGS)
 def test_a_broken_coupling_is_found(monkeypatch, law):
     change, said = BROKEN_COUPLINGS[law]
-    coupled = import_module("secateurs.patterns.coupled")
-    right = coupled._site
-    monkeypatch.setattr(coupled, "_site", lambda *given: change(right(*given)))
+    axes = import_module("secateurs.patterns.axes")
+    right = axes._site
+    monkeypatch.setattr(axes, "_site", lambda *given: change(right(*given)))
     with pytest.raises(AssertionError, match=said):
         check_coupling(Channel(round_to=2), on=PERCEPTRON)
 
@@ -419,16 +412,16 @@ def test_what_is_broken_behind_a_coupling_is_found(monkeypatch, law):
 
 @pytest.mark.parametrize(("cost", "said"), [("macs", "MACs, but"), ("0.bias", "parameters, but")])
 def test_a_promise_of_coupled_sites_that_is_not_kept_is_found(monkeypatch, cost, said):
-    coupled = import_module("secateurs.patterns.coupled")
-    right = coupled._extents
+    axes = import_module("secateurs.patterns.axes")
+    right = axes._extents
     fixed = {"macs": (((100, ()),),), "0.bias": (((12, ()),),)}  # as if nothing were coupled to it
-    monkeypatch.setattr(coupled, "_extents", lambda *given: {**right(*given), cost: (fixed[cost],)})
+    monkeypatch.setattr(axes, "_extents", lambda *given: {**right(*given), cost: (fixed[cost],)})
     with pytest.raises(AssertionError, match=said):
         check_coupling(Channel(), on=PERCEPTRON)
 
 
 def test_earlier_masks_that_are_forgotten_are_found(monkeypatch):
-    monkeypatch.setattr("secateurs.patterns.sites.with_alive", lambda site, masks: site)
+    monkeypatch.setattr("secateurs.patterns.axes.with_alive", lambda site, masks: site)
     with pytest.raises(AssertionError, match="after masks of every second unit of 0, 12 of 12 units of 0 are left, not 6"):
         check_coupling(Channel(), on=PERCEPTRON)
 
@@ -442,10 +435,10 @@ def test_scores_that_do_not_move_with_their_units_are_found(monkeypatch):
 def test_a_normalisation_that_is_taken_for_exact_is_found(monkeypatch):
     """LayerNorm's width: the shrunk model answers otherwise, and a pattern that does not ask for that must not touch it."""
 
-    coupled = import_module("secateurs.patterns.coupled")
-    right = coupled.coupled_sites
+    axes = import_module("secateurs.patterns.axes")
+    right = axes.coupled_sites
     monkeypatch.setattr(
-        "secateurs.patterns.sites.coupled_sites",
+        "secateurs.patterns.axes.coupled_sites",
         lambda model, pattern, *given: right(model, replace(pattern, approximate=True), *given),
     )
     with pytest.raises(AssertionError, match="answers otherwise than the masked one"):

@@ -19,7 +19,7 @@ import secateurs as sc
 from secateurs.forward import call
 from secateurs.graph import analyse
 from secateurs.nested import changed, tensors_in
-from secateurs.patterns.coupled import coupled_sites
+from secateurs.patterns.axes import coupled_sites
 from zoo.subject import Subject
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.types import Budget, Criterion, Hook, KindError, SecateursError, Task
+from secateurs.types import Budget, Criterion, Hook, KindError, Pattern, SecateursError, Task
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ MODEL_OR_MAKER = Kind(
 TASK = Kind(
     "a Task, for example Task(example=torch.zeros(1, 3, 32, 32), train=loader, loss=...)", lambda value: isinstance(value, Task)
 )
+PATTERN = Kind("a pattern, for example Element(), NofM(2, 4) or Channel()", lambda value: isinstance(value, Pattern))
 CRITERION = Kind("a criterion, for example magnitude()", lambda value: isinstance(value, Criterion))
 SOLVER = Kind(
     "a solver, for example TopK(magnitude())",

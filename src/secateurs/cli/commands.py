@@ -31,7 +31,7 @@ from secateurs.run.clock.timing import torch_threads
 from secateurs.run.forecast import bench
 from secateurs.session.folder import CHECKPOINT, DENSE_CHECKPOINT
 from secateurs.solve import TopK
-from secateurs.types import Allocator, Coupling, Criterion, Pattern, SecateursError, Task
+from secateurs.types import Allocator, Criterion, Pattern, SecateursError, Task
 
 app = App(
     name="secateurs",
@@ -218,13 +218,13 @@ def prune(
     torch.manual_seed(seed)
     make, work, shape = factory_named(model), task_named(task), parsed_pattern(pattern)
     network = with_weights(make, weights)
-    allocator = allocator or ("uniform" if isinstance(shape, Coupling) else "global")
+    allocator = allocator or ("uniform" if shape.removable else "global")
     sparsity, cost = amount_removed(shape, sparsity, keep_macs, keep_params)
     if shape.kept_of_each is not None:
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     how: dict[str, Any] = {
         "pattern": shape,
-        "criterion": criterion_named(criterion, p, seed, of_all_sizes=isinstance(shape, Coupling) and allocator == "global"),
+        "criterion": criterion_named(criterion, p, seed, of_all_sizes=shape.removable and allocator == "global"),
         "allocate": allocator_named(allocator, shape, cost),
         "only": only or None,
         "skip": skip or None,
@@ -261,7 +261,7 @@ def prune(
         if dense_epochs:
             _train(network, work, lr, dense_epochs, out / DENSE_CHECKPOINT, dense_watch)
         title = f"{model} on {work.name}: {shape}"
-        to_folder = session.shrink_to_folder if isinstance(shape, Coupling) else session.prune_to_folder
+        to_folder = session.shrink_to_folder if shape.removable else session.prune_to_folder
         dense_seconds = dense_watch.seconds if dense_epochs else None
         told: dict[str, Any] = {"title": title, "seed": seed, "command": _command(), "dense_seconds": dense_seconds}
         result = to_folder(network, make, work, in_rounds, out, watch=watch, **told)
@@ -497,7 +497,7 @@ def _print_reasons(why: Iterable[tuple[str, str]]) -> None:
         _print(f"{', '.join(alike)}: {reason}")
 
 
-def _show_sites(network: nn.Module, pattern: Coupling, example: Any) -> None:
+def _show_sites(network: nn.Module, pattern: Pattern, example: Any) -> None:
     """The sites of a pattern on axes as a table, and what is left alone."""
     if example is None:
         raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateurs import allocate, costs, criteria, patterns
 from secateurs.report.words import shortened
-from secateurs.types import Allocator, Budget, Cost, Coupling, Criterion, Pattern, SecateursError, Tiling
+from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, SecateursError
 
 
 def parsed_pattern(text: str) -> Pattern:
@@ -36,10 +36,10 @@ def _shapes() -> Iterable[Any]:
     return (*tilings, patterns.Channel, patterns.Head)
 
 
-def parsed_tiling(text: str) -> Tiling:
+def parsed_tiling(text: str) -> Pattern:
     """A pattern on single weights."""
     shape = parsed_pattern(text)
-    if not isinstance(shape, Tiling):
+    if shape.removable:
         raise SecateursError(
             f"{shape} does not fit single layers but removes what is coupled: see secateurs inspect MODEL --channels"
         )
@@ -52,7 +52,7 @@ def amount_removed(
     """The fraction to remove, and of which cost, where it is not of the units; raises where the options do not fit each other."""
     given = {"--sparsity": sparsity, "--keep-macs": keep_macs, "--keep-params": keep_params}
     said = [name for name, value in given.items() if value is not None]
-    if not isinstance(shape, Coupling):
+    if not shape.removable:
         if keep_macs is not None or keep_params is not None:
             raise SecateursError(f"{said[-1]} is for --pattern channel and head, not for {shape}; say --sparsity")
         return 0.9 if sparsity is None else sparsity, None
@@ -78,7 +78,7 @@ def allocator_named(name: str, shape: Pattern, cost: Cost | None) -> Callable[..
     """What makes an allocator of a sparsity; of a cost where one is given."""
     if shape.kept_of_each is not None:
         return lambda sparsity: allocate.as_pattern()
-    if isinstance(shape, Coupling) and name == "erdos-renyi":
+    if shape.removable and name == "erdos-renyi":
         raise SecateursError(f"Erdős–Rényi densities are for single weights, not for {shape}: say --allocator uniform or global")
     if cost is not None:
         units = allocator_named(name, shape, None)

@@ -1,18 +1,20 @@
 """Granularity: how a weight is cut into units, and which of a model's weights take part."""
 
+from secateurs.patterns.axes import axis_names, in_no_weight, sites_on_axes
 from secateurs.patterns.canonical import LAYOUTS, Layout, Weight, find_weights, layout_of
-from secateurs.patterns.coupled import Channel, Head, axis_names
-from secateurs.patterns.cut import Cut, cut, misfit
-from secateurs.patterns.selection import Selection, select
+from secateurs.patterns.coupled import Channel, Head
+from secateurs.patterns.cut import misfit, tiled
+from secateurs.patterns.selection import among, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
-from secateurs.patterns.sites import find_sites, output_head
-from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of
+from secateurs.patterns.sites import find_sites
+from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of, with_alive
+from secateurs.patterns.weights import output_head, sites_in_weights
+from secateurs.types import Selection
 
 __all__ = [
     "LAYOUTS",
     "Block",
     "Channel",
-    "Cut",
     "Element",
     "Filter",
     "Head",
@@ -22,11 +24,12 @@ __all__ = [
     "Selection",
     "Vector",
     "Weight",
+    "among",
     "as_units",
     "axis_names",
-    "cut",
     "find_sites",
     "find_weights",
+    "in_no_weight",
     "joined_scores",
     "layout_of",
     "marked",
@@ -34,8 +37,12 @@ __all__ = [
     "output_head",
     "restrict",
     "select",
+    "sites_in_weights",
+    "sites_on_axes",
     "size",
     "spread",
+    "tiled",
     "unit_scores",
     "weight_of",
+    "with_alive",
 ]

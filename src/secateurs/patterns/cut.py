@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from torch import Tensor
 
-from secateurs.types import PatternError, Tiling
+from secateurs.types import Cut, Pattern, PatternError, Tiling
 
 _AXES = ("output", "input", "kernel depth", "kernel height", "kernel width")
 
@@ -37,24 +37,14 @@ class Boxes:
         return tensor
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How one weight falls into units: ``view(tensor)`` is ``(*contests, *competitors, *elements)``, and writes through."""
-
-    view: Callable[[Tensor], Tensor]
-    contests: tuple[int, ...]
-    competitors: tuple[int, ...]
-    elements: tuple[int, ...]
-
-
-def cut(pattern: Tiling, shape: Sequence[int]) -> Cut:
-    """The cut of a weight whose canonical view has the shape ``(groups, outputs, inputs, *kernel)``.
+def tiled(pattern: Tiling, shape: Sequence[int]) -> Cut:
+    """The cut of a pattern that tiles: of a weight whose canonical view has the shape ``(groups, outputs, inputs, *kernel)``.
 
     Raises `PatternError` where the pattern does not fit, with the reason.
 
     >>> import torch
     >>> from secateurs.patterns import NofM
-    >>> two_of_four = cut(NofM(2, 4), (1, 6, 8))
+    >>> two_of_four = tiled(NofM(2, 4), (1, 6, 8))
     >>> two_of_four.view(torch.zeros(1, 6, 8)).shape, two_of_four.contests, two_of_four.competitors
     (torch.Size([1, 6, 2, 4]), (1, 6, 2), (4,))
     """
@@ -85,7 +75,7 @@ def _covered(pattern: Tiling, shape: Sequence[int], sizes: Sequence[int]) -> tup
     return tuple(covered)
 
 
-def misfit(pattern: Tiling, shape: Sequence[int]) -> str | None:
+def misfit(pattern: Pattern, shape: Sequence[int]) -> str | None:
     """Why a pattern does not fit a canonical shape, or ``None`` where it does.
 
     >>> from secateurs.patterns import NofM
@@ -93,7 +83,7 @@ def misfit(pattern: Tiling, shape: Sequence[int]) -> str | None:
     'NofM(2, 4) needs the input dimension (27) to be a multiple of 4; ...'
     """
     try:
-        cut(pattern, shape)
+        pattern.cut(shape)
     except PatternError as error:
         return str(error)
     return None

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import prod
 
 from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, modules_in, parameters_in
 from secateurs.patterns.canonical import Weight
-from secateurs.types import PatternError, Site
-
-Part = str | nn.Module | Tensor
-Selection = Part | Iterable[Part] | Mapping[str, str] | Callable[[str, nn.Module], bool]
-"""What exists in a model: names (a container's means all inside it), globs (``"layer?.*"``), modules and parameters themselves, or a
-predicate ``(name, module) → bool``; of ``skip`` also a mapping from names to the reasons that are told."""
+from secateurs.types import Chosen, Extents, PatternError, Selection, Site, Sites, Skipped
 
 
 class Names:
@@ -132,3 +129,57 @@ class Axes:
     def _mean(self, names: Iterable[str]) -> bool:
         names = list(names)
         return any(means(each, names) for each in self.wanted)  # type: ignore[union-attr]
+
+
+def among(sites: Sites, chosen: Chosen) -> Sites:
+    """Of sites that a pattern found, those that were chosen by their names or by the layers that make them; the others are left alone.
+
+    Raises `PatternError` for a name that means nothing in the model.
+    """
+    known = [site.name for site in sites] + [item.name for item in sites.skipped]
+    left_alone: list[Skipped] = []
+    if chosen.only is not None:
+        wanted = Axes(sites.model, chosen.only, "only=", known)
+        left_alone += [Skipped(site.name, _unchosen(site, wanted)) for site in sites if not wanted.choose(site)]
+    if chosen.skip is not None:
+        touched = Axes(sites.model, chosen.skip, "skip=", known)
+        left_alone += [Skipped(site.name, "named in skip=") for site in sites if touched.touch(site)]
+    gone = {item.name for item in left_alone}
+    found = tuple(site for site in sites if site.name not in gone)
+    whole = {site.name: site.units for site in sites if site.name in gone}
+    return replace(sites, found=found, skipped=(*sites.skipped, *left_alone), extents=extents_without(sites.extents, whole))
+
+
+def _unchosen(site: Site, chosen: Axes) -> str:
+    """Why ``only`` did not choose a site."""
+    makers = [member.parameter.removesuffix(".weight") for member in site.members if member.role == "producer"]
+    if not chosen.touch(site):
+        return "not named in only="
+    return f"made by more layers than only= names ({', '.join(makers[:3])}, …); name {site.name} in only= to prune it"
+
+
+def extents_without(extents: Extents, whole: Mapping[str, int]) -> Extents:
+    """Extents in which sites that take no part any more keep all their units: name → how many there are.
+
+    >>> extents_without({"macs": ((((3, ("a", "b")),),),)}, {"b": 5})
+    {'macs': ((((15, ('a',)),),),)}
+    """
+
+    if not whole:
+        return extents
+
+    def kept_whole(number: int, sites: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        return number * prod(whole.get(site, 1) for site in sites), tuple(site for site in sites if site not in whole)
+
+    return {
+        name: tuple(tuple(tuple(kept_whole(*term) for term in dim) for dim in product) for product in products)
+        for name, products in extents.items()
+    }
+
+
+def listed(skipped: Sequence[Skipped]) -> str:
+    """What was left alone, and why, in a sentence: the end of an error."""
+    if not skipped:
+        return "it has no parameters"
+    shown = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5])
+    return f"left alone: {shown}" + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")

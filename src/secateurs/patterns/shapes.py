@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
+from secateurs.patterns.cut import tiled
+from secateurs.patterns.weights import sites_in_weights
 from secateurs.types import PatternError, Within
 
 Tail = Literal["error", "keep"]
@@ -54,6 +56,9 @@ class Element:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_within(self, self.within)
@@ -79,6 +84,9 @@ class NofM:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_length(self, "n", self.n)
@@ -116,6 +124,9 @@ class Vector:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_within(self, self.within)
@@ -152,6 +163,9 @@ class Kernel:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_within(self, self.within)
@@ -182,6 +196,9 @@ class Block:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_within(self, self.within)
@@ -208,6 +225,9 @@ class Filter:
     tail: Tail = "error"
 
     __repr__ = written
+    removable = False
+    cut = tiled
+    sites = sites_in_weights
 
     def __post_init__(self) -> None:
         check_within(self, self.within)

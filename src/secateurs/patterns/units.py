@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from secateurs.ranks import whole
-from secateurs.types import Criterion, Evidence, Member, Scores, Site
+from secateurs.types import Criterion, Evidence, Member, PatternError, Scores, Site
 
 
 def weight_of(member: Member) -> Tensor:
@@ -39,6 +40,24 @@ def as_units(site: Site, tensor: Tensor, member: int = 0) -> Tensor:
     view = part.cut(part.canonical(tensor))
     elements = view.shape[len(site.contests) + len(site.competitors) :]
     return view.reshape(site.contest_count, prod(site.competitors), *elements)
+
+
+def with_alive(site: Site, masks: Mapping[str, Tensor] | None) -> Site:
+    """The site with the units that earlier masks have left: those of which anything is left in any member."""
+    alive: Tensor | None = None
+    for index, member in enumerate(site.members):
+        mask = None if masks is None else masks.get(member.parameter)
+        if mask is None:
+            continue
+        if mask.shape != member.weight.shape:
+            raise PatternError(
+                f"{member.parameter}: the earlier mask is of shape {tuple(mask.shape)}, but the weight of {tuple(member.weight.shape)}: "
+                "the masks belong to another model"
+            )
+        units = as_units(site, whole(mask), index)
+        left = units.flatten(2).any(dim=2) if units.ndim > 2 else units
+        alive = left if alive is None else alive | left.to(alive.device)
+    return site if alive is None else replace(site, alive=alive)
 
 
 def spread(site: Site, kept: Tensor, mask: Tensor, member: int = 0) -> None:

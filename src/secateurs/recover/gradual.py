@@ -18,7 +18,7 @@ from secateurs.prune import prune_
 from secateurs.recover.checkpoint import load_weights
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.schedules import Schedule
-from secateurs.types import Allocator, Coupling, FileError, Hook, Pattern, Run, SecateursError, Solver
+from secateurs.types import Allocator, FileError, Hook, Pattern, Run, SecateursError, Solver
 
 Rewind = Literal["weights", "learning_rate"]
 
@@ -72,7 +72,7 @@ def gradual(
         run.masks.replace_(masks)
 
     times = _Times(schedule, begin, end, every)
-    return _Gradual(prune, times, rewind, rewind_to, dropout, dead, isinstance(pattern, Coupling)).hook()
+    return _Gradual(prune, times, rewind, rewind_to, dropout, dead, pattern.removable).hook()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from secateurs.costs import trace_macs
 from secateurs.patterns import find_weights, misfit
 from secateurs.report.measure import layers
 from secateurs.report.words import printable
-from secateurs.types import Site, Sites, Tiling
+from secateurs.types import Pattern, Site, Sites
 
 _WIDE = 120  # columns of a terminal from which all that is known of a layer stands in one row
 
@@ -42,7 +42,7 @@ def _tied(site: Site) -> str:
     return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
 
 
-def layer_tables(network: nn.Module, example: Any, tried: Sequence[Tiling], width: int) -> list[Table]:
+def layer_tables(network: nn.Module, example: Any, tried: Sequence[Pattern], width: int) -> list[Table]:
     """A row a layer: its numbers, and which patterns fit it; two tables where one would be too wide for the terminal."""
     macs = trace_macs(network, example).by_parameter if example is not None else {}
     found, _ = find_weights(network)
@@ -63,7 +63,7 @@ def layer_tables(network: nn.Module, example: Any, tried: Sequence[Tiling], widt
     return [_table(type(network).__name__, [names, *numbers], caption), _table("patterns that fit", [names, *fits])]
 
 
-def _stacked(pattern: Tiling) -> str:
+def _stacked(pattern: Pattern) -> str:
     """A pattern's name with its arguments below it."""
     kind, _, arguments = str(pattern).partition("(")
     return f"{kind}\n{arguments[:-1]}"

@@ -19,7 +19,7 @@ from secateurs.patterns import find_sites
 from secateurs.prune import masks_of, prune_
 from secateurs.shrink import shrink_
 from secateurs.solve import TopK
-from secateurs.testing.pattern import check_repr
+from secateurs.testing.pattern import asked_of, check_repr
 from secateurs.testing.specimens import COUPLED, Specimen, unchanged
 from secateurs.types import Coupling, Member, PatternError, Site, Sites, Solution, Task
 
@@ -42,9 +42,7 @@ def check_coupling(pattern: Coupling, *, on: Sequence[Specimen] | None = None) -
     >>> from secateurs.patterns import Channel
     >>> check_coupling(Channel(round_to=2))
     """
-    assert isinstance(pattern, Coupling), (
-        f"{pattern!r} lacks one of within, kept_of_each, round_to, approximate, only_heads: see secateurs.types.Coupling"
-    )
+    assert isinstance(pattern, Coupling), f"{pattern!r} lacks one of {', '.join(asked_of(Coupling))}: see secateurs.types.Coupling"
     check_repr(pattern)
     fitting = 0
     for specimen in on or COUPLED:
@@ -203,7 +201,7 @@ def _check_shrunk(pattern: Coupling, specimen: Specimen, keep: float, where: str
     assert masks.plan is not None, f"{where}: masks without a plan"
     sites = find_sites(model, pattern, example)
     for site in sites:
-        _check_round(site, masks.plan[site.name], f"{where}, {site.name}")
+        _check_round(pattern, site, masks.plan[site.name], f"{where}, {site.name}")
     promised = [cost(masks.plan) for cost in costs]
     planned = {site.name: masks.plan[site.name] for site in sites if masks.plan[site.name] < site.units}
     _check_answers(pattern, model, example, masks, planned, where)
@@ -222,8 +220,8 @@ def _check_answers(pattern: Coupling, model: nn.Module, example: Any, masks: Mas
     assert pattern.approximate or _same(before, after), f"{where}: the shrunk model answers otherwise than the masked one"
 
 
-def _check_round(site: Site, kept: int, where: str) -> None:
-    width, round_to = _width(site), site.pattern.round_to if isinstance(site.pattern, Coupling) else 1
+def _check_round(pattern: Coupling, site: Site, kept: int, where: str) -> None:
+    width, round_to = _width(site), pattern.round_to
     possible = any(number * width % round_to == 0 for number in range(1, site.units + 1))
     assert kept >= 1, f"{where}: the site is emptied"
     assert kept * width % round_to == 0 or not possible, (

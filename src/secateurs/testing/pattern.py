@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateurs import patterns
-from secateurs.patterns import Weight, cut, find_sites, find_weights, misfit, spread
+from secateurs.patterns import Weight, find_sites, find_weights, misfit, spread
 from secateurs.testing.specimens import LAYERS, Specimen
 from secateurs.types import Pattern, PatternError, Site, Tiling
 
@@ -32,7 +32,7 @@ def check_pattern(pattern: Tiling, *, on: Sequence[Specimen] | None = None) -> N
     >>> from secateurs.patterns import NofM
     >>> check_pattern(NofM(2, 4))
     """
-    assert isinstance(pattern, Tiling), f"{pattern!r} lacks one of within, tail, kept_of_each, tile: see secateurs.types.Tiling"
+    assert isinstance(pattern, Tiling), f"{pattern!r} lacks one of {', '.join(asked_of(Tiling))}: see secateurs.types.Tiling"
     check_repr(pattern)
     fitting = 0
     for specimen in on or LAYERS:
@@ -44,10 +44,15 @@ def check_pattern(pattern: Tiling, *, on: Sequence[Specimen] | None = None) -> N
                 continue
             fitting += 1
             site = find_sites(model, pattern, only=[weight.parameter])[0]
-            _check_site(site, weight, f"{pattern!r} on {specimen.name}, {weight.parameter} {weight.shape}")
+            _check_site(pattern, site, weight, f"{pattern!r} on {specimen.name}, {weight.parameter} {weight.shape}")
     assert fitting or on, f"{pattern!r} fits none of the layers {[specimen.name for specimen in LAYERS]}"
     for shape in _AWKWARD:
         _check_tail(pattern, shape)
+
+
+def asked_of(protocol: type) -> list[str]:
+    """What a pattern of a kind must have."""
+    return [name for kind in protocol.__mro__ for name in vars(kind) if not name.startswith("_")]
 
 
 def check_repr(pattern: Pattern) -> None:
@@ -65,9 +70,9 @@ def _check_reason(pattern: Tiling, shape: Sequence[int], reason: str) -> None:
     assert reason.strip(), f"{pattern!r} does not fit {tuple(shape)} and gives no reason"
 
 
-def _check_site(site: Site, weight: Weight, where: str) -> None:
-    assert isinstance(site.pattern, Tiling), f"{where}: the site is of another pattern, {site.pattern!r}"
-    tile = site.pattern.tile(weight.shape)
+def _check_site(pattern: Tiling, site: Site, weight: Weight, where: str) -> None:
+    assert site.pattern == pattern, f"{where}: the site is of another pattern, {site.pattern!r}"
+    tile = pattern.tile(weight.shape)
     sizes = len(tile) == len(weight.shape) - 1 and all(isinstance(size, int) and size > 0 for size in tile)
     assert sizes, f"{where}: tile gives {tile}, not one whole number for each of (outputs, inputs, *kernel)"
     view = site.members[0].cut(site.members[0].canonical(weight.value))
@@ -83,13 +88,12 @@ def _check_site(site: Site, weight: Weight, where: str) -> None:
         spread(site, torch.arange(site.units).view(site.contest_count, -1), unit_of)
     except RuntimeError as error:
         raise AssertionError(f"{where}: units cannot be written through the cut, do two share an element? ({error})") from error
-    _check_units(site, weight.layout.canonical(unit_of), tile, where)
+    _check_units(site, weight.layout.canonical(unit_of), tile, pattern.tail, where)
     _check_contests(site, weight.layout.canonical(unit_of), tile, where)
 
 
-def _check_units(site: Site, unit_of: Tensor, tile: Sequence[int], where: str) -> None:
+def _check_units(site: Site, unit_of: Tensor, tile: Sequence[int], tail: str, where: str) -> None:
     covered = unit_of >= 0
-    tail = site.pattern.tail if isinstance(site.pattern, Tiling) else "error"
     assert covered.all() or tail == "keep", f"{where}: {int((~covered).sum())} elements belong to no unit"
     sizes = torch.bincount(unit_of[covered], minlength=site.units)
     assert (sizes == site.elements_per_unit).all(), (
@@ -153,7 +157,7 @@ def _check_tail(pattern: Tiling, shape: tuple[int, ...]) -> None:
     assert str(length) in reason, f"{strict!r}: the error on {shape} does not name the dimension's size: {reason}"
     if misfit(lenient, shape) is None:
         touched = torch.zeros(shape, dtype=torch.bool)
-        cut(lenient, shape).view(touched).fill_(True)
+        lenient.cut(shape).view(touched).fill_(True)
         whole = torch.zeros(shape, dtype=torch.bool)
         covered = (slice(None), *(slice(length - rest) for length, rest in zip(shape[1:], rests, strict=True)))
         whole[covered] = True

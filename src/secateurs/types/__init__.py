@@ -20,15 +20,31 @@ from secateurs.types.evidence import Accumulator, Criterion, Evidence, Statistic
 from secateurs.types.extents import Extents, Product
 from secateurs.types.plan import Allocator, Plan, Share
 from secateurs.types.training import Hook, Run, Task
-from secateurs.types.units import Coupling, Member, Pattern, Role, Site, Sites, Skipped, Tiling, Within
+from secateurs.types.units import (
+    Chosen,
+    Coupling,
+    Cut,
+    Member,
+    Part,
+    Pattern,
+    Role,
+    Selection,
+    Site,
+    Sites,
+    Skipped,
+    Tiling,
+    Within,
+)
 
 __all__ = [
     "Accumulator",
     "Allocator",
     "Budget",
+    "Chosen",
     "Cost",
     "Coupling",
     "Criterion",
+    "Cut",
     "Evidence",
     "Extents",
     "FileError",
@@ -37,6 +53,7 @@ __all__ = [
     "Masks",
     "Member",
     "NonFiniteError",
+    "Part",
     "Pattern",
     "PatternError",
     "Plan",
@@ -46,6 +63,7 @@ __all__ = [
     "Run",
     "Scores",
     "SecateursError",
+    "Selection",
     "Share",
     "Site",
     "Sites",

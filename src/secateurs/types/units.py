@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -26,8 +26,9 @@ Role = Literal["producer", "consumer", "scale"]
 # ---------------------------------------------------------------- granularity
 
 
+@runtime_checkable
 class Pattern(Protocol):
-    """What a unit is, and among whom units compete: a `Tiling` of single weights, or a `Coupling` of many."""
+    """What a unit is, where in a model units are, and among whom they compete. `find_sites` asks it, and so does whoever prunes."""
 
     @property
     def within(self) -> Within: ...
@@ -35,6 +36,40 @@ class Pattern(Protocol):
     @property
     def kept_of_each(self) -> int | None:
         """Units that every contest keeps where the pattern itself decides (2 for 2:4), else ``None``."""
+
+    @property
+    def removable(self) -> bool:
+        """Whether units lie in every weight that makes or reads them, so that `shrink_` takes them out for good; else zeros stay."""
+
+    def cut(self, shape: Sequence[int]) -> Cut:
+        """How one weight of this canonical shape falls into units; raises `PatternError` where none does, with the way out."""
+
+    def sites(self, model: nn.Module, example: Any, chosen: Chosen, masks: Mapping[str, Tensor] | None) -> Sites:
+        """The sites in a model of those that were chosen, with what earlier masks have left of them; raises `PatternError` for none."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one weight falls into units: ``view`` of its canonical view is ``(*contests, *competitors, *elements)``, written through."""
+
+    view: Callable[[Tensor], Tensor]
+    contests: tuple[int, ...]
+    competitors: tuple[int, ...]
+    elements: tuple[int, ...]
+
+
+Part = str | nn.Module | Tensor
+Selection = Part | Iterable[Part] | Mapping[str, str] | Callable[[str, nn.Module], bool]
+"""What exists in a model: names (a container's means all inside it), globs (``"layer?.*"``), modules and parameters themselves, or a
+predicate ``(name, module) → bool``; of ``skip`` also a mapping from names to the reasons that are told."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What takes part: ``only`` these (``None``: what the pattern takes by itself), and none of ``skip``."""
+
+    only: Selection | None = None
+    skip: Selection | None = None
 
 
 @runtime_checkable

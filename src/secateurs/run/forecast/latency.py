@@ -28,7 +28,7 @@ from secateurs.run.planning.layers import Choice
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
 from secateurs.run.recording.record import record
-from secateurs.types import Cost, Pattern, Plan, PlanError, Tiling
+from secateurs.types import Cost, Pattern, Plan, PlanError
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are measured; what lies between is interpolated, and beyond the last nothing more is promised."""
@@ -164,7 +164,7 @@ def _shape(pattern: Pattern | None, name: str, model: nn.Module, plan: Plan) -> 
     _, _, inputs, *kernel = shape
     sizes = {share.elements[name] for share in plan.shares.values() if name in share.elements}
     if pattern is not None:
-        size = prod(pattern.tile(shape)) if isinstance(pattern, Tiling) else None
+        size = None if pattern.removable else prod(pattern.cut(shape).elements)
         if sizes != {size}:
             raise PlanError(
                 f"{name}: the plan's units hold {', '.join(map(str, sorted(sizes)))} of its weights, those of {pattern} "

@@ -33,7 +33,7 @@ from secateurs.run.planning.layers import Choice, as_linear, positions_of
 from secateurs.run.planning.runner import Runner
 from secateurs.run.recording.record import record
 from secateurs.solve import TopK
-from secateurs.types import Coupling, Pattern, SecateursError, Task, TaskError
+from secateurs.types import Pattern, SecateursError, Task, TaskError
 
 _ROUNDS = 21
 _TORCH = InstructionSet("torch", 1)
@@ -83,7 +83,7 @@ def predict(
     """
     fraction_kept("predict", sparsity=sparsity, keep=None)
     clock = Stopwatch(instruction_set(), torch.get_num_threads() if threads is None else threads, tune)
-    if not isinstance(pattern, Coupling):
+    if not pattern.removable:
         find_sites(layer, pattern, only="*")  # its errors name the layer's own weight, those of a stand-in would not
     given = _example(layer, example)
     network = lower(record(copy.deepcopy(layer).eval().requires_grad_(False), given))
@@ -222,7 +222,7 @@ def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], 
 
 def thinned(layer: Weighted, pattern: Pattern, sparsity: float) -> Weighted:
     """The layer with ones for weights, of which the pattern removed some at random; where it removes channels, with fewer outputs."""
-    if isinstance(pattern, Coupling):
+    if pattern.removable:
         return narrowed(layer, round((1 - sparsity) * len(layer.weight)), layer.weight.shape[1])
     return replace(layer, weight=_thinned(layer, pattern, sparsity)) if sparsity else layer
 
