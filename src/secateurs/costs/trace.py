@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.forward import run_example, torch_masks
+from secateurs.watch import Operations, unfused
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,16 @@ _RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
 """ATen operation → the MACs of one call; what is not here multiplies nothing with a weight."""
 
 
-class _Counter(TorchDispatchMode):
+class _Counter:
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.owner = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
         self.masks = {mask.untyped_storage()._cdata for mask in torch_masks(model).values()}
         self.macs: dict[str, float] = defaultdict(float)
         self.alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and count it."""
+        out = func(*args, **kwargs)
         rule = _RULES.get(func.overloadpacket)
         for operands, macs in rule(args, out) if rule else ():
             names = [name for operand in operands if (name := self.owner.get(operand.untyped_storage()._cdata))]
@@ -127,18 +126,7 @@ def trace_macs(model: nn.Module, example: Any) -> MacsTrace:
     21600.0
     """
     counter = _Counter(model)
-    with _plain_attention(), counter:
+    with unfused(), Operations(counter.see):
         run_example(model, example)
     activations = counter.macs.pop("", 0.0)
     return MacsTrace(dict(counter.macs), activations)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention layers take their ordinary path, which shows its operations, instead of one opaque fused call."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

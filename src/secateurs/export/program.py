@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 
 from secateurs.export.error import ExportError
 from secateurs.forward import as_call, describe, evaluating, run_example
-from secateurs.graph import untouched
 from secateurs.nested import changed, parts, tensors_in
 from secateurs.shrink.same_answers import telling
 from secateurs.types import NonFiniteError, TaskError
+from secateurs.watch import untouched
 
 
 @dataclass(frozen=True)

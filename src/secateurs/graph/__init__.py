@@ -4,8 +4,8 @@ from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurren
 from secateurs.graph.calls import ModuleCall
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
-from secateurs.graph.lines import is_users, line_of
 from secateurs.graph.ops import Op, Trace
+from secateurs.graph.ready import ready
 from secateurs.graph.rules import RULES
 from secateurs.graph.size_calls import Number, Pieces, SizeCall
 from secateurs.graph.size_rules import TABLE
@@ -14,7 +14,6 @@ from secateurs.graph.structure import Monomial, Place, Structure, analyse, exten
 from secateurs.graph.tagged_sizes import Measured, Source, asks_size, is_told, told
 from secateurs.graph.trace import record
 from secateurs.graph.typing_context import Typing
-from secateurs.graph.watch import plain, ready, refuse_opaque, untouched
 from secateurs.nested import Value
 
 __all__ = [
@@ -46,16 +45,11 @@ __all__ = [
     "infer",
     "interpret",
     "is_told",
-    "is_users",
     "kept",
-    "line_of",
     "normal",
     "occurrences",
-    "plain",
     "ready",
     "record",
-    "refuse_opaque",
     "told",
     "unify",
-    "untouched",
 ]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.watch import Operations
 
 _NUMBERS = {int, float, bool, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _DECIDED_OTHERWISE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
@@ -57,7 +58,7 @@ class Fakes:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Whatever runs now runs on fake tensors."""
-        with self.mode, _Running(self):
+        with self.mode, Operations(self.run):
             yield
 
     def of(self, tensor: Tensor) -> Any:
@@ -107,15 +108,6 @@ class Fakes:
             torch._C._set_throw_on_mutable_data_ptr(fake)
             fake.__dict__.update(like.__dict__)  # all that FakeTensor's constructor would work out again each time
             return fake
-
-
-class _Running(TorchDispatchMode):
-    def __init__(self, fakes: Fakes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._fakes = fakes
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._fakes.run(func, args, kwargs or {})
 
 
 def _key(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

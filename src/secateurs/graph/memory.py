@@ -9,7 +9,7 @@ views are taken again, from what their base is now, when somebody reads them. Wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from secateurs.graph.ops import Op
-from secateurs.nested import Value, tensors_in
+from secateurs.nested import Value
+from secateurs.watch.operations import is_written
 
 aten = torch.ops.aten
 
@@ -53,14 +54,6 @@ class Known:
     of: Value | None = None
 
 
-def storage_of(tensor: Tensor) -> Any:
-    """The storage of a tensor; nothing where it has none that could be shared (sparse tensors)."""
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
 def lies(tensor: Tensor) -> Layout:
     """How a tensor lies in its storage."""
     if tensor.layout is not torch.strided:
@@ -83,18 +76,13 @@ def alike(one: Layout, other: Layout) -> bool:
 
 @dataclass(frozen=True)
 class Writes:
-    """Which arguments an operation writes, by place and name; which of its results these are; those that are given for a result alone
-    (``out=``); whether it only changes how its argument lies in memory; and the operation that writes nothing, where there is one."""
+    """Which of its results are arguments that an operation writes; which arguments are given for a result alone (``out=``); whether it only
+    changes how its argument lies in memory; and the operation that writes nothing, where there is one."""
 
-    arguments: tuple[tuple[int, str], ...]
     returned: tuple[int, ...]
     given: frozenset[str]
     only_layout: bool
     functional: Any
-
-    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors that a call writes."""
-        return list(tensors_in([args[place] if place < len(args) else kwargs.get(name) for place, name in self.arguments]))
 
 
 @functools.cache
@@ -106,15 +94,9 @@ def writes(func: Any) -> Writes | None:
     """
     if not func._schema.is_mutable:
         return None
-    arguments = list(enumerate(func._schema.arguments))
-    written = tuple((place, each.name) for place, each in arguments if _is_written(each))
-    returned = tuple(place for place, each in enumerate(func._schema.returns) if _is_written(each))
-    given = frozenset(each.name for _, each in arguments if each.is_out)
-    return Writes(written, returned, given, torch.Tag.inplace_view in func.tags, _functional(func, given))
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
+    returned = tuple(place for place, each in enumerate(func._schema.returns) if is_written(each))
+    given = frozenset(each.name for each in func._schema.arguments if each.is_out)
+    return Writes(returned, given, torch.Tag.inplace_view in func.tags, _functional(func, given))
 
 
 def _functional(func: Any, given: frozenset[str]) -> Any:

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from secateurs.graph.fake_tensors import DEVICE, Fakes
-from secateurs.graph.lines import where
 from secateurs.graph.memory import (
     Known,
     Memory,
@@ -20,23 +18,25 @@ from secateurs.graph.memory import (
     alike,
     lies,
     put_back,
-    storage_of,
     taken_from,
     writes,
 )
 from secateurs.graph.ops import Op
 from secateurs.nested import Value, arguments, tensors_in
+from secateurs.watch import storage_of, where, written_by
 
 aten = torch.ops.aten
 
 
-class Recorder(TorchDispatchMode):
+class Recorder:
     """Writes down each operation that passes; tensors that it does not know are constants of the model's code.
 
     Each value is the output of one operation at most, and no operation reads what is no longer so: a tensor that was written in place,
     itself or through another one that shares its memory, is another value from then on.
 
-    >>> with Recorder([""]) as recorder:
+    >>> from secateurs.watch import Operations
+    >>> recorder = Recorder([""])
+    >>> with Operations(recorder.see):
     ...     x = torch.zeros(2, 3)
     ...     _ = x[:, 1:].add_(1)
     ...     y = x.exp()
@@ -47,7 +47,6 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, stack: list[str], fakes: Fakes | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.stack = stack
         self._run = _run if fakes is None else fakes.run
@@ -121,8 +120,8 @@ class Recorder(TorchDispatchMode):
 
     # ------------------------------------------------------------ what an operation does
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and write down what it does."""
         if func is DEVICE:
             return self._run(func, args, kwargs)  # torch itself asks, at every normalisation
         taken: list[Known] = []
@@ -131,7 +130,7 @@ class Recorder(TorchDispatchMode):
         out = self._run(func, args, kwargs)
         results = [out] if isinstance(out, Tensor) else list(tensors_in(out))
         if wrote is not None and not wrote.only_layout:
-            self._written(func, wrote, noted, named, wrote.tensors(args, kwargs), results)
+            self._written(func, wrote, noted, named, list(tensors_in(written_by(func, args, kwargs))), results)
         elif results:
             self._made(func if wrote is None else wrote.functional or func, noted, named, results, taken)
         return out

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, call, check_fit, modules_in, parameters_in, run_example
 from secateurs.graph.calls import Calls
-from secateurs.graph.lines import where
-from secateurs.graph.memory import storage_of
 from secateurs.graph.ops import Trace
+from secateurs.graph.ready import ready
 from secateurs.graph.recorder import Recorder
 from secateurs.graph.sizes import SizeCalls
 from secateurs.graph.tagged_sizes import tagged
-from secateurs.graph.watch import ready, refuse_opaque
 from secateurs.nested import changed, tensors_in
 from secateurs.types import TaskError
+from secateurs.watch import Operations, refuse_opaque, storage_of, where
 
 
 def record(model: nn.Module, example: Any) -> Trace:
@@ -68,7 +67,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
         trace.buffers = {name: recorder.value(tensor) for name, tensor in buffers_in(model).items()}
         trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
         sizes = SizeCalls(stack, recorder.value, where)
-        with fakes.mode if fakes else nullcontext(), recorder, sizes:
+        with fakes.mode if fakes else nullcontext(), Operations(recorder.see), sizes:
             output = call(model, example) if fake else run_example(model, example)
         trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
         now = {name: recorder.value(tensor) for held in (parameters_in(model), buffers_in(model)) for name, tensor in held.items()}

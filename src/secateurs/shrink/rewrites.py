@@ -19,8 +19,6 @@ from secateurs.graph import (
     Structure,
     asks_size,
     is_told,
-    is_users,
-    line_of,
     ready,
     told,
 )
@@ -29,6 +27,7 @@ from secateurs.shrink.rewritten_forward import at, rewritten, takes_sizes
 from secateurs.shrink.size_changes import Changes, measured, passed
 from secateurs.shrink.step import Rewrite
 from secateurs.types import SecateursError
+from secateurs.watch import is_users, line_of
 
 # ---------------------------------------------------------------- sizes in the code
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import describe, modules_in, parameters_in, run_example
-from secateurs.graph import plain, untouched
 from secateurs.nested import changed, tensors_in
 from secateurs.shrink.other_inputs import other_inputs
 from secateurs.shrink.stilled import Stilled
 from secateurs.types import SecateursError, TaskError
+from secateurs.watch import plain, untouched
 
 _SMALL, _LARGE = 10_000_000, 200_000_000
 _TOLERANCE = 3e-6

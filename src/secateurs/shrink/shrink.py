@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, parameters_in
 from secateurs.given import MASKS, MODEL, OPTIMIZER, require, require_values
-from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal, refuse_opaque
+from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal
 from secateurs.masks.masks import Masks
 from secateurs.patterns import axis_names
 from secateurs.shrink.carry import carry_
@@ -29,6 +29,7 @@ from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import Indices, cut_, rewrite_, set_attributes_, take_out_
 from secateurs.shrink.undo import Undo
 from secateurs.types import SecateursError, Skipped
+from secateurs.watch import refuse_opaque
 
 
 @dataclass(frozen=True)

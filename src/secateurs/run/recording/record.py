@@ -12,20 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from secateurs.forward import run_example
-from secateurs.graph.lines import where
-from secateurs.graph.watch import untouched
 from secateurs.nested import Value, arguments, changed, holds, leaves, tensors_in
 from secateurs.run.network.error import CompileError
 from secateurs.run.network.nodes import Network, Node, Torch
 from secateurs.run.network.plain import written_out
 from secateurs.run.recording.writes import settled
 from secateurs.types import SecateursError, TaskError
+from secateurs.watch import Operations, modules, unfused, untouched, where, written_by
 
 aten = torch.ops.aten
 
@@ -67,14 +64,15 @@ def record(model: nn.Module, example: Any) -> Network:
 
 
 def _recorded(model: nn.Module, example: Any) -> Network:
-    with untouched(model), _visible_attention(), _names(model) as stack, ExitStack() as after:
+    stack = [""]
+    with untouched(model), unfused(), modules(model, stack.append, stack.pop), ExitStack() as after:
         recorder = Recorder(model, stack)
         after.callback(recorder.restore)
         # Clones: the model may write into its inputs, and two inputs that are one tensor here need not be so later.
         taken = changed(example, lambda tensor: tensor.detach().clone(), objects=True)
         template = changed(taken, recorder.input, objects=True)
         held = _held(model)
-        with recorder, _Watch(recorder):
+        with Operations(recorder.see), _Watch(recorder):
             try:
                 output = run_example(model, taken)
             except TaskError as error:
@@ -115,17 +113,6 @@ def _check(model: nn.Module, example: Any) -> None:
 
 
 @contextmanager
-def _visible_attention() -> Iterator[None]:
-    """Torch's attention modules as linear layers and attention, not as one operation that hides the layers."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
 def _compiling() -> Iterator[None]:
     """What `torch.compiler.is_compiling` says is yes."""
     before, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
@@ -133,28 +120,6 @@ def _compiling() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
-
-
-@contextmanager
-def _names(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules whose forward pass runs now, the innermost last."""
-    names = {module: name for name, module in model.named_modules()}
-    stack = [""]
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        if module in names:
-            stack.append(names[module])
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        if module in names:
-            stack.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass
@@ -175,11 +140,10 @@ class _Owned:
     before: Tensor | None = None
 
 
-class Recorder(TorchDispatchMode):
+class Recorder:
     """Writes down each operation on tensors that depend on the inputs or on chance; runs all the others, and forgets them."""
 
     def __init__(self, model: nn.Module, stack: list[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._stack = stack
         self._nodes: list[Node] = []
         self._inputs: list[Value] = []
@@ -243,11 +207,11 @@ class Recorder(TorchDispatchMode):
                 if owned.before is not None:
                     owned.tensor.copy_(owned.before)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, and write it down where it belongs to what is computed from the inputs."""
         if func.namespace == "prim":
             return func(*args, **kwargs)
-        written = [tensor for nest in _written(func, args, kwargs) for tensor in tensors_in(nest)]
+        written = list(tensors_in(written_by(func, args, kwargs)))
         flows = any(self.flowing(tensor) is not None for tensor in tensors_in((args, kwargs)))
         if not flows and _RANDOM not in func.tags:
             for tensor in written:
@@ -438,12 +402,3 @@ def overloads(packet: Any) -> Iterator[Any]:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Any]:
-    """The arguments that an operation writes into."""
-    if not func._schema.is_mutable:
-        return
-    for place, declared in enumerate(func._schema.arguments):
-        if declared.alias_info is not None and declared.alias_info.is_write:
-            yield args[place] if place < len(args) else kwargs.get(declared.name)

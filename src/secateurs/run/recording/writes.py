@@ -11,6 +11,7 @@ import torch
 
 from secateurs.nested import Value, among, changed, leaves
 from secateurs.run.network.nodes import Network, Torch
+from secateurs.watch import written_by
 
 aten = torch.ops.aten
 
@@ -119,13 +120,8 @@ def _alive(network: Network, candidates: list[Torch], storage: Mapping[Value, ob
 
 
 def _targets(node: Torch) -> list[Value]:
-    if not _writes(node):
-        return []
-    found = []
-    for place, declared in enumerate(node.function._schema.arguments):
-        if declared.alias_info is not None and declared.alias_info.is_write:
-            found += list(among(node.args[place] if place < len(node.args) else node.kwargs.get(declared.name), Value))
-    return found
+    """The values that a node writes into."""
+    return list(among(written_by(node.function, node.args, node.kwargs), Value)) if _writes(node) else []
 
 
 def _swapped(nest: Any, before: Value, after: Value) -> Any:

@@ -9,8 +9,8 @@ from types import FrameType
 
 import torch
 
-_SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
-_MODELS = str(Path(__file__).parent.parent / "models")
+_SKIPPED_FILES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_MODELS = str(Path(__file__).parents[1] / "models")
 
 
 def where() -> str:

@@ -1,0 +1,114 @@
+"""A user's model while it is watched: which module runs, and how it is put back to what it was."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from secateurs.forward import buffers_in, modules_in
+from secateurs.ranks import any_sharded
+from secateurs.types import SecateursError
+
+
+def refuse_opaque(model: nn.Module) -> None:
+    """Raise `SecateursError` where a model's code cannot be seen, or not its parameters as they are."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SecateursError(
+            f"{type(model).__name__} is a scripted model, whose code cannot be traced: prune the nn.Module, then script it"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise SecateursError("the model is compiled: prune model._orig_mod, then compile again")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise SecateursError(f"the model is wrapped in {type(model).__name__}: prune model.module, then wrap again")
+    if any_sharded(model.parameters()):
+        raise SecateursError(
+            "the model is sharded (fully_shard), and no trace sees what is coupled to what in shards: prune whole channels and shrink_ "
+            "first, then shard it; or save it, load it into a whole one, and go on there"
+        )
+
+
+@contextmanager
+def untouched(model: nn.Module, buffers: bool = True) -> Iterator[None]:
+    """Whatever the forward pass writes down on its modules (caches, counters) is taken back, and into their buffers if so wished."""
+    slots = [(module.__dict__, dict(module.__dict__)) for module in modules_in(model).values()]
+    inside = [value for _, before in slots for value in before.values() if type(value) in (dict, OrderedDict, list, set)]
+    filled = [(value, value.copy()) for value in inside if value]
+    empty = [value for value in inside if not value]
+    written = [(buffer, buffer.clone()) for buffer in buffers_in(model).values() if not buffer.is_meta] if buffers else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in written:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for now, before in slots:
+            now.clear()
+            now.update(before)
+        for value in empty:
+            if value:
+                value.clear()
+        for value, copied in filled:
+            if value != copied if type(value) is set else not _alike(value, copied):
+                value.clear()
+                value.extend(copied) if isinstance(value, list) else value.update(copied)
+
+
+def _alike(value: Any, copied: Any) -> bool:
+    """Whether two dicts or lists hold the same objects."""
+    if len(value) != len(copied):
+        return False
+    if isinstance(value, list):
+        return all(one is other for one, other in zip(value, copied, strict=True))
+    return all(key in copied and copied[key] is item for key, item in value.items())
+
+
+class _Listener(Protocol):
+    """Is told of the calls of modules: what it returns at the beginning is given back to it at the end, unless the call fails."""
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def end(self, module: str, given: Any, args: tuple[Any, ...], output: Any) -> None: ...
+
+
+@contextmanager
+def modules(
+    model: nn.Module, enter: Callable[[str], Any], leave: Callable[[], Any], calls: Sequence[_Listener] = ()
+) -> Iterator[None]:
+    """Tells when the forward pass of each module begins, by its name, and ends; ``calls`` are told what goes in and comes out.
+
+    >>> model = nn.Sequential(nn.Flatten())
+    >>> with modules(model, lambda name: print(repr(name), "begins"), lambda: print("and ends")):
+    ...     _ = model(torch.ones(1, 2))
+    '' begins
+    '0' begins
+    and ends
+    and ends
+    """
+    names = {id(module): name for name, module in modules_in(model).items()}
+    before, thread = nn.Module.__call__, get_ident()
+
+    def told(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(self))
+        if name is None or get_ident() != thread:
+            return before(self, *args, **kwargs)
+        given = [each.begin(args, kwargs) for each in calls]
+        enter(name)
+        try:
+            output = before(self, *args, **kwargs)
+        finally:
+            leave()
+        for each, value in zip(calls, given, strict=True):
+            each.end(name, value, args, output)
+        return output
+
+    nn.Module.__call__ = told  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = before  # type: ignore[method-assign]
