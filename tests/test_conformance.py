@@ -12,7 +12,20 @@ from torch import nn
 
 from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_threshold, uniform, within_budget
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params, tensor_bytes
-from secateurs.criteria import magnitude, random
+from secateurs.criteria import (
+    activation,
+    apoz,
+    batchnorm_scale,
+    cosine,
+    fisher,
+    fpgm,
+    lamp,
+    magnitude,
+    random,
+    snip,
+    taylor,
+    variance,
+)
 from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
 from secateurs.masks import Masks
@@ -107,6 +120,24 @@ CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
     (magnitude(p=1) * input_norm(), {"keeps_order_when_scaled": True}),
     (magnitude(p=2) * input_norm(p=1), {"keeps_order_when_scaled": True}),
     (magnitude(p=1) * random(seed=0), {"permutes": False, "keeps_order_when_scaled": True}),
+    (batchnorm_scale(), {"keeps_order_when_scaled": True}),
+    (fpgm(), {"keeps_order_when_scaled": True}),
+    (fpgm(members="all"), {}),
+    (cosine(), {}),
+    (lamp(), {"keeps_order_when_scaled": True}),
+    (lamp(members="consumers"), {}),
+    (snip(), {"keeps_order_when_scaled": True}),
+    (snip(members="all"), {}),
+    (fisher(), {"keeps_order_when_scaled": True}),
+    (taylor(), {}),
+    (taylor(members="all"), {}),
+    (taylor(activations=True), {}),
+    (apoz(), {}),
+    (activation(), {}),
+    (activation(p=2), {}),
+    (variance(), {}),
+    (apoz() * magnitude(), {}),
+    (magnitude(p=1) * input_norm() * apoz(), {}),
 ]
 
 
@@ -123,6 +154,8 @@ SOLVERS: list[Solver] = [
     TopK(random()),
     TopK(magnitude(p=1) * input_norm()),
     TopK(magnitude(members="all") * input_norm()),
+    TopK(taylor()),
+    TopK(fpgm()),
     Doubling(magnitude()),
 ]
 

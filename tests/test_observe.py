@@ -203,8 +203,8 @@ def test_a_statistic_of_ones_own_sees_inputs_and_output_of_each_pass():
         def __init__(self) -> None:
             self.value = torch.zeros(())
 
-        def add(self, inputs, output) -> None:
-            self.value = torch.maximum(self.value, output.abs().max())
+        def add(self, seen) -> None:
+            self.value = torch.maximum(self.value, seen.output.abs().max())
 
         def result(self) -> torch.Tensor:
             return self.value

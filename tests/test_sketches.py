@@ -27,8 +27,8 @@ class InputPower:
 
     total: Any = 0
 
-    def add(self, inputs: tuple[Any, ...], output: Any) -> None:
-        self.total = self.total + inputs[0].square().sum(0)
+    def add(self, seen: sc.Seen) -> None:
+        self.total = self.total + seen.inputs[0].square().sum(0)
 
     def result(self) -> Tensor:
         return self.total

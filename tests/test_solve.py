@@ -256,7 +256,7 @@ def test_scores_that_are_not_finite_are_an_error_that_names_layer_and_criterion(
 def test_a_criterion_of_all_members_that_needs_what_only_makers_see_is_an_error_with_two_ways_out():
     model, batch = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 3)
     task, weights = Task(example=batch, calibration=[(batch, None)]), model[0].weight.detach().clone()
-    said = r'0: .* needs input_norm\(p=2\) of 2.weight, which was not observed: .* members="producers", or skip=\[\'0\'\]'
+    said = r'0: .* needs input_norm\(p=2\) of 0.bias, which was not observed: .* members="producers", or skip=\[\'0\'\]'
     with pytest.raises(SecateursError, match=said):
         prune_(model, Channel(), TopK(magnitude(members="all") * input_norm()), uniform(keep=0.5), task)
     assert torch.equal(model[0].weight, weights)

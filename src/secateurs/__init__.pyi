@@ -17,8 +17,18 @@ from .costs import nonzero_macs as nonzero_macs
 from .costs import nonzero_params as nonzero_params
 from .costs import params as params
 from .costs import trace_macs as trace_macs
+from .criteria import activation as activation
+from .criteria import apoz as apoz
+from .criteria import batchnorm_scale as batchnorm_scale
+from .criteria import cosine as cosine
+from .criteria import fisher as fisher
+from .criteria import fpgm as fpgm
+from .criteria import lamp as lamp
 from .criteria import magnitude as magnitude
 from .criteria import random as random
+from .criteria import snip as snip
+from .criteria import taylor as taylor
+from .criteria import variance as variance
 from .evidence import input_norm as input_norm
 from .evidence import observe as observe
 from .files import Saved as Saved
@@ -73,6 +83,7 @@ from .types import Plan as Plan
 from .types import PlanError as PlanError
 from .types import Run as Run
 from .types import SecateursError as SecateursError
+from .types import Seen as Seen
 from .types import Statistic as Statistic
 from .types import Task as Task
 from .types import TaskError as TaskError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.forward import call, describe, device_of, to_device
+from secateurs.nested import tensors_in
 from secateurs.types import SecateursError, Task, TaskError
 
 _TARGETS = ("labels", "label", "label_ids", "target", "targets")
@@ -112,6 +113,42 @@ def own_loss(output: Any) -> Tensor | None:
     """
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     return found if isinstance(found, Tensor) else None
+
+
+def loss_of(task: Task, output: Any, target: Any) -> Tensor:
+    """The task's loss, or the model's own, as one number that depends on the model; raises `TaskError` where it is none.
+
+    >>> loss_of(Task(None, loss=nn.functional.mse_loss), torch.ones(2, requires_grad=True), torch.zeros(2)).item()
+    1.0
+    """
+    loss = own_loss(output) if task.loss is None else task.loss(output, target)
+    if loss is None and task.loss is None:
+        raise TaskError(
+            "there is no loss: give Task(loss=...), a function of (output, target), or batches with labels of which the model makes a "
+            "loss of its own (output.loss)"
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
+        raise TaskError(
+            f"the loss must be one number that depends on the model, but Task.loss returned {what}; "
+            "take its mean, and do not detach it"
+        )
+    return loss
+
+
+def size_of(inputs: Any, target: Any) -> int:
+    """Number of samples of a batch: the first dimension of its target, else of its inputs.
+
+    >>> size_of(torch.zeros(4, 3), None)
+    4
+    """
+    for part in (target, inputs):
+        for tensor in tensors_in(part):
+            if tensor.ndim:
+                return tensor.shape[0]
+    if isinstance(target, Sequence) and not isinstance(target, (str, Mapping)):
+        return len(target)
+    return 1
 
 
 def _told(value: Any) -> str:

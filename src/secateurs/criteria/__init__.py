@@ -1,6 +1,22 @@
 """How much the network would miss a unit."""
 
-from secateurs.criteria.magnitude import magnitude
+from secateurs.criteria.activations import activation, apoz, variance
+from secateurs.criteria.comparing import cosine, fpgm, lamp
+from secateurs.criteria.gradients import fisher, snip, taylor
+from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.random import random
 
-__all__ = ["magnitude", "random"]
+__all__ = [
+    "activation",
+    "apoz",
+    "batchnorm_scale",
+    "cosine",
+    "fisher",
+    "fpgm",
+    "lamp",
+    "magnitude",
+    "random",
+    "snip",
+    "taylor",
+    "variance",
+]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from secateurs.patterns import size
-from secateurs.types import Criterion, SecateursError
+from secateurs.types import Counted, Criterion, SecateursError
 
 _LEAST, _MOST = 1e-20, 1e30
 """Sums of powers between these lost nothing that counts to the range of float32."""
 
 
-def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "all"] = "producers") -> Criterion:
+def magnitude(p: float = 2, mean: bool = False, members: Counted = "producers") -> Criterion:
     """The p-norm of a unit's weights, (Σ|w|ᵖ)^(1/p); for single weights that is |w| for every p (1506.02626, 1608.08710).
 
     ``p`` is in (0, ∞]. ``mean=True`` takes the mean over the unit instead of the sum, so that units of different sizes can compete
@@ -29,10 +29,21 @@ def magnitude(p: float = 2, mean: bool = False, members: Literal["producers", "a
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= inf:
         raise SecateursError(f"magnitude(p={p!r}): p must be in (0, inf]; 1, 2 and inf are the usual ones")
-    if members not in ("producers", "all"):
-        raise SecateursError(f'magnitude(members={members!r}): members is "producers" or "all"')
-    name = f"magnitude(p={p}" + (", mean=True" if mean else "") + (", members='all'" if members == "all" else "") + ")"
+    if members not in get_args(Counted):
+        raise SecateursError(f"magnitude(members={members!r}): members is one of {', '.join(get_args(Counted))}")
+    name = f"magnitude(p={p}" + (", mean=True" if mean else "") + ("" if members == "producers" else f", members={members!r}") + ")"
     return Criterion(name, size, _Norm(p, mean), members=members)
+
+
+def batchnorm_scale() -> Criterion:
+    """|γ| of the normalisations that a unit passes, summed: what network slimming drives to zero while training (1708.06519).
+
+    For coupled units (`Channel`). Raises `PatternError`, when it is used, at units that no normalisation scales.
+
+    >>> batchnorm_scale().members
+    'norms'
+    """
+    return Criterion("batchnorm_scale()", size, _Norm(1, mean=False), members="norms")
 
 
 @dataclass(frozen=True)

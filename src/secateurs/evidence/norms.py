@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from secateurs.patterns import layout_of
-from secateurs.types import Member, SecateursError, Statistic
+from secateurs.types import Member, SecateursError, Seen, Statistic
 
 
 @dataclass
@@ -23,9 +23,9 @@ class _InputNorm:
 
     sums: ClassVar = ("total",)
 
-    def add(self, inputs: tuple[Any, ...], output: Any) -> None:
+    def add(self, seen: Seen) -> None:
         # An attention's one weight reads three inputs: query, key and value, its three groups.
-        needed = 3 if isinstance(self.member.module, nn.MultiheadAttention) else 1
+        inputs, needed = seen.inputs, 3 if isinstance(self.member.module, nn.MultiheadAttention) else 1
         sources = inputs[:needed]
         if len(sources) < needed:
             raise SecateursError(

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.batch import run_batch, split
+from secateurs.batch import loss_of, run_batch, size_of, split
 from secateurs.evidence.adding import Accumulators, add_up_
-from secateurs.forward import check_fit, evaluating
+from secateurs.evidence.backward import Backward, require_gradients
+from secateurs.evidence.experts import Stack, watched
+from secateurs.evidence.units import Units
+from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import STATISTICS, TASK, require
-from secateurs.products import Product, Products
 from secateurs.progress import track
-from secateurs.ranks import count, gathered, together
-from secateurs.types import Accumulator, Member, SecateursError, Sites, Statistic, Stats, Task, TaskError
+from secateurs.ranks import count, together
+from secateurs.types import (
+    Accumulator,
+    Member,
+    NonFiniteError,
+    SecateursError,
+    Seen,
+    Site,
+    Sites,
+    Statistic,
+    Stats,
+    Task,
+    TaskError,
+)
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
-    """Statistics of every weight of the sites, from the task's calibration batches (else its training batches), on the model's device.
+    """Statistics of the weights of the sites, from the task's calibration batches (else its training batches), on the model's device.
+
+    Of coupled weights those are watched that a statistic counts: by default the ones that make the units. Statistics of units stand
+    under the site's name. The task's loss is run only where gradients are watched; the model's modes, buffers, gradients and random
+    state stay as they were.
 
     Each expert of a mixture is observed with the tokens that reach it; where none does, the mean of the others stands for it, with a
     warning. Where several processes train one model, each observes its own batches, and what all have seen counts. Without needs it
-    does nothing. Raises `TaskError` where there are no batches or none passes.
+    does nothing. Raises `TaskError` where there are no batches, no loss though it is needed, or none passes; `SecateursError` where
+    what is to be watched cannot be seen, a weight is frozen; `NonFiniteError` where what was observed is NaN or infinite.
 
     >>> import torch
     >>> from secateurs.patterns import Element, find_sites
@@ -44,92 +61,123 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     if batches is None:
         names = ", ".join(statistic.name for statistic in needs)
         raise TaskError(f"{names} must be observed on data: give Task(calibration=...) or Task(train=...)")
-    # of coupled weights those are watched that make the units; one that makes two kinds of units, once
-    members = {member.parameter: member for site in sites for member in site.members if member.role == "producer"}
-    layers = {name: {need: need.start(member) for need in needs} for name, member in members.items() if not member.stacked}
-    stacks = {name: _Stack(member, needs) for name, member in members.items() if member.stacked}
+    watch = _Watch(sites, needs)
     seen = 0
-    with together(), _fed(members, layers), _watched(stacks), evaluating(model), closing(track(batches, "observing")) as walk:
+    with together(), watch.entered(model), closing(track(batches, "observing")) as walk:
         for batch in walk:
-            inputs, _ = split(model, task, batch)
+            inputs, target = split(model, task, batch, "Task.loss" if watch.needs_loss and task.loss is not None else None)
             check_fit(model, inputs, "a calibration batch")
-            run_batch(model, inputs, "a calibration batch", task.example)
+            output = run_batch(model, inputs, "a calibration batch", task.example)
+            if watch.backward is not None:
+                watch.backward(loss_of(task, output, target), size_of(inputs, target))
             seen += 1
         if not seen:
             raise TaskError("the calibration loader is empty: it gave no batch to observe")
-    if count() > 1:
-        add_up_(layers | {f"{name}[{index}]": part for name, stack in stacks.items() for index, part in stack.of_all().items()})
-    found = {name: {need: value.result() for need, value in layer.items()} for name, layer in layers.items()}
-    return found | {name: stack.results() for name, stack in stacks.items()}
+    return watch.results()
 
 
-@contextmanager
-def _fed(members: Mapping[str, Member], layers: Mapping[str, Accumulators]) -> Iterator[None]:
-    """While it is entered, each layer feeds its accumulators with what passes it."""
-    hooks = [members[name].module.register_forward_hook(_feed(list(layer.values()))) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+class _Watch:
+    """Everything that is watched in one walk: the calls of layers, experts at work, gradients of weights, and units."""
 
-
-def _feed(accumulators: list[Accumulator]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        for accumulator in accumulators:
-            accumulator.add(inputs, output)
-
-    return hook
-
-
-def _watched(stacks: Mapping[str, _Stack]) -> Any:
-    """While it is entered, each product of a stack's matrix feeds the accumulators of that matrix."""
-    if not stacks:
-        return nullcontext()
-    return Products({name: stack.member.weight for name, stack in stacks.items()}, lambda seen: stacks[seen.parameter].add(seen))
-
-
-class _Stack:
-    """The accumulators of matrices that lie in one parameter and meet inputs of their own."""
-
-    def __init__(self, member: Member, needs: Sequence[Statistic]) -> None:
-        self.member, self.needs = member, needs
-        self.parts: dict[int, Accumulators] = {}
-
-    def add(self, seen: Product) -> None:
-        for accumulator in self._part(seen.index).values():
-            accumulator.add((seen.inputs,), seen.output)
-
-    def _part(self, index: int) -> Accumulators:
-        if index not in self.parts:
-            one = replace(self.member, canonical=lambda tensor: self.member.canonical(tensor)[index : index + 1])
-            self.parts[index] = {need: need.start(one) for need in self.needs}
-        return self.parts[index]
-
-    def of_all(self) -> Mapping[int, Accumulators]:
-        """The accumulators of each matrix that any process has seen at work."""
-        for indices in gathered(list(self.parts)):
-            for index in indices:
-                self._part(index)
-        return self.parts
-
-    def results(self) -> dict[Statistic, Tensor]:
-        count, name = self.member.weight.shape[0], self.member.parameter
-        if not self.parts:
+    def __init__(self, sites: Sites, needs: Sequence[Statistic]) -> None:
+        self.needs_loss = any(need.needs_loss for need in needs)
+        of_weights = [need for need in needs if need.of == "weights"]
+        of_calls = [need for need in of_weights if need.watches != "weight_gradients"]
+        of_gradients = [need for need in of_weights if need.watches == "weight_gradients"]
+        self.members = {need: _counted(sites, need) for need in of_weights}
+        self.calls = self._begun(of_calls, stacked=False)
+        self.gradients = self._begun(of_gradients)
+        stacks = {name: member for need in of_calls for name, member in self.members[need].items() if member.stacked}
+        self.stacks = {name: Stack(member, of_calls) for name, member in stacks.items()}
+        self.units = Units(sites, [need for need in needs if need.of == "units"])
+        self.backward = Backward() if self.needs_loss else None
+        if any(need.watches == "output_gradients" for need in of_calls) and stacks:
             raise SecateursError(
-                f"{name}: none of its {count} matrices was seen at work, so its inputs are unknown: fused kernels hide them (in "
-                'Hugging Face, model.set_experts_implementation("eager") does not), or skip it with skip=[...]'
+                f"{next(iter(stacks))}: the gradients of what experts answer are not watched; skip it with skip=[...], or take a "
+                "criterion that looks at the gradients of weights"
             )
-        if len(self.parts) < count:
-            unreached = [index for index in range(count) if index not in self.parts]
-            shown = ", ".join(map(str, unreached[:8])) + (", …" if len(unreached) > 8 else "")
-            warnings.warn(
-                f"{name}: no calibration token reached {len(unreached)} of {count} experts ({shown}); the mean of the others stands "
-                "for them: observe more or other batches",
-                stacklevel=4,
-            )
-        return {need: self._joined({index: part[need].result() for index, part in self.parts.items()}) for need in self.needs}
 
-    def _joined(self, results: Mapping[int, Tensor]) -> Tensor:
-        mean = torch.stack(list(results.values())).mean(0)
-        return torch.cat([results.get(index, mean) for index in range(self.member.weight.shape[0])])
+    def _begun(self, needs: Sequence[Statistic], stacked: bool | None = None) -> Mapping[str, Accumulators]:
+        begun: dict[str, dict[Statistic, Accumulator]] = {}
+        for need in needs:
+            for name, member in self.members[need].items():
+                if stacked is not None and member.stacked is not stacked:
+                    continue
+                try:
+                    begun.setdefault(name, {})[need] = need.start(member)
+                except SecateursError:
+                    if member.role == "producer":
+                        raise
+        return begun
+
+    def member(self, name: str) -> Member:
+        return next(members[name] for members in self.members.values() if name in members)
+
+    @contextmanager
+    def entered(self, model: nn.Module) -> Iterator[None]:
+        """Hooks in place, in evaluation mode, with gradients where they are needed; afterwards all as it was."""
+        with ExitStack() as around:
+            around.enter_context(evaluating(model))
+            around.enter_context(watched(self.stacks))
+            for name, accumulators in self.calls.items():
+                hook = self.member(name).module.register_forward_hook(self._feed(accumulators))
+                around.callback(hook.remove)
+            for hook in self.units.hooks(self.backward):
+                around.callback(hook.remove)
+            if self.backward is not None:
+                self._prepare_gradients()
+                devices = [device_of(model)] if device_of(model).type == "cuda" else []
+                around.enter_context(torch.random.fork_rng(devices=devices))
+                around.enter_context(getattr(model, "no_sync", nullcontext)())  # others do not wait for these gradients
+                around.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers have none in evaluation mode
+                around.enter_context(torch.enable_grad())
+            yield
+
+    def _prepare_gradients(self) -> None:
+        assert self.backward is not None
+        for name, accumulators in self.gradients.items():
+            member = self.member(name)
+            require_gradients(member)
+            self.backward.of_weight(member, list(accumulators.values()))
+        self.units.watch_weights(self.backward)
+
+    def _feed(self, accumulators: Accumulators) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        now = [value for need, value in accumulators.items() if not need.needs_loss]
+        later = [value for need, value in accumulators.items() if need.needs_loss]
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            for accumulator in now:
+                accumulator.add(Seen(inputs, output))
+            return self.backward.of_output(inputs, output, later) if later and self.backward is not None else None
+
+        return hook
+
+    def results(self) -> Stats:
+        """What was found, summed over all processes."""
+        kinds: dict[str, Mapping[str, Accumulators]] = {"calls": self.calls, "gradients": self.gradients, "units": self.units.begun}
+        begun: dict[str, Accumulators] = {
+            f"{name} {kind}": accumulators for kind, found in kinds.items() for name, accumulators in found.items()
+        }
+        if count() > 1:
+            add_up_(
+                begun | {f"{name}[{index}]": part for name, stack in self.stacks.items() for index, part in stack.of_all().items()}
+            )
+        results: dict[str, dict[Statistic, Tensor]] = {}
+        for key, accumulators in begun.items():
+            results.setdefault(key.rpartition(" ")[0], {}).update({need: each.result() for need, each in accumulators.items()})
+        for name, stack in self.stacks.items():
+            results.setdefault(name, {}).update(stack.results())
+        for name, statistics in results.items():
+            for need, value in statistics.items():
+                if not value.is_meta and not bool(torch.isfinite(value).all()):
+                    raise NonFiniteError(
+                        f"{name}: {need.name} is NaN or infinite: look at the calibration batches and at the model's answers to them, or "
+                        "skip it with skip=[...]"
+                    )
+        return results
+
+
+def _counted(sites: Sequence[Site], need: Statistic) -> dict[str, Member]:
+    """The weights that a statistic counts; one that makes two kinds of units, once."""
+    roles = {"producers": ("producer",), "consumers": ("consumer",), "all": ("producer", "consumer", "scale")}[need.members]
+    return {member.parameter: member for site in sites for member in site.members if member.role in roles}

@@ -1,18 +1,30 @@
 """Granularity: how a weight is cut into units, and which of a model's weights take part."""
 
 from secateurs.patterns.axes import axis_names, in_no_weight, sites_on_axes
-from secateurs.patterns.canonical import LAYOUTS, Layout, Weight, find_weights, layout_of
+from secateurs.patterns.canonical import LAYOUTS, NORMALISATIONS, Layout, Weight, find_weights, layout_of
 from secateurs.patterns.coupled import Channel, Head
 from secateurs.patterns.cut import misfit, tiled
 from secateurs.patterns.selection import among, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import find_sites
-from secateurs.patterns.units import as_units, joined_scores, marked, restrict, size, spread, unit_scores, weight_of, with_alive
+from secateurs.patterns.units import (
+    as_units,
+    joined_scores,
+    marked,
+    restrict,
+    size,
+    spread,
+    unit_elements,
+    unit_scores,
+    weight_of,
+    with_alive,
+)
 from secateurs.patterns.weights import output_head, sites_in_weights
 from secateurs.types import Selection
 
 __all__ = [
     "LAYOUTS",
+    "NORMALISATIONS",
     "Block",
     "Channel",
     "Element",
@@ -42,6 +54,7 @@ __all__ = [
     "size",
     "spread",
     "tiled",
+    "unit_elements",
     "unit_scores",
     "weight_of",
     "with_alive",

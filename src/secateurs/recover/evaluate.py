@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
 from torch import nn
 
-from secateurs.batch import run_batch, split
+from secateurs.batch import run_batch, size_of, split
 from secateurs.forward import check_fit, evaluating
 from secateurs.given import MODEL, TASK, require
-from secateurs.nested import tensors_in
 from secateurs.progress import track
 from secateurs.types import Task, TaskError
 
@@ -51,14 +50,3 @@ def measured(model: nn.Module, task: Task, batches: Iterable[Any] | None, show: 
     if not count:
         raise TaskError("the loader to evaluate is empty: it gave no batch")
     return total, count
-
-
-def size_of(inputs: Any, target: Any) -> int:
-    """Number of samples of a batch: the first dimension of its target, else of its inputs."""
-    for part in (target, inputs):
-        for tensor in tensors_in(part):
-            if tensor.ndim:
-                return tensor.shape[0]
-    if isinstance(target, Sequence) and not isinstance(target, (str, Mapping)):
-        return len(target)
-    return 1

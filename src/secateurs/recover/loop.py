@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.batch import own_loss, run_batch, split
+from secateurs.batch import loss_of, own_loss, run_batch, size_of, split
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import COUNT, HOOKS, MASKS, MODEL, NUMBER_TYPE, OPTIMIZER, TASK, require
 from secateurs.masks import Masks
 from secateurs.progress import tell, track
 from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed, whole
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
-from secateurs.recover.evaluate import measured, size_of
+from secateurs.recover.evaluate import measured
 from secateurs.recover.trial import needs_closure, require_scheduler_goes_on
 from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
@@ -214,13 +214,7 @@ class _Walk:
 
 def _loss(run: Run, hooks: Sequence[Hook]) -> Tensor:
     run.output = run_batch(run.model, run.inputs, "a training batch", run.task.example)
-    loss = own_loss(run.output) if run.task.loss is None else run.task.loss(run.output, run.target)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
-        raise TaskError(
-            f"the loss must be one number that depends on the model, but Task.loss returned {what}; "
-            "take its mean, and do not detach it"
-        )
+    loss = loss_of(run.task, run.output, run.target)
     for extra in (hook.loss(run) for hook in hooks):
         if extra is not None:
             loss = loss + extra

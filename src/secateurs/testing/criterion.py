@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateurs.patterns import Channel, Element, Filter, Vector, find_sites, joined_scores, unit_scores
-from secateurs.solve import evidence_of
+from secateurs.patterns import Channel, Element, Filter, Vector, find_sites
+from secateurs.solve import evidence_of, joined, scores_of
 from secateurs.testing.specimens import COUPLED, LAYERS, Specimen, sites_of, unchanged, with_evidence
 from secateurs.types import Criterion, Evidence, Member, Pattern, Scores, SecateursError, Site, Sites, Stats
 
@@ -33,7 +33,7 @@ def check_criterion(
     - the same evidence gives the same scores, and weights and statistics are left as they were
     - units that change places take their scores with them (``permutes=False`` for random draws)
     - ``keeps_order_when_scaled=True``: weights times a positive number give the same order
-    - a product multiplies element by element, before the reduction of the left one
+    - a product multiplies element by element, before the reduction of the left one, or unit by unit where a criterion knows no elements
 
     What the criterion needs is observed on a random batch, where a layer can be observed, or is taken from ``stats``.
 
@@ -58,33 +58,58 @@ def _check_sites(criterion: Criterion, specimen: Specimen, sites: Sites, stats: 
     checked = 0
     for site, observed in with_evidence(specimen, sites, () if stats is not None else criterion.needs):
         where = f"{criterion.name} with {site.pattern!r} on {specimen.name}, {site.name}"
+        known = observed if stats is None else stats
         try:
-            evidence = evidence_of(site, criterion, observed if stats is None else stats)
+            evidence = evidence_of(site, criterion, known) if criterion.units is None and not criterion.factors else None
+            if not criterion.by_elements:
+                scores_of(site, criterion, known)
         except SecateursError:
+            continue
+        if evidence is None:
+            with unchanged(sites.model, where):
+                _check_whole(criterion, site, known, where)
+            checked += 1
             continue
         with unchanged(sites.model, where):
             _check_scores(criterion, site, evidence, where)
-        _check_product(criterion, site, evidence, where)
+        if criterion.by_elements:
+            _check_product(criterion, site, evidence, where)
         if permutes and len(site.members) > 1:
             _check_coupled_permutation(criterion, site, evidence, where)
         elif permutes and site.pattern in (Element(), Filter()):
             _check_permutation(criterion, site, evidence[0][1], where)
         if scales:
             _check_scaling(criterion, site, evidence, where)
+        _check_whole(criterion, site, known, where)
         checked += 1
     return checked
 
 
-def _joined(site: Site, criterion: Criterion, evidence: Counted) -> Scores:
-    """Scores of a site's units, whether they lie in one weight or in many."""
-    if len(site.members) == 1:
-        return unit_scores(site, criterion, evidence[0][1])
-    return joined_scores(site, criterion, evidence)
+def _check_whole(criterion: Criterion, site: Site, stats: Stats, where: str) -> None:
+    """Scores as solvers get them; and a product with another criterion of units multiplies unit by unit."""
+    scores = scores_of(site, criterion, stats)
+    shape = (site.contest_count, site.units // site.contest_count)
+    assert scores.shape == shape, f"{where}: scores of shape {tuple(scores.shape)}, not {shape}"
+    assert scores.dtype == torch.float32, f"{where}: scores are {scores.dtype}, not torch.float32"
+    assert torch.isfinite(scores).all(), f"{where}: {int((~torch.isfinite(scores)).sum())} scores are NaN or infinite"
+    assert torch.equal(scores, scores_of(site, criterion, stats)), f"{where}: scores differ from one call to the next"
+    if not criterion.by_elements:
+        double = Criterion("double", _whole, _first_is_two, members=criterion.members, compare=_first_is_two)
+        got = scores_of(site, criterion * double, stats)
+        assert torch.equal(got, 2 * scores), f"{where}: a product with a criterion of units must multiply unit by unit"
+
+
+def _whole(evidence: Evidence) -> Tensor:
+    return evidence.weight
+
+
+def _first_is_two(values: Tensor, dims: tuple[int, ...] = (2,)) -> Tensor:
+    return values.new_full(values.shape[:-1], 2.0)
 
 
 def _scores(criterion: Criterion, site: Site, evidence: Counted, where: str) -> Scores:
     try:
-        return _joined(site, criterion, evidence)
+        return joined(site, criterion, evidence)
     except (RuntimeError, IndexError) as error:
         raise AssertionError(
             f"{where}: no score for each unit ({error}); element must broadcast against the weight, reduce remove its dims"
@@ -98,14 +123,14 @@ def _check_scores(criterion: Criterion, site: Site, evidence: Counted, where: st
     assert scores.dtype == torch.float32, f"{where}: scores are {scores.dtype}, not torch.float32"
     assert torch.isfinite(scores).all(), f"{where}: {int((~torch.isfinite(scores)).sum())} scores are NaN or infinite"
     leading = len(site.contests) + len(site.competitors)
-    for index, each in evidence:
+    for index, each in evidence if criterion.by_elements else ():
         values = site.members[index].cut(criterion.element(each).expand(each.weight.shape))
         if values.ndim > leading:
-            joined = criterion.reduce(values, tuple(range(leading, values.ndim)))
-            assert joined.shape == values.shape[:leading], (
-                f"{where}: reduce gives {tuple(joined.shape)} for {tuple(values.shape)}; it must remove {values.ndim - leading}"
+            one_each = criterion.reduce(values, tuple(range(leading, values.ndim)))
+            assert one_each.shape == values.shape[:leading], (
+                f"{where}: reduce gives {tuple(one_each.shape)} for {tuple(values.shape)}; it must remove {values.ndim - leading}"
             )
-    assert torch.equal(scores, _joined(site, criterion, evidence)), f"{where}: scores differ from one call to the next"
+    assert torch.equal(scores, joined(site, criterion, evidence)), f"{where}: scores differ from one call to the next"
     for observed, (_, each) in zip(before, evidence, strict=True):
         for statistic, value in each.observed.items():
             assert torch.equal(observed[statistic], value), f"{where}: it changed the statistic {statistic.name}"
@@ -118,7 +143,7 @@ def _check_product(criterion: Criterion, site: Site, evidence: Counted, where: s
     other = Criterion("factor", factor, lambda values, dims: torch.full(values.shape[: -len(dims)], -1.0))
     product = criterion * other
     by_hand = replace(criterion, element=lambda e: criterion.element(e) * factor(e))
-    got, expected = _joined(site, product, evidence), _joined(site, by_hand, evidence)
+    got, expected = joined(site, product, evidence), joined(site, by_hand, evidence)
     assert torch.allclose(got, expected), (
         f"{where}: a product must multiply element by element, before the reduction of the left one"
     )
@@ -127,12 +152,12 @@ def _check_product(criterion: Criterion, site: Site, evidence: Counted, where: s
 def _check_permutation(criterion: Criterion, site: Site, evidence: Evidence, where: str) -> None:
     # The competitors of Element and of Filter lie as the canonical view does: (groups, outputs, inputs or 1, ...).
     dims = (1, 2) if site.elements_per_unit == 1 else (1,)
-    scores = unit_scores(site, criterion, evidence).view(site.competitors)
+    scores = joined(site, criterion, [(0, evidence)]).view(site.competitors)
     for dim in dims:
         order = torch.randperm(evidence.weight.shape[dim], generator=torch.Generator().manual_seed(dim))
         observed = {statistic: _reordered(value, dim, order) for statistic, value in evidence.observed.items()}
         moved = replace(evidence, weight=evidence.weight.index_select(dim, order), observed=observed)
-        got = unit_scores(site, criterion, moved).view(site.competitors)
+        got = joined(site, criterion, [(0, moved)]).view(site.competitors)
         expected = _reordered(scores, dim, order)
         assert torch.allclose(got, expected, rtol=1e-4), (
             f"{where}: units that change places along the {('outputs', 'inputs')[dim - 1]} must take their scores with them "
@@ -143,7 +168,7 @@ def _check_permutation(criterion: Criterion, site: Site, evidence: Evidence, whe
 def _check_coupled_permutation(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
     order = torch.randperm(site.units, generator=torch.Generator().manual_seed(site.units))
     moved = [(index, _with_units_moved(site.members[index], each, order)) for index, each in evidence]
-    got, expected = _joined(site, criterion, moved), _joined(site, criterion, evidence)[:, order]
+    got, expected = joined(site, criterion, moved), joined(site, criterion, evidence)[:, order]
     assert torch.allclose(got, expected, rtol=1e-4), (
         f"{where}: units that change places in every weight must take their scores with them "
         "(permutes=False if scores are drawn at random)"
@@ -168,10 +193,10 @@ def _reordered(value: Tensor, dim: int, order: Tensor) -> Tensor:
 
 
 def _check_scaling(criterion: Criterion, site: Site, evidence: Counted, where: str) -> None:
-    scores = _joined(site, criterion, evidence)
+    scores = joined(site, criterion, evidence)
     order = scores.argsort(dim=1)
     for factor in (1e-3, 7.0):
         larger = [(index, replace(each, weight=each.weight * factor)) for index, each in evidence]
-        scaled = _joined(site, criterion, larger).gather(1, order)
+        scaled = joined(site, criterion, larger).gather(1, order)
         falls = scaled.diff(dim=1) < -1e-4 * scaled.abs()[:, 1:]
         assert not falls.any(), f"{where}: weights times {factor} give another order"

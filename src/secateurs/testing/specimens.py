@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.evidence import observe
+from secateurs.nested import tensors_in
 from secateurs.patterns import find_sites
 from secateurs.prune import masks_of
 from secateurs.types import Pattern, PatternError, SecateursError, Site, Sites, Solution, Statistic, Stats, Task
@@ -170,9 +171,20 @@ COUPLED: tuple[Specimen, ...] = (
 """Small networks with axes that many weights share: residual streams, groups, heads, normalisations of three kinds."""
 
 
+def energy(output: Any, target: Any) -> Tensor:
+    """A loss that every network has: the mean square of what it answers."""
+    return torch.stack([tensor.float().square().mean() for tensor in tensors_in(output)]).sum()
+
+
 def with_evidence(specimen: Specimen, sites: Sites, needs: Sequence[Statistic]) -> Iterator[tuple[Site, Stats]]:
     """The sites whose weights can be observed, each with the statistics of one batch, the specimen's example."""
-    task = Task(example=specimen.example, calibration=[(specimen.example, None)])
+    task = Task(example=specimen.example, calibration=[(specimen.example, None)], loss=energy)
+    try:
+        stats = observe(sites.model, sites, needs, task)
+        yield from ((site, stats) for site in sites)
+        return
+    except SecateursError:
+        pass  # one of them cannot be observed: each by itself
     for site in sites:
         try:
             stats = observe(sites.model, replace(sites, found=(site,)), needs, task)

@@ -16,7 +16,7 @@ from secateurs.types.errors import (
     TaskError,
     WriteError,
 )
-from secateurs.types.evidence import Accumulator, Criterion, Evidence, Statistic, Stats
+from secateurs.types.evidence import Accumulator, Counted, Criterion, Evidence, Observed, Seen, Statistic, Stats, Watched
 from secateurs.types.extents import Extents, Product
 from secateurs.types.plan import Allocator, Plan, Share
 from secateurs.types.training import Hook, Run, Task
@@ -42,6 +42,7 @@ __all__ = [
     "Budget",
     "Chosen",
     "Cost",
+    "Counted",
     "Coupling",
     "Criterion",
     "Cut",
@@ -53,6 +54,7 @@ __all__ = [
     "Masks",
     "Member",
     "NonFiniteError",
+    "Observed",
     "Part",
     "Pattern",
     "PatternError",
@@ -63,6 +65,7 @@ __all__ = [
     "Run",
     "Scores",
     "SecateursError",
+    "Seen",
     "Selection",
     "Share",
     "Site",
@@ -75,6 +78,7 @@ __all__ = [
     "Task",
     "TaskError",
     "Tiling",
+    "Watched",
     "Within",
     "WriteError",
 ]

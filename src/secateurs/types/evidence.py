@@ -8,39 +8,86 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from secateurs.types.units import Member
+from secateurs.types.errors import SecateursError
 
-# ---------------------------------------------------------------- evidence and scores
+Watched = Literal["inputs", "output_gradients", "weights", "weight_gradients", "values", "value_gradients"]
+"""What a statistic watches: what a layer is given, the gradient of the loss by what it answers, weights without or with their
+gradient, and the numbers that the readers of some units are given, without or with their gradient."""
+
+Counted = Literal["producers", "consumers", "norms", "all"]
+"""Whose elements count where many weights are coupled in a unit: those that make it, those that read it, the scales of the
+normalisations that it passes, or every one."""
+
+_OF_WEIGHTS, _OF_UNITS = ("inputs", "output_gradients", "weight_gradients"), ("weight_gradients", "values", "value_gradients")
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """Something worth watching while calibration batches pass through a layer.
+class Seen:
+    """What was there to be seen once, in one call of a layer or with one batch; what a statistic does not watch is ``None``.
 
-    ``start(member)`` returns an accumulator for one weight; it is called with ``(inputs, output)`` of each forward pass of the
-    weight's module. A criterion's ``result()`` broadcasts against the canonical view of the weight; a solver's may have any shape.
-    Of stacked matrices each has an accumulator of its own, whose member is a stack of one; the results are joined along the first
-    dimension.
+    - ``inputs``: ``inputs`` and ``output`` of one call of a weight's layer; with ``output_gradients`` the ``gradient`` of the loss by
+      the output too, of the output's shape
+    - ``weight_gradients``: once a batch, the ``gradient`` of the loss by the weight in its canonical view, float32. Of units:
+      ``values`` are the weights and ``gradient`` their gradients, both ``(contests, competitors, elements)``, all members in a row
+    - ``values``: the numbers that one reader of the units is given in one call, ``(units, samples, numbers)``, float32; with
+      ``value_gradients`` the ``gradient`` of the loss by them, of the same shape
+
+    The loss is the mean over the batch; ``samples`` says of how many.
     """
 
-    name: str
-    start: Callable[[Member], Accumulator] = field(compare=False, repr=False)
+    inputs: tuple[Any, ...] = ()
+    output: Any = None
+    values: Tensor | None = None
+    gradient: Tensor | None = None
+    samples: int = 1
 
 
 class Accumulator(Protocol):
-    """Collects one statistic of one weight, batch by batch.
+    """Collects one statistic of one weight, or of the units of one site, batch by batch.
 
     ``sums``, an attribute of its class, names those of its attributes that are sums over batches (tensors, ``None`` before the first):
     where several processes train one model, each with its own batches, they are added up over all of them before the result is asked for.
     """
 
-    def add(self, inputs: tuple[Any, ...], output: Any) -> None: ...
+    def add(self, seen: Seen) -> None: ...
 
     def result(self) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """Something worth watching while calibration batches pass through a model.
+
+    ``watches`` says what, and ``of`` for whom. ``start(member)`` returns an accumulator for one weight; it gets a `Seen` for each
+    forward pass of the weight's module, or for each batch. A criterion's ``result()`` broadcasts against the canonical view of the
+    weight; a solver's may have any shape. Of stacked matrices each has an accumulator of its own, whose member is a stack of one;
+    the results are joined along the first dimension. With ``of="units"`` it is ``start(site)``, and results are
+    ``(contests, competitors)``.
+
+    >>> Statistic("gradients of outputs", start=print, watches="output_gradients").needs_loss
+    True
+    """
+
+    name: str
+    start: Callable[[Any], Accumulator] = field(compare=False, repr=False)
+    watches: Watched = field(default="inputs", repr=False)
+    of: Literal["weights", "units"] = field(default="weights", repr=False)
+    members: Counted = field(default="producers", repr=False)
+
+    def __post_init__(self) -> None:
+        known = _OF_WEIGHTS if self.of == "weights" else _OF_UNITS
+        if self.watches not in known:
+            raise SecateursError(f"{self.name}: of {self.of} one can watch {', '.join(known)}, not {self.watches!r}")
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether gradients are watched, so that the task's loss must be known."""
+        return self.watches.endswith("gradients")
+
+
 Stats = Mapping[str, Mapping[Statistic, Tensor]]
-"""Parameter name → statistic → tensor that broadcasts against the canonical view of the weight."""
+"""Parameter name → statistic → tensor that broadcasts against the canonical view of the weight; for statistics of units, site name →
+statistic → ``(contests, competitors)``."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +104,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """How much the network would miss a unit: ``element`` scores single weights, ``reduce`` joins those of one unit.
+    """How much the network would miss a unit. Higher = keep. It scores in one of three ways:
 
-    ``element`` returns a tensor that broadcasts against ``evidence.weight``; ``reduce(values, dims)`` removes the trailing
-    ``dims``. Higher = keep. Criteria multiply, with each other and with observed statistics, element by element before the
-    reduction of the left one: Wanda is ``magnitude(p=1) * input_norm()``. Where many weights are coupled in a unit, ``members`` says
-    whose elements count: those that make it (1608.08710), or all (2301.12900).
+    - element by element: ``element`` returns a tensor that broadcasts against ``evidence.weight``, ``reduce(values, dims)`` removes the
+      trailing ``dims``, those of the elements of one unit
+    - by comparing units: ``compare`` makes scores ``(contests, competitors)`` of the elements of all of them, ``(contests, competitors,
+      elements)``, as ``element`` gives them
+    - by what was observed of the units themselves: ``units`` is the statistic that is the score
+
+    Criteria multiply, with each other and with observed statistics: element by element before the reduction of the left one, as Wanda,
+    which is ``magnitude(p=1) * input_norm()``, or unit by unit where one of them knows no elements. Where many weights are coupled in
+    a unit, ``members`` says whose elements count: those that make it (1608.08710), those that read it, or all (2301.12900).
 
     >>> from secateurs.criteria import magnitude, random
     >>> (magnitude(p=1) * random(seed=0)).name
@@ -73,24 +125,33 @@ class Criterion:
     element: Callable[[Evidence], Tensor]
     reduce: Callable[[Tensor, tuple[int, ...]], Tensor]
     needs: tuple[Statistic, ...] = ()
-    members: Literal["producers", "all"] = "producers"
+    members: Counted = "producers"
+    compare: Callable[[Tensor], Tensor] | None = None
+    units: Statistic | None = None
+    factors: tuple[Criterion, ...] = ()
+
+    @property
+    def by_elements(self) -> bool:
+        """Whether it scores single weights and joins them."""
+        return self.compare is None and self.units is None and not self.factors
 
     def __mul__(self, other: Criterion | Statistic) -> Criterion:
         if isinstance(other, Statistic):
-            other = Criterion(other.name, _Observed(other), self.reduce, (other,))
+            statistic = replace(other, members=self.members)
+            observed = Observed(statistic)
+            units = statistic if statistic.of == "units" else None
+            other = Criterion(statistic.name, observed, self.reduce, (statistic,), self.members, units=units)
         if not isinstance(other, Criterion):
             return NotImplemented
-        return replace(
-            self,
-            name=f"{self.name} * {other.name}",
-            element=_Product(self.element, other.element),
-            needs=tuple(dict.fromkeys(self.needs + other.needs)),
-        )
+        name, needs = f"{self.name} * {other.name}", tuple(dict.fromkeys(self.needs + other.needs))
+        if self.by_elements and other.by_elements:
+            return replace(self, name=name, element=_Times(self.element, other.element), needs=needs)
+        return replace(self, name=name, needs=needs, compare=None, units=None, factors=(self, other))
 
 
 @dataclass(frozen=True)
-class _Observed:
-    """A statistic as it was observed."""
+class Observed:
+    """What was observed of a weight, as the ``element`` of a criterion."""
 
     statistic: Statistic
 
@@ -99,11 +160,9 @@ class _Observed:
 
 
 @dataclass(frozen=True)
-class _Product:
-    """Two scores of single weights, multiplied. An object and not a closure, so that criteria go to other processes."""
-
-    left: Callable[[Evidence], Tensor]
-    right: Callable[[Evidence], Tensor]
+class _Times:
+    one: Callable[[Evidence], Tensor]
+    other: Callable[[Evidence], Tensor]
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        return self.left(evidence) * self.right(evidence)
+        return self.one(evidence) * self.other(evidence)

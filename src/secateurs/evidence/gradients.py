@@ -1,0 +1,178 @@
+"""Sums over batches of products of weights, activations and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from secateurs.types import Counted, SecateursError, Seen, Statistic
+
+
+@dataclass
+class Mean:
+    """The mean over all batches of something that `of` makes of each, weighted by samples; ``power`` of it at the end."""
+
+    name: str
+    of: Callable[[Seen], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    total: Tensor | None = None
+    samples: Tensor | None = None
+
+    sums: ClassVar = ("total", "samples")
+
+    def add(self, seen: Seen) -> None:
+        """Add one batch, or one call."""
+        found = self.of(seen) * seen.samples
+        here = torch.tensor(float(seen.samples))
+        self.total = found if self.total is None else self.total + found
+        self.samples = here if self.samples is None else self.samples + here
+
+    def result(self) -> Tensor:
+        """The mean, finished; raises where nothing was seen."""
+        if self.total is None or self.samples is None:
+            raise SecateursError(
+                f"{self.name}: no calibration batch passed there, so nothing was observed; skip it with skip=[...]"
+            )
+        return self.finish(self.total / float(self.samples))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What begins a mean; data and no closure, so that statistics go to other processes."""
+
+    of: Callable[[Seen], Tensor]
+    finish: Callable[[Tensor], Tensor]
+
+    def __call__(self, watched: Any) -> Mean:
+        name = getattr(watched, "parameter", None) or watched.name
+        shape = getattr(watched, "shape", None)
+        finish = self.finish
+        if shape is None:  # a site: results are (contests, competitors)
+            units = (watched.contest_count, watched.units // watched.contest_count)
+            return Mean(name, self.of, lambda mean: finish(mean).reshape(units))
+        return Mean(name, self.of, finish)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def _of(seen: Seen) -> tuple[Tensor, Tensor]:
+    if seen.values is None or seen.gradient is None:
+        raise SecateursError("values and gradients were to be watched, and are not there")
+    return seen.values, seen.gradient
+
+
+def _gradient(seen: Seen) -> Tensor:
+    assert seen.gradient is not None
+    return seen.gradient
+
+
+def _squared_gradient(seen: Seen) -> Tensor:
+    return _gradient(seen).square()
+
+
+def gradient(members: Counted = "producers") -> Statistic:
+    """The gradient of the loss by each weight, over all calibration batches.
+
+    >>> gradient().needs_loss
+    True
+    """
+    return Statistic("gradient", _Start(_gradient, _same), "weight_gradients", members=members)
+
+
+def squared_gradient(members: Counted = "producers") -> Statistic:
+    """The mean over batches of the squared gradient by each weight: with batches of one sample, the diagonal of the empirical Fisher
+    information.
+
+    >>> squared_gradient()
+    Statistic(name='squared_gradient')
+    """
+    return Statistic("squared_gradient", _Start(_squared_gradient, _same), "weight_gradients", members=members)
+
+
+def _squared_change(seen: Seen) -> Tensor:
+    values, gradient = _of(seen)
+    return (values * gradient).sum(2).square()
+
+
+def change(members: Counted = "producers") -> Statistic:
+    """What removing a unit does to the loss, to first order, squared: the mean over batches of (Σ g·w)² over its weights (1906.10771).
+
+    >>> change().of
+    'units'
+    """
+    return Statistic("change", _Start(_squared_change, _same), "weight_gradients", "units", members)
+
+
+def _change_of_samples(seen: Seen) -> Tensor:
+    values, gradient = _of(seen)
+    return (values * gradient).sum(2).abs().mean(1) * values.shape[1]  # of the loss of each sample, not of their mean
+
+
+def activation_change() -> Statistic:
+    """|Σ g·a| over the numbers of a unit that its readers are given, the mean over samples (1611.06440).
+
+    >>> activation_change().watches
+    'value_gradients'
+    """
+    return Statistic("activation_change", _Start(_change_of_samples, _same), "value_gradients", "units")
+
+
+# ---------------------------------------------------------------- activations
+
+
+def _nonzero(seen: Seen) -> Tensor:
+    assert seen.values is not None
+    return (seen.values != 0).float().mean((1, 2))
+
+
+def _mean_size(seen: Seen) -> Tensor:
+    assert seen.values is not None
+    return seen.values.abs().mean((1, 2))
+
+
+def _mean_square(seen: Seen) -> Tensor:
+    assert seen.values is not None
+    return seen.values.square().mean((1, 2))
+
+
+def _moments(seen: Seen) -> Tensor:
+    assert seen.values is not None
+    return torch.stack([seen.values.mean((1, 2)), seen.values.square().mean((1, 2))])
+
+
+def _variance(moments: Tensor) -> Tensor:
+    return (moments[1] - moments[0].square()).clamp_min(0)
+
+
+def nonzero_activations() -> Statistic:
+    """The fraction of the numbers that a unit's readers are given which are not zero: 1 - APoZ (1607.03250).
+
+    >>> nonzero_activations()
+    Statistic(name='nonzero_activations')
+    """
+    return Statistic("nonzero_activations", _Start(_nonzero, _same), "values", "units")
+
+
+def activation_size(p: Literal[1, 2] = 1) -> Statistic:
+    """The mean size of the numbers that a unit's readers are given, |a| or the root of the mean a².
+
+    >>> activation_size(2)
+    Statistic(name='activation_size(p=2)')
+    """
+    start = _Start(_mean_size, _same) if p == 1 else _Start(_mean_square, torch.sqrt)
+    return Statistic(f"activation_size(p={p})", start, "values", "units")
+
+
+def activation_variance() -> Statistic:
+    """The variance of the numbers that a unit's readers are given, over samples and places.
+
+    >>> activation_variance()
+    Statistic(name='activation_variance')
+    """
+    return Statistic("activation_variance", _Start(_moments, _variance), "values", "units")
