@@ -36,7 +36,7 @@ from torch import Tensor
 from secateurs.report import environment
 from secateurs.run.clock.backends import DENSE, Absent, Backend, Runner
 from secateurs.run.clock.timing import Timing, interleaved, sampler, settling, torch_threads
-from secateurs.run.forecast.bench import in_float64, relative_error, sparse
+from secateurs.run.forecast.bench import exact_answers, relative_error, sparse
 
 CELLS = RESULTS / "runtime"
 
@@ -79,7 +79,7 @@ def measured(case: Case, threads: int, rounds: int, seconds: float) -> Cell:
     said: Cell = {"chosen": {}}
     with torch_threads(threads), ExitStack() as stack:
         model = case.pruned(main)
-        exact = in_float64(model, field.inputs)
+        exact = exact_answers(model, field.inputs)
         for name, backend in {**DENSE, **(INT8 if case.peers else {})}.items():
             field.add(name, tried(backend, model, field.inputs, threads), exact)
         for variant in case.variants:
@@ -90,11 +90,11 @@ def measured(case: Case, threads: int, rounds: int, seconds: float) -> Cell:
                 said["chosen"][str(variant)] = explained.chosen
                 if variant == main:
                     said |= {"compile_seconds": time.perf_counter() - begun, "explained": str(explained)}
-            field.add(f"ours {variant}", fast, in_float64(pruned, field.inputs))
+            field.add(f"ours {variant}", fast, exact_answers(pruned, field.inputs))
         dense = case.dense()
         for name, weights in (("deepsparse, dense", dense), (f"deepsparse {main}", model)) if case.peers else ():
             found = stack.enter_context(deepsparse(weights, field.inputs, threads, case.cold))
-            field.add(name, found, exact if weights is model else in_float64(dense, field.inputs))
+            field.add(name, found, exact if weights is model else exact_answers(dense, field.inputs))
         for instructions in FORCED if threads == 1 and case.peers else ():
             found = stack.enter_context(forced(case, main, instructions, threads))
             field.add(f"ours {main} {instructions}", found, exact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from secateurs.answers import difference, telling
 from secateurs.export.error import ExportError
 from secateurs.forward import as_call, describe, evaluating, run_example
 from secateurs.nested import changed, parts, tensors_in
-from secateurs.shrink.same_answers import telling
 from secateurs.types import NonFiniteError, TaskError
 from secateurs.watch import untouched
 
@@ -61,7 +60,7 @@ class Captured:
         largest = dict.fromkeys(self.outputs, 0.0)
         for inputs, expected in self.trials:
             for name, mine, other in zip(self.outputs, expected, run(inputs), strict=True):
-                largest[name] = max(largest[name], difference(name, mine, other, where, tolerance))
+                largest[name] = max(largest[name], require_close(name, mine, other, where, tolerance))
         return largest
 
 
@@ -246,26 +245,19 @@ def answers(model: nn.Module, inputs: Any) -> list[Tensor]:
     return [tensor.detach().cpu() for _, tensor in found]
 
 
-def difference(name: str, mine: Tensor, other: Tensor, where: str, tolerance: float | None) -> float:
+def require_close(name: str, mine: Tensor, other: Tensor, where: str, tolerance: float | None) -> float:
     """The largest difference, as a part of the largest number; raises `ExportError` where it is no rounding error."""
     if mine.shape != other.shape or mine.dtype != other.dtype:
         raise ExportError(f"the output {name!r} is {describe(other)} in {where}, and {describe(mine)} in the model")
-    if not mine.numel():
-        return 0.0
     allowed = tolerance if tolerance is not None else _TOLERANCES.get(mine.dtype, 0.0)
-    a, b = mine.double(), other.double()
-    finite = a.isfinite() & b.isfinite()
-    scale = float(torch.where(a.isfinite(), a, 0).abs().max()) or 1.0
-    difference = float(torch.where(finite, a - b, 0).abs().max()) / scale
-    if not bool((finite | (a == b)).all()):
-        difference = math.inf
-    if difference > allowed:
+    apart = difference(mine, other)
+    if apart > allowed:
         raise ExportError(
-            f"the output {name!r} differs in {where} from the model's by {difference:.1e} of its largest number, and {allowed:g} is "
+            f"the output {name!r} differs in {where} from the model's by {apart:.1e} of its largest number, and {allowed:g} is "
             "allowed: does the model draw random numbers in evaluation mode, or depend on values that the example fixed? "
             "If so much is expected, say tolerance="
         )
-    return difference
+    return apart
 
 
 _TOLERANCES = {torch.float64: 3e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}

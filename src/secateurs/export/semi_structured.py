@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor, SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
 from secateurs.export.error import ExportError
-from secateurs.export.program import answers, difference, first_line, quiet
+from secateurs.export.program import answers, first_line, quiet, require_close
 from secateurs.patterns import Layout, Selection, Weight, select
 from secateurs.types import Skipped
 
@@ -168,7 +168,7 @@ def _convert_(layer: Weight) -> None:
 def _change(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest difference of the outputs."""
     pairs = enumerate(zip(before, after, strict=True))
-    return max(difference(f"output {n}", one, other, "the converted model", _TOLERANCE) for n, (one, other) in pairs)
+    return max(require_close(f"output {n}", one, other, "the converted model", _TOLERANCE) for n, (one, other) in pairs)
 
 
 def _told(left: tuple[Skipped, ...]) -> str:

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from secateurs.answers import alike
 from secateurs.forward import buffers_in, device_of, evaluating, to_device
 from secateurs.nested import tensors_in
 from secateurs.shrink.step import Step
@@ -226,12 +227,7 @@ def _answer(model: Any, one: nn.Module) -> Tensor | None:
 
 
 def _is_close(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
-        return False
-    if not ours.is_floating_point():
-        return torch.equal(ours, theirs)
-    near = max(_CLOSE, 4 * torch.finfo(ours.dtype).eps)
-    return not ours.numel() or float((ours.double() - theirs.double()).abs().max()) <= near * float(ours.abs().max())
+    return alike(ours, theirs, max(_CLOSE, 4 * torch.finfo(ours.dtype).eps) if ours.is_floating_point() else 0.0)
 
 
 def _by_layer(config: Any, found: Mapping[str, Mapping[tuple[str, int], int]]) -> Any:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from operator import setitem
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.forward import describe, modules_in, parameters_in, run_example
-from secateurs.nested import changed, tensors_in
+from secateurs.answers import difference, in_float64, widened
+from secateurs.forward import describe, parameters_in, run_example
+from secateurs.nested import tensors_in
 from secateurs.shrink.other_inputs import other_inputs
 from secateurs.shrink.stilled import Stilled
 from secateurs.types import SecateursError, TaskError
@@ -22,18 +19,7 @@ from secateurs.watch import plain, untouched
 
 _SMALL, _LARGE = 10_000_000, 200_000_000
 _TOLERANCE = 3e-6
-
-
-def telling(example: Any) -> Any:
-    """The example with noise in place of floating-point tensors that are the same everywhere, which would tell too little."""
-    generator = torch.Generator().manual_seed(0)
-
-    def change(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == tensor.flatten()[0]).all()):
-            return tensor
-        return torch.randn(tensor.shape, generator=generator).to(tensor)
-
-    return changed(example, change)
+_TOLERANCES = {torch.float64: _TOLERANCE, torch.float32: 2e-4}
 
 
 @dataclass
@@ -93,17 +79,17 @@ class Check:
         with untouched(self.model), plain(kernels=not double), Stilled():
             if double and self._doubles:
                 try:
-                    with _in_double(self.model):
-                        return self._floats(_doubled)
+                    with in_float64(self.model):
+                        return self._floats(widened)
                 except SecateursError:
                     if double in self._before:
                         raise
                     self._doubles = False
-            return self._floats(lambda tensor: tensor)
+            return self._floats(lambda inputs: inputs)
 
-    def _floats(self, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def _floats(self, cast: Callable[[Any], Any]) -> list[Tensor]:
         """The numbers of the outputs for every input; the first time, other inputs than the example are found that the model accepts."""
-        found = _floats(run_example(self.model, changed(self.inputs, cast)))
+        found = _floats(run_example(self.model, cast(self.inputs)))
         if self._others is None:
             all_at_once, *ways = other_inputs(self.inputs)
             first = self._first_accepted(all_at_once, cast, found)
@@ -112,10 +98,10 @@ class Check:
             return found + [tensor for each in accepted if each is not None for tensor in each[1]]
         return found + [tensor for other in self._others for tensor in self._answers_to(other, cast)]
 
-    def _answers_to(self, other: Any, cast: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def _answers_to(self, other: Any, cast: Callable[[Any], Any]) -> list[Tensor]:
         """What a model says to another input than the example, which the whole model takes."""
         try:
-            return _floats(run_example(self.model, changed(other, cast)))
+            return _floats(run_example(self.model, cast(other)))
         except TaskError as problem:
             reason = str(problem.__cause__ or problem).strip().splitlines()[0]
             raise Different(
@@ -123,12 +109,12 @@ class Check:
             ) from problem
 
     def _first_accepted(
-        self, way: Sequence[Any], cast: Callable[[Tensor], Tensor], usual: Sequence[Tensor]
+        self, way: Sequence[Any], cast: Callable[[Any], Any], usual: Sequence[Tensor]
     ) -> tuple[Any, list[Tensor]] | None:
         """The first input with which the model runs, and its answers: for as many samples as went in, if it is so for the example."""
         for inputs in way:
             try:
-                found = _floats(run_example(self.model, changed(inputs, cast)))
+                found = _floats(run_example(self.model, cast(inputs)))
             except SecateursError:
                 continue
             more = _samples(inputs) - _samples(self.inputs)
@@ -142,40 +128,10 @@ def _samples(inputs: Any) -> int:
     return next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), 0)
 
 
-def _doubled(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
 def _floats(output: Any) -> list[Tensor]:
     """The output's numbers; of a model that answers with whole numbers alone, these."""
     found = [tensor.clone() for tensor in tensors_in(output)]
     return [tensor for tensor in found if tensor.is_floating_point()] or [tensor.double() for tensor in found]
-
-
-@contextmanager
-def _in_double(model: nn.Module) -> Iterator[None]:
-    """Every weight and buffer in float64; afterwards the tensors that were there before."""
-    back: list[Callable[[], None]] = []
-    try:
-        for parameter in parameters_in(model).values():
-            if parameter.is_floating_point():
-                back.append(partial(_put_back, parameter, parameter.data, parameter.grad))
-                parameter.grad = None
-                parameter.data = parameter.data.double()
-        for module in modules_in(model).values():
-            for key, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_floating_point():
-                    back.append(partial(setitem, module._buffers, key, buffer))
-                    module._buffers[key] = buffer.double()
-        yield
-    finally:
-        for restore in back:
-            restore()
-
-
-def _put_back(parameter: nn.Parameter, data: Tensor, gradient: Tensor | None) -> None:
-    parameter.data = data
-    parameter.grad = gradient
 
 
 class Different(SecateursError):
@@ -203,13 +159,8 @@ def require_same(before: Sequence[Tensor], after: Sequence[Tensor], tolerance: f
         )
     largest = 0.0
     for one, other in zip(before, after, strict=True):
-        if not one.numel():
-            continue
-        allowed = tolerance or {torch.float64: _TOLERANCE, torch.float32: 2e-4}.get(one.dtype, 2e-2)
-        same = torch.isfinite(one) == torch.isfinite(other)
-        scale = float(torch.where(torch.isfinite(one), one, 0).abs().max()) or 1.0
-        difference = float(torch.where(torch.isfinite(one) & torch.isfinite(other), one - other, 0).abs().max()) / scale
-        if not bool(same.all()) or not math.isfinite(difference) or difference > allowed:
-            raise Different(f"the smaller model's outputs differ from the masked one's by {difference:.1e} of the largest")
-        largest = max(largest, difference)
+        apart = difference(one, other)
+        if apart > (tolerance or _TOLERANCES.get(one.dtype, 2e-2)):
+            raise Different(f"the smaller model's outputs differ from the masked one's by {apart:.1e} of the largest")
+        largest = max(largest, apart)
     return largest

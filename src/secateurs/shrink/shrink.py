@@ -11,6 +11,7 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
+from secateurs.answers import telling
 from secateurs.forward import buffers_in, parameters_in
 from secateurs.given import MASKS, MODEL, OPTIMIZER, require, require_values
 from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal
@@ -23,7 +24,7 @@ from secateurs.shrink.layer_sizes import implied
 from secateurs.shrink.needed_units import Nonzero, present_units
 from secateurs.shrink.replay import remember_
 from secateurs.shrink.rewrites import rewrites_for, sizes_stay, unfused
-from secateurs.shrink.same_answers import Check, Incomparable, telling
+from secateurs.shrink.same_answers import Check, Incomparable
 from secateurs.shrink.size_changes import attributes_of_code, rescale_
 from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import Indices, cut_, rewrite_, set_attributes_, take_out_

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import uniform
+from secateurs.answers import alike, widened
 from secateurs.costs import macs, params, tensor_bytes
 from secateurs.criteria import magnitude
 from secateurs.forward import run_example
 from secateurs.masks import Masks
-from secateurs.nested import changed, tensors_in
+from secateurs.nested import tensors_in
 from secateurs.patterns import find_sites
 from secateurs.prune import masks_of, prune_
 from secateurs.shrink import shrink_
@@ -23,6 +24,7 @@ from secateurs.testing.pattern import asked_of, check_repr
 from secateurs.testing.specimens import COUPLED, Specimen, unchanged
 from secateurs.types import Coupling, Member, PatternError, Site, Sites, Solution, Task
 
+_TOLERANCE = 2e-6
 _KEEPS = (0.3, 0.5, 0.75)
 _CRITERIA = (magnitude(), magnitude(p=1, mean=True), magnitude(members="all"))
 
@@ -73,7 +75,7 @@ def _found(pattern: Coupling, model: nn.Module, example: Any) -> Sites | None:
 
 def _in_double(specimen: Specimen) -> tuple[nn.Module, Any]:
     """A fresh model and its example in float64, so that answers are the same or clearly not."""
-    return specimen.model().double(), changed(specimen.example, lambda part: part.double() if part.is_floating_point() else part)
+    return specimen.model().double(), widened(specimen.example)
 
 
 def _check_names(sites: Sites, where: str) -> None:
@@ -174,7 +176,7 @@ def _check_permutation(sites: Sites, where: str) -> None:
             assert torch.allclose(moved, score[:, order], rtol=1e-4), (
                 f"{where}, {site.name}: units that change places in every member must take their scores with them ({criterion.name})"
             )
-        assert _same(before, _answers(sites.model, sites.example)), (
+        assert alike(before, _answers(sites.model, sites.example), _TOLERANCE), (
             f"{where}, {site.name}: units that change places in every member change the model's answers: "
             "a member is missing, or its units lie in another order"
         )
@@ -182,13 +184,6 @@ def _check_permutation(sites: Sites, where: str) -> None:
 
 def _answers(model: nn.Module, example: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(run_example(model, example)) if tensor.is_floating_point()]
-
-
-def _same(before: list[Tensor], after: list[Tensor]) -> bool:
-    return len(before) == len(after) and all(
-        one.shape == other.shape and torch.allclose(one, other, rtol=1e-6, atol=1e-6 * float(one.abs().max()))
-        for one, other in zip(before, after, strict=True)
-    )
 
 
 # ---------------------------------------------------------------- smaller models
@@ -217,7 +212,9 @@ def _check_answers(pattern: Coupling, model: nn.Module, example: Any, masks: Mas
     found = {name: after for name, (_, after) in shrunk.sites.items()}
     assert found == planned, f"{where}: the shrunk model keeps {found}, but the plan {planned}"
     after = _answers(model, example)
-    assert pattern.approximate or _same(before, after), f"{where}: the shrunk model answers otherwise than the masked one"
+    assert pattern.approximate or alike(before, after, _TOLERANCE), (
+        f"{where}: the shrunk model answers otherwise than the masked one"
+    )
 
 
 def _check_round(pattern: Coupling, site: Site, kept: int, where: str) -> None:

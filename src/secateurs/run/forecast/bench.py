@@ -17,9 +17,10 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from secateurs.allocate import uniform
+from secateurs.answers import differences, in_float64, widened
 from secateurs.criteria import random
 from secateurs.forward import run_example
-from secateurs.nested import changed, tensors_in
+from secateurs.nested import tensors_in
 from secateurs.patterns import Element, Selection
 from secateurs.prune import prune_
 from secateurs.run.clock.backends import DENSE, Absent, Backend, Runner
@@ -65,7 +66,7 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Gains:
+class Curve:
     """How many times as fast as the fastest dense runtime one layer is, by sparsity."""
 
     layer: str
@@ -74,7 +75,7 @@ class Gains:
     def break_even(self, gain: float = 1.05) -> float | None:
         """The sparsity from which on the layer gains at least 5 %, on straight lines between the points; None where it never does.
 
-        >>> Gains("fc", ((0.0, 1.0), (0.5, 1.0), (0.6, 1.5), (0.9, 4.0))).break_even()
+        >>> Curve("fc", ((0.0, 1.0), (0.5, 1.0), (0.6, 1.5), (0.9, 4.0))).break_even()
         0.51
         """
         above = [speed >= gain for _, speed in self.points]
@@ -115,7 +116,7 @@ def race(
     """
     run_example(model, example)
     model = copy.deepcopy(model).eval()
-    exact, heats = in_float64(model, example), []
+    exact, heats = exact_answers(model, example), []
     for number in threads:
         with torch_threads(number):
             made = {name: backend(model, example, number) for name, backend in {**dense, OURS: ours}.items()}
@@ -138,15 +139,15 @@ def _compared(
     )
 
 
-def in_float64(model: nn.Module, example: Any) -> list[Tensor]:
+def exact_answers(model: nn.Module, example: Any) -> list[Tensor]:
     """What a model answers in float64, tensor by tensor; nothing where it cannot run so.
 
-    >>> in_float64(nn.Linear(3, 2), torch.ones(1, 3))[0].dtype
+    >>> exact_answers(nn.Linear(3, 2), torch.ones(1, 3))[0].dtype
     torch.float64
     """
-    wide = changed(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     try:
-        return list(tensors_in(run_example(copy.deepcopy(model).double(), wide)))
+        with in_float64(model):
+            return list(tensors_in(run_example(model, widened(example))))
     except TaskError:
         return []
 
@@ -157,12 +158,7 @@ def relative_error(output: Any, exact: Sequence[Tensor]) -> float:
     >>> relative_error((torch.tensor([1.0, 2.5]),), [torch.tensor([1.0, 2.0]).double()])
     0.25
     """
-    given = [tensor.detach() for tensor in tensors_in(output)]
-    if exact and [tensor.shape for tensor in given] != [tensor.shape for tensor in exact]:
-        return math.inf
-    pairs = [(mine, other) for mine, other in zip(given, exact, strict=False) if other.numel()]
-    found = [float((mine - other).abs().max() / (other.abs().max() or 1.0)) for mine, other in pairs]
-    return math.nan if not found or any(map(math.isnan, found)) else max(found)
+    return max(differences(exact, output)) if any(tensor.numel() for tensor in exact) else math.nan
 
 
 def table(title: str, heats: Iterable[Heat]) -> Table:
@@ -215,7 +211,7 @@ def sweep(
     seconds: float = 10.0,
     dense: Mapping[str, Backend] = DENSE,
     ours: Backend = sparse,
-) -> tuple[Gains, ...]:
+) -> tuple[Curve, ...]:
     """The break-even of the model's ``most`` costly shapes of layers, each alone, with random weights removed at random.
 
     Dense runtimes and ours at all sparsities take turns, so that a layer's whole curve saw the same machine.
@@ -223,8 +219,8 @@ def sweep(
     Raises `SecateursError` where the model applies no convolution and no linear layer to the example.
 
     >>> torch_ = DENSE["torch"]
-    >>> (gains,) = sweep(nn.Linear(8, 4), torch.ones(1, 8), sparsities=(0.0, 0.5), rounds=3, dense={"torch": torch_}, ours=torch_)
-    >>> gains.layer, len(gains.points)
+    >>> (curve,) = sweep(nn.Linear(8, 4), torch.ones(1, 8), sparsities=(0.0, 0.5), rounds=3, dense={"torch": torch_}, ours=torch_)
+    >>> curve.layer, len(curve.points)
     ('Linear 8→4', 2)
     """
     layers = costly_layers(model, example)[:most]
@@ -240,15 +236,15 @@ def sweep(
             timings = measure(calls, rounds=rounds, seconds=seconds)
         best = min((timings[name] for name in dense if name in timings), key=lambda timing: timing.median)
         found = ((sparsity, timings.get(f"{OURS} {sparsity}")) for sparsity in sparsities)
-        curves.append(Gains(label, tuple((sparsity, timing.speed_over(best)) for sparsity, timing in found if timing)))
+        curves.append(Curve(label, tuple((sparsity, timing.speed_over(best)) for sparsity, timing in found if timing)))
     return tuple(curves)
 
 
-def gains_table(curves: Iterable[Gains]) -> Table:
+def curve_table(curves: Iterable[Curve]) -> Table:
     """A row for each layer: how many times as fast it is at each sparsity, and from which one on it gains 5 %.
 
     >>> from rich import print
-    >>> print(gains_table([Gains("Linear 8→4", ((0.5, 1.0), (0.9, 2.0)))]))
+    >>> print(curve_table([Curve("Linear 8→4", ((0.5, 1.0), (0.9, 2.0)))]))
     <BLANKLINE>
     ...layer...50 %...90 %...wins from...
     ...Linear 8→4...1.0...2.0...52 %...
@@ -324,7 +320,7 @@ def removed_at_random(
     return pruned
 
 
-def draw(curves: Sequence[Gains], path: str | Path, title: str) -> None:
+def draw(curves: Sequence[Curve], path: str | Path, title: str) -> None:
     """The curves as a PNG: sparsity to the right, where 90, 95 and 98 % stand well apart, times as fast as dense upwards.
 
     Raises `WriteError` where the file cannot be written.

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from secateurs.costs import params
 from secateurs.nested import leaves
 from secateurs.patterns import Element, Filter, Kernel, layout_of
-from secateurs.run.choosing.race import race
 from secateurs.run.choosing.tune import Tuned
 from secateurs.run.clock.backends import DENSE
 from secateurs.run.clock.memory import read_seconds
+from secateurs.run.compiled import compile
 from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, narrowed, of_steps, running, weighted
 from secateurs.run.kernels.machine import instruction_set
 from secateurs.run.lowering.lower import lower
@@ -27,7 +27,7 @@ from secateurs.run.network.nodes import Conv, Linear, Network, Node
 from secateurs.run.planning.layers import Choice
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
-from secateurs.run.recording.one_call import network_of
+from secateurs.run.recording.record import record
 from secateurs.types import Cost, Pattern, Plan, PlanError
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -59,10 +59,10 @@ layers, take what they take now. The sum is never more than the fastest dense ru
 
 
 @dataclass(frozen=True)
-class LayerTimes:
+class Curve:
     """Seconds of a layer by the fraction of its weights that is removed: straight lines between what was measured.
 
-    >>> LayerTimes((0.0, 0.5, 1.0), (4.0, 3.0, 1.0))(0.75)
+    >>> Curve((0.0, 0.5, 1.0), (4.0, 3.0, 1.0))(0.75)
     2.0
     """
 
@@ -91,7 +91,7 @@ class _Role:
     narrows: tuple[bool, bool] = (False, False)
 
 
-def _times(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> LayerTimes:
+def _curve(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> Curve:
     """Never above what the layer takes now, never below the machine's limit, never rising."""
     pattern, grid = role.pattern, GRID
     if pattern is not None and pattern.kept_of_each is not None:  # kernels see single elements in it
@@ -105,7 +105,7 @@ def _times(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> LayerT
         return fastest(clock.now(narrowed(layer, *sizes)))
 
     rest = [min(now, max(clock.least(layer, sparsity), measured(sparsity))) for sparsity in grid[1:]]
-    return LayerTimes(grid, falling((now, *rest)))
+    return Curve(grid, falling((now, *rest)))
 
 
 # ---------------------------------------------------------------- a model
@@ -115,14 +115,14 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
     check = params.prepare(model, example)
     clock = Stopwatch(instruction_set(), torch.get_num_threads() if threads is None else threads)
     own = copy.deepcopy(model).eval().requires_grad_(False)
-    network = lower(network_of(own, example))
+    network = lower(record(own, example))
     owners = _owners(own, network)
     tuned = {layer: clock.now(layer) for layer in weighted(network)}
     now = {layer: fastest(each) for layer, each in tuned.items()}
     runtime, between = _whole(own, network, tuned, example, clock)
     kernels = between + sum(now.values())
     best = min(runtime, kernels)
-    times: dict[tuple[Weighted, _Role], LayerTimes] = {}
+    curves: dict[tuple[Weighted, _Role], Curve] = {}
 
     def seconds(layer: Weighted, plan: Plan) -> float:
         name = owners.get(layer)
@@ -131,9 +131,9 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
             return now[layer]
         parameter = own.get_parameter(name)
         role = _narrowing(own, name, plan) if plan.extents else _Role(_shape(pattern, name, own, plan))
-        if (layer, role) not in times:
-            times[layer, role] = _times(layer, role, now[layer], clock)
-        return times[layer, role](removed / parameter.numel())
+        if (layer, role) not in curves:
+            curves[layer, role] = _curve(layer, role, now[layer], clock)
+        return curves[layer, role](removed / parameter.numel())
 
     def milliseconds(plan: Plan | None) -> float:
         if plan is None:
@@ -202,8 +202,9 @@ def _whole(
         return whole, max(0.0, whole - sum(map(fastest, layers.values())))
 
     def measured() -> tuple[float, float]:
-        found = race(model, example, network, clock.threads)
-        return found.timings[found.fastest_dense].median, _between(network, layers, example, clock)
+        race = compile(model, example, threads=clock.threads).explain().race_ms
+        dense = min(milliseconds for name, milliseconds in race.items() if name != "kernels")
+        return dense / 1e3, _between(network, layers, example, clock)
 
     return clock.memory.recall(key, _two, measured)
 
