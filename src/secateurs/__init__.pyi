@@ -29,6 +29,7 @@ from .criteria import random as random
 from .criteria import snip as snip
 from .criteria import taylor as taylor
 from .criteria import variance as variance
+from .evidence import in_order as in_order
 from .evidence import input_norm as input_norm
 from .evidence import observe as observe
 from .files import Saved as Saved

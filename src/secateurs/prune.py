@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
-from secateurs.evidence import observe
+from secateurs.evidence import at_once, observe
 from secateurs.given import ALLOCATOR, MASKS, MODEL, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks, Origin
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole
-from secateurs.types import Allocator, Pattern, Plan, PlanError, SecateursError, Site, Sites, Solution, Solver, Task
+from secateurs.types import Allocator, Pattern, Plan, PlanError, Scores, SecateursError, Site, Sites, Solution, Solver, Stats, Task
 
 
 def prune_(
@@ -28,11 +29,14 @@ def prune_(
     only: Selection | None = None,
     skip: Selection | None = None,
     masks: Masks | None = None,
+    walk: Callable[[Sites], Sequence[Sites]] = at_once,
 ) -> Masks:
     """Prune a model in place and return the masks of what stays.
 
     ``allocate=None`` leaves the amount to the pattern (2:4). ``only`` and ``skip`` choose layers as in `find_sites`. ``masks`` are
-    those of an earlier pruning, whose removals stand. Where anything is wrong the model is left as it was.
+    those of an earlier pruning, whose removals stand. ``walk=in_order()`` observes each site with those before it pruned already, and
+    keeps the statistics of one alone in memory; how much each keeps is then decided beforehand, by an allocator that asks for no scores.
+    Where anything is wrong, or it is interrupted, the model is left as it was.
 
     Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
     the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
@@ -56,23 +60,39 @@ def prune_(
     require_values("prune_", model)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
-    stats = observe(model, sites, solver.needs, task)
-    with together():
-        plan = (allocate or as_pattern())(sites, lambda: solver.scores(sites, stats))
-    plan = of_first(plan)
-    _require_these_sites(plan, sites)
+    parts = walk(sites)
+    if sorted(site.name for part in parts for site in part) != sorted(site.name for site in sites):
+        raise SecateursError("prune_: the walk must give every site once, in parts: see secateurs.evidence.in_order")
     found: dict[str, Tensor] = {}
     written: set[str] = set()
     with _taken_back_on_error() as write:
+        first = observe(model, sites, solver.needs, task) if len(parts) == 1 else {}
         with together():
-            for site in track(sites, "pruning"):
-                solution = solver(site, plan[site.name], stats)
-                _require_count(site, plan[site.name], solution)
-                _restrict(found, site, solution)
-                write(site, solution.weights, found)
-                written.update(solution.weights)
+            plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
+        plan = of_first(plan)
+        _require_these_sites(plan, sites)
+        for part in parts:
+            stats = first if len(parts) == 1 else observe(model, part, solver.needs, task)
+            with together():
+                for site in track(part, "pruning"):
+                    solution = solver(site, plan[site.name], stats)
+                    _require_count(site, plan[site.name], solution)
+                    _restrict(found, site, solution)
+                    write(site, solution.weights, found)
+                    written.update(solution.weights)
+                    if len(parts) > 1:
+                        write(site, {}, found, masked=True)
         _require_agreement(sites, found, written)
         return _imposed_(model, sites, plan, found, earlier or {})
+
+
+def _scores(solver: Solver, sites: Sites, stats: Stats, parts: int) -> Iterator[Scores]:
+    if parts > 1:
+        raise PlanError(
+            "the allocator compares the scores of all sites, which are not there when one site is observed after the other: prune at once "
+            "(without walk=), or decide beforehand, for example with uniform(sparsity=0.5), erdos_renyi(sparsity=0.5) or a plan"
+        )
+    return solver.scores(sites, stats)
 
 
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:
@@ -113,7 +133,7 @@ def _require_count(site: Site, planned: int, solution: Solution) -> None:
 
 
 @contextmanager
-def _taken_back_on_error() -> Iterator[Callable[[Site, Mapping[str, Tensor], Mapping[str, Tensor]], None]]:
+def _taken_back_on_error() -> Iterator[Callable[..., None]]:
     """Gives what writes a site's new weights, with what the masks remove at zero; if the block fails, all are as they were.
 
     They are written before the next site is solved, so that of two sites with a weight in common the later one starts from what the
@@ -122,8 +142,10 @@ def _taken_back_on_error() -> Iterator[Callable[[Site, Mapping[str, Tensor], Map
     before: dict[nn.Parameter, Tensor] = {}
 
     @torch.no_grad()
-    def write(site: Site, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    def write(site: Site, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], masked: bool = False) -> None:
         members = {member.parameter: member.weight for member in site.members}
+        if masked:  # what is gone is zero for the sites that are observed after this one
+            weights = {name: whole(weight.detach()) for name, weight in members.items()}
         for name, value in weights.items():
             if name not in members or value.shape != members[name].shape:
                 here = f"is {tuple(members[name].shape)}" if name in members else f"is none of {', '.join(members)}"

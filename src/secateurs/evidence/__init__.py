@@ -9,16 +9,22 @@ from secateurs.evidence.gradients import (
     nonzero_activations,
     squared_gradient,
 )
+from secateurs.evidence.gram import input_gram, input_rows
 from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
+from secateurs.evidence.walks import at_once, in_order
 
 __all__ = [
     "activation_change",
     "activation_size",
     "activation_variance",
+    "at_once",
     "change",
     "gradient",
+    "in_order",
+    "input_gram",
     "input_norm",
+    "input_rows",
     "nonzero_activations",
     "observe",
     "squared_gradient",

@@ -75,10 +75,15 @@ class _Start:
     p: float
 
     def __call__(self, member: Member) -> _InputNorm:
-        module, attribute = member.module, member.attribute
-        opaque = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "hh" in attribute or attribute.endswith(("_hr_l0",))
-        deep = isinstance(module, nn.RNNBase) and not attribute.startswith("weight_ih_l0")
-        opaque = opaque or (layout_of(module, attribute) is None and not member.stacked)  # a bare parameter of a module
-        if opaque or deep or (isinstance(module, nn.MultiheadAttention) and attribute != "in_proj_weight"):
-            raise SecateursError(f"{member.parameter}: the inputs of this weight cannot be observed; skip it with skip=[...]")
+        require_shows_inputs(member)
         return _InputNorm(member, self.p)
+
+
+def require_shows_inputs(member: Member) -> None:
+    """Raise `SecateursError` where what a weight multiplies cannot be seen from outside its module."""
+    module, attribute = member.module, member.attribute
+    opaque = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or "hh" in attribute or attribute.endswith(("_hr_l0",))
+    deep = isinstance(module, nn.RNNBase) and not attribute.startswith("weight_ih_l0")
+    opaque = opaque or (layout_of(module, attribute) is None and not member.stacked)  # a bare parameter of a module
+    if opaque or deep or (isinstance(module, nn.MultiheadAttention) and attribute != "in_proj_weight"):
+        raise SecateursError(f"{member.parameter}: the inputs of this weight cannot be observed; skip it with skip=[...]")
