@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from secateurs.run.kernels.records import BLOCK, ROW, Records, records
+
 FIRST, LAST = 1, 2
 
 
@@ -14,16 +16,15 @@ FIRST, LAST = 1, 2
 class Sparse:
     """Nonzeros by chunk of rows, block of inputs, row (those with most nonzeros first) and place.
 
-    ``rows``: (entries, 3): row, its nonzeros in this block, whether it begins or ends here. ``blocks``: (blocks, 2) int64, of which the
-    first holds two int32, the first and the last entry, and the second where the block's nonzeros begin. ``chunks``: where each
-    chunk's blocks begin. ``values``: (nonzeros, height). ``counts``: (entries, places): the nonzeros of each place of the window.
+    ``rows`` and ``blocks`` are tables of `ROW` and `BLOCK`; ``chunks``: where each chunk's blocks begin. ``values``: (nonzeros, height).
+    ``counts``: (entries, places): the nonzeros of each place of the window.
     """
 
     height: int
-    rows: NDArray[np.int32]
+    rows: Records
     offsets: NDArray[np.int32]
     values: NDArray[np.float32]
-    blocks: NDArray[np.int64]
+    blocks: Records
     chunks: NDArray[np.int64]
     counts: NDArray[np.int32]
 
@@ -78,14 +79,12 @@ def pack(
     used, first = np.unique(key, return_index=True)
     last = np.append(first[1:], len(key))
     begins = np.concatenate([[0], np.cumsum(nonzeros)])[first]
-    table = np.zeros(len(used), np.dtype([("first", np.int32), ("last", np.int32), ("nonzero", np.int64)]))
-    table["first"], table["last"], table["nonzero"] = first, last, begins
     return Sparse(
         height,
-        np.ascontiguousarray(np.stack([its_row * height, nonzeros, flags[its_block, its_row]], 1), np.int32),
+        records(ROW, row=its_row * height, count=nonzeros, flags=flags[its_block, its_row]),
         np.ascontiguousarray(offset[by_entry], np.int32),
         np.ascontiguousarray(values[by_entry], np.float32),
-        table.view(np.int64).reshape(-1, 2),
+        records(BLOCK, first=first, last=last, nonzero=begins),
         np.searchsorted(used // blocks, np.arange(chunks + 1)).astype(np.int64),
         of_place.reshape(-1, places).astype(np.int32),
     )
@@ -110,9 +109,7 @@ def reference(packed: Sparse, bias: NDArray[np.float32], x: NDArray[np.float32],
     [2.0, 34.0]
     """
     sums = np.zeros((len(bias), len(starts)), np.float32)
-    entries = packed.blocks[:, :1].copy().view(np.int32)
-    for (first, last), nonzero in zip(entries.tolist(), packed.blocks[:, 1].tolist(), strict=True):
-        at = nonzero
+    for first, last, at in packed.blocks.tolist():
         for row, count, flags in packed.rows[first:last].tolist():
             rows = slice(row, row + packed.height)
             if flags & FIRST:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from secateurs.run.kernels import gemv
 from secateurs.run.kernels.machine import narrower, native_module
+from secateurs.run.kernels.records import Records
 from secateurs.run.kernels.spmm import Sparse, pack
 from secateurs.run.network.nodes import Conv, Linear, Lstm, Node
 from secateurs.run.planning import steps
 from secateurs.run.planning.buffers import Home
 from secateurs.run.planning.homes import Homes, count
 from secateurs.run.planning.layout import Grid, Plain, Tokens, grid_for, moves, read_tiles, stretches, tokens_for
-from secateurs.run.planning.windows import Indices, Part, Windows, panels, table, whole, windows
+from secateurs.run.planning.windows import Indices, Part, Windows, of_images, panels, whole, windows
 
 Layer = Conv | Linear | Lstm
 
@@ -96,7 +97,7 @@ def plan_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     for band in bands:
         x = source if in_place else plan_windows(homes, node.name, source, band, images, channels)
         places = where[:, band.panels].copy()
-        places[..., 0] = np.arange(images)[:, None] * x_image + band.starts
+        places["x"] = np.arange(images)[:, None] * x_image + band.starts
         step, bias = 1 if in_place else node.stride[1], bias_of(node.bias, len(weight))
         task = steps.spmm(
             homes.isa, sparse, bias, x, y, residual, np.concatenate(places), step, node.activation, grid.columns, out, lie, member
@@ -112,16 +113,16 @@ def _bands(node: Conv, grid: Grid, source: Home) -> list[Windows]:
     return windows(grid, window, node.stride, node.padding, node.dilation, (height, width), most)
 
 
-def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Indices]:
-    """Where sums lie, where finished rows go if they go elsewhere, and the places (images, panels, 6) of both and of the residual."""
+def _targets(homes: Homes, node: Conv, grid: Grid, height: int, residual: Home | None) -> tuple[Home, Home | None, Records]:
+    """Where sums lie, where finished rows go if they go elsewhere, and the places (images, panels) of both and of the residual."""
     images, outputs = node.out.shape[:2]
-    panel, shape = np.arange(grid.panels), (images, grid.panels, -1)
-    before = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
+    panel, shape = np.arange(grid.panels), (images, grid.panels)
+    before: Part = 0 if residual is None else (residual.layout.image_stride, panel * residual.packed.panel_stride)
     if not (is_for_torch(homes, node) and _holds_rows(homes, grid, height)):
         y = homes.new_packed(node.out, grid)
-        return y, None, table(images, 0, (y.layout.image_stride, panel * y.packed.panel_stride), before, 0, 0, 0).reshape(shape)
+        return y, None, of_images(images, y=(y.layout.image_stride, panel * y.packed.panel_stride), residual=before).reshape(shape)
     out, lanes = homes.new_tensor(node.out), (0, panel * (grid.lanes // 2))
-    where = table(images, 0, 0, before, (out.layout.image_stride, 0 * panel), 0, lanes)
+    where = of_images(images, residual=before, out=(out.layout.image_stride, 0 * panel), lanes=lanes)
     return homes.new_sums(grid, outputs), out, where.reshape(shape)
 
 
@@ -159,15 +160,18 @@ def plan_pointwise_conv(homes: Homes, node: Conv, choice: Choice) -> None:
     offsets = channel * x.layout.channel_stride
     sparse = packed(homes, choice, weight, offsets, channel, grid, grid.columns, images, node.groups)
     image, first = homes.new_tensor(node.out), np.arange(grid.panels) * grid.columns * lanes
-    in_residual, in_image = (0 if home is None else (home.layout.image_stride, first) for home in (residual, image))
+    in_image = (image.layout.image_stride, first)
+    where: dict[str, Part] = {"x": (x.layout.image_stride, first), "positions": (0, positions - last - first)}
+    if residual is not None:
+        where["residual"] = (residual.layout.image_stride, first)
     y, out, member = image, None, 0
-    lies: list[Part] = [in_image, in_residual, 0]
     if pitch != positions:
-        y, out, lies = homes.new_sums(grid, outputs), image, [0, in_residual, in_image]
+        y, out = homes.new_sums(grid, outputs), image
         member = y.layout.image_stride
-    where = table(images, (x.layout.image_stride, first), *lies, (0, positions - last - first), 0)
+    where["y" if out is None else "out"] = in_image
     bias = bias_of(node.bias, outputs)
-    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, where, 1, node.activation, grid.columns, out, None, member)
+    places = of_images(images, **where)
+    task = steps.spmm(homes.isa, sparse, bias, x, y, residual, places, 1, node.activation, grid.columns, out, None, member)
     homes.task(node.name, [x, y, residual, out], task)
     if last:
         _plan_last(homes, node, image)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from secateurs.run.kernels.records import MOVE, Records, records
+
 Indices = NDArray[np.int64]
 
 _COLUMNS = (7, 8, 6, 5, 4, 3, 2, 1)
@@ -202,9 +204,9 @@ Layout = Plain | Packed
 
 @dataclass(frozen=True)
 class Moves:
-    """How the vectors of a new layout come from an old one: rows of (to, from, kind, table, count), and a table of lanes."""
+    """How the vectors of a new layout come from an old one: a table of `MOVE`, and one of lanes."""
 
-    rows: NDArray[np.int32]
+    rows: Records
     table: NDArray[np.int32]
 
 
@@ -232,8 +234,8 @@ def moves(source: Layout, wanted: Indices, to: Indices, count: Indices | None = 
     which = np.zeros(len(wanted), np.int64)
     which[listed] = np.asarray(numbers).reshape(-1)
     written = np.full(len(wanted), lanes) if count is None else count
-    rows = np.stack([to, start, kind, which, written], 1)
-    return Moves(np.ascontiguousarray(rows, np.int32), np.ascontiguousarray(table, np.int32))
+    rows = records(MOVE, **{"to": to, "from": start, "kind": kind, "table": which, "count": written})
+    return Moves(rows, np.ascontiguousarray(table, np.int32))
 
 
 EMPTY = np.zeros(0, np.int32)

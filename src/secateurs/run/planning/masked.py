@@ -16,7 +16,7 @@ from secateurs.run.planning import steps
 from secateurs.run.planning.homes import Homes
 from secateurs.run.planning.layers import Choice, bias_of, is_for_torch, is_pointwise, packed
 from secateurs.run.planning.layout import Tokens, tokens_for
-from secateurs.run.planning.windows import Indices, table
+from secateurs.run.planning.windows import Indices, of_images
 
 _HEIGHT = 4
 
@@ -52,7 +52,8 @@ def plan_masked_conv(homes: Homes, node: Conv, choice: Choice) -> None:
         masks = np.ascontiguousarray(exists[:, vector].swapaxes(0, 1))
         position, one_mask = vector[:, 0] * grid.lanes, masks[0].size
         starts, ends = (x.layout.image_stride, position), (out.layout.image_stride, position)
-        where = table(images, starts, 0, 0, ends, (0, grid.count - position), (0, np.arange(len(vector)) * one_mask))
+        there, lanes = (0, grid.count - position), (0, np.arange(len(vector)) * one_mask)
+        where = of_images(images, x=starts, out=ends, positions=there, lanes=lanes)
         member = sums.layout.image_stride
         task = steps.spmm(homes.isa, sparse, bias, x, sums, None, where, 1, node.activation, columns, out, None, member, masks)
         homes.task(node.name, [x, sums, out], task)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from secateurs.run.kernels import gemv as vectors
 from secateurs.run.kernels.machine import InstructionSet
+from secateurs.run.kernels.records import Records, words
 from secateurs.run.kernels.spmm import Sparse
 from secateurs.run.network.nodes import Activation
 from secateurs.run.planning.buffers import NOWHERE, Home, Place
@@ -44,7 +45,7 @@ def move(
     def do(program: Any) -> None:
         program.move(
             isa=isa.name,
-            moves=moves.rows,
+            moves=words(moves.rows, np.int32),
             table=moves.table,
             images=images,
             channels=channels,
@@ -137,7 +138,7 @@ def spmm(
     x: Home,
     y: Home,
     residual: Home | None,
-    panels: NDArray[np.int64],
+    panels: Records,
     stride: int,
     activation: Activation | None,
     columns: int,
@@ -158,13 +159,13 @@ def spmm(
             height=weights.height,
             columns=columns,
             stride=stride,
-            rows=weights.rows,
+            rows=words(weights.rows, np.int32),
             offsets=weights.offsets,
             values=weights.values,
-            blocks=weights.blocks,
+            blocks=words(weights.blocks, np.int64),
             chunks=weights.chunks,
             bias=bias,
-            panels=panels,
+            panels=words(panels, np.int64),
             x=at(x),
             y=at(y),
             residual=at(residual),
@@ -263,7 +264,7 @@ def window(
     taps: NDArray[np.int64],
     factors: NDArray[np.float32],
     stride: int,
-    panels: NDArray[np.int64],
+    panels: Records,
     x: Home,
     y: Home,
     channels: int,
@@ -279,7 +280,7 @@ def window(
             factors=factors,
             columns=grid.columns,
             stride=stride,
-            panels=panels,
+            panels=words(panels, np.int64),
             panels_of_image=grid.panels,
             channels=channels,
             group=_GROUP,

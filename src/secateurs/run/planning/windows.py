@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from secateurs.run.kernels.records import PANEL, Records, records
 from secateurs.run.planning.layout import Grid, Packed
 
 Pair = tuple[int, int]
@@ -84,22 +85,22 @@ def stride_of(vectors: int, lanes: int) -> int:
     return (vectors + next(free for free in range(page) if (vectors + free) % page not in crowded)) * lanes
 
 
-def panels(images: int, starts: Indices, x_image: int, y: Packed, residual: Packed | None) -> Indices:
-    """(panels of all images, 6): where each begins in x, in y and in the residual; nothing of them goes elsewhere."""
+def panels(images: int, starts: Indices, x_image: int, y: Packed, residual: Packed | None) -> Records:
+    """A row of `PANEL` for each panel of all images: where it begins in x, in y and in the residual; nothing of it goes elsewhere."""
     panel = np.arange(len(starts))
     of = [0 if layout is None else (layout.image_stride, panel * layout.panel_stride) for layout in (y, residual)]
-    return table(images, (x_image, starts), *of, 0, 0, 0)
+    return of_images(images, x=(x_image, starts), y=of[0], residual=of[1])
 
 
-def table(images: int, *parts: Part) -> Indices:
-    """A row for each panel of each image: of each part, what an image adds and what each panel has, or one number for all.
+def of_images(images: int, **parts: Part) -> Records:
+    """A row of `PANEL` for each panel of each image: of each part, what an image adds and what each panel has, or one number for all.
 
-    >>> table(2, (10, np.array([0, 3])), 7).tolist()
-    [[0, 7], [3, 7], [10, 7], [13, 7]]
+    >>> of_images(2, x=(10, np.array([0, 3])), y=7)[["x", "y"]].tolist()
+    [(0, 7), (3, 7), (10, 7), (13, 7)]
     """
     image = np.arange(images)[:, None]
-    found = [part if isinstance(part, int) else image * part[0] + part[1] for part in parts]
-    return np.ascontiguousarray(np.stack(np.broadcast_arrays(*found), -1).reshape(-1, len(parts)), np.int64)
+    columns = {name: part if isinstance(part, int) else image * part[0] + part[1] for name, part in parts.items()}
+    return records(PANEL, **columns).ravel()
 
 
 def divisors(found: Windows, grid: Grid, window: Pair, stride: Pair, dilation: Pair) -> NDArray[np.float32]:
