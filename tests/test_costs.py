@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,20 @@ def pruned() -> tuple[nn.Module, sc.Masks, sc.Task]:
     task = sc.Task(torch.randn(1, 2, 4, 4))
     masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.6), task, skip=["4"])
     return model, masks, task
+
+
+def test_bytes_count_the_bits_of_a_plan_and_no_other_cost_does() -> None:
+    model, example = nn.Sequential(nn.Linear(10, 7), nn.Linear(7, 3)), torch.zeros(1, 10)
+    plan = sc.uniform(keep=0.5)(sc.find_sites(model, sc.Element()), lambda: iter([]))
+    first, *others = plan.shares.items()
+    narrow = replace(plan, shares=dict([(first[0], replace(first[1], bits=3)), *others]))
+    for cost in (sc.params, sc.macs):
+        assert cost(model, example, plan) == cost(model, example, narrow)
+    kept = first[1].kept
+    saved = 4 * kept - (3 * kept + 7) // 8
+    for cost in (tensor_bytes, sc.bytes_):
+        assert cost(model, example, plan) - cost(model, example, narrow) == pytest.approx(saved, abs=32 if cost is sc.bytes_ else 0)
+    assert tensor_bytes(model, example, plan) - tensor_bytes(model, example, narrow) == saved > 0
 
 
 def test_a_plan_promises_what_is_counted_on_the_pruned_model() -> None:

@@ -110,11 +110,8 @@ def amc(trial: Callable[[sc.Plan], float], episodes: int) -> Any:
 
 def trial_of(model: nn.Module, task: sc.Task) -> Callable[[sc.Plan], float]:
     def trial(plan: sc.Plan) -> float:
-        earlier = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), lambda sites, scores: plan, task)
-        reward = sc.evaluate(model, task, task.validation)
-        model.load_state_dict(earlier)
-        return reward
+        with sc.trial(model, sc.Element(), sc.TopK(sc.magnitude()), plan, task):
+            return sc.evaluate(model, task, task.validation)
 
     return trial
 

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 import secateurs as sc
 from secateurs.files import container, nested_state
 from secateurs.forward import run_example
+from secateurs.random_state import random_state
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
-from secateurs.recover.random_state import random_state
 from secateurs.types import FileError, NonFiniteError, Run, SecateursError, TaskError
 
 

@@ -57,6 +57,15 @@ def test_a_parameter_in_two_sites_is_removed_from_in_both():
     assert plan.removed("w") == 3 * 2 + 1 * 5
 
 
+def test_bits_of_a_share_are_written_only_where_they_are_given():
+    without, given = Share(4, 1, {"w": 2}), Share(4, 1, {"w": 2}, bits=4)
+    assert "bits" not in Plan({"a": without}).to_json()
+    again = Plan.from_json(Plan({"a": given, "b": Share(4, 3, {"w": 5, "v": 1}, 6), "c": without}).to_json())
+    assert [share.bits for share in again.shares.values()] == [4, 6, None]
+    assert (again.bits_of("w"), again.bits_of("v"), again.bits_of("u")) == (6, 6, None)
+    assert Plan({"a": without}).bits_of("w") is None
+
+
 def test_an_empty_plan_removes_nothing():
     assert Plan({}).sparsity == 0
 
@@ -93,6 +102,11 @@ def broken(**change: object) -> str:
         broken(elements={"a.weight": -1}),
         broken(elements={"a.weight": 0.5}),
         broken(elements=[1]),
+        broken(bits=0),
+        broken(bits=65),
+        broken(bits=None),
+        broken(bits=True),
+        broken(bits=2.0),
         '{"shares": {"a": {"units": 1e400, "kept": 0, "elements": {}}}, "promised": {}}',
         broken(units=2**63),
         broken(elements={"a.weight": 10**1000}),

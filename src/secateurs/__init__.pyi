@@ -71,6 +71,7 @@ from .recover import train_ as train_
 from .shrink import Shrunk as Shrunk
 from .shrink import shrink_ as shrink_
 from .solve import TopK as TopK
+from .tried import trial as trial
 from .types import Budget as Budget
 from .types import Cost as Cost
 from .types import Criterion as Criterion

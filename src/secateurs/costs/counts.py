@@ -119,9 +119,10 @@ def _prepare_bytes(model: nn.Module, example: Any) -> Callable[[Plan | None], fl
             for name, tensor in buffers.items()
         )
         for name, size in sizes.items():
-            removed = plan.removed(name) if plan else 0
+            left = size - plan.removed(name) if plan else size
+            bits = plan.bits_of(name) if plan else None
             index = (size + 7) // 8 if name in masked else 0
-            total += (size - removed) * widths[name] + index
+            total += index + (left * widths[name] if bits is None else (left * bits + 7) // 8)
         return float(total)
 
     return count
@@ -135,4 +136,4 @@ macs = Cost("macs", "MACs", _prepare_macs)
 
 tensor_bytes = Cost("tensor bytes", "bytes", _prepare_bytes)
 """Bytes of the tensors in the file that ``save`` writes, without its header; of a plan, those of the sparse layout, one index bit a
-weight included, or those of the smaller model where whole channels go."""
+weight included, or those of the smaller model where whole channels go. Where the plan gives bits, a number takes so many."""

@@ -79,4 +79,5 @@ def _longest(count: int, size: int) -> list[int]:
 
 bytes_ = Cost("bytes", "bytes", _prepare)
 """Bytes of the file that `save` writes, its header included: of the model as it is; of a plan, at most those of the sparse layout
-(``save(model, path, masks, sparse=True)``), or of the smaller model where whole channels go. A budget in it is met by the file on disk."""
+(``save(model, path, masks, sparse=True)``), or of the smaller model where whole channels go. A budget in it is met by the file on
+disk. Bits that a plan gives are counted, without codebooks; `save` alone does not make numbers smaller."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from secateurs.files import container, load, nested_state
 from secateurs.masks import Masks, Origin
+from secateurs.random_state import random_state, require_random_state, restore_random_state
 from secateurs.ranks import by_first, count, gathered, rank
-from secateurs.recover.random_state import random_state, require_random_state, restore_random_state
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
 from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Hook, Plan, Run, Skipped

@@ -16,11 +16,15 @@ from secateurs.types.units import Sites
 
 @dataclass(frozen=True)
 class Share:
-    """One site's part of a plan: how many of its units stay, and what one unit holds of each parameter."""
+    """One site's part of a plan: how many of its units stay, and what one unit holds of each parameter.
+
+    ``bits``, where it is given, is what each number of these parameters is to take.
+    """
 
     units: int
     kept: int
     elements: Mapping[str, int]
+    bits: int | None = None
 
     @property
     def sparsity(self) -> float:
@@ -77,11 +81,12 @@ class Plan(Mapping[str, int]):
         shares = [share for share in self.shares.values() if parameter in share.elements]
         return sum((share.units - share.kept) * share.elements[parameter] for share in shares)
 
+    def bits_of(self, parameter: str) -> int | None:
+        """Bits that a number of a parameter takes: the most that a site in which it lies gives it, ``None`` where none says anything."""
+        return max((share.bits for share in self.shares.values() if share.bits and parameter in share.elements), default=None)
+
     def to_json(self) -> str:
-        shares = {
-            name: {"units": share.units, "kept": share.kept, "elements": dict(share.elements)}
-            for name, share in self.shares.items()
-        }
+        shares = {name: _entry(share) for name, share in self.shares.items()}
         document = {"shares": shares, "promised": dict(self.promised)}
         return json.dumps({**document, "extents": self.extents} if self.extents else document)
 
@@ -101,12 +106,21 @@ class Plan(Mapping[str, int]):
 
 
 _LARGEST = 2**63
+_MOST_BITS = 64
+
+
+def _entry(share: Share) -> dict[str, Any]:
+    entry = {"units": share.units, "kept": share.kept, "elements": dict(share.elements)}
+    return entry if share.bits is None else {**entry, "bits": share.bits}
 
 
 def _share(entry: Mapping[str, Any]) -> Share:
-    share = Share(_whole(entry["units"]), _whole(entry["kept"]), {str(name): _whole(n) for name, n in entry["elements"].items()})
+    elements = {str(name): _whole(n) for name, n in entry["elements"].items()}
+    share = Share(_whole(entry["units"]), _whole(entry["kept"]), elements, _whole(entry["bits"]) if "bits" in entry else None)
     if share.kept > share.units:
         raise ValueError(f"keeps {share.kept} of {share.units} units")
+    if share.bits is not None and not 1 <= share.bits <= _MOST_BITS:
+        raise ValueError(f"gives a number {share.bits} bits, not 1 to {_MOST_BITS}")
     return share
 
 
