@@ -22,7 +22,7 @@ from secateurs.run.clock import backends, timing
 from secateurs.run.clock.backends import DENSE, Absent
 from secateurs.run.clock.timing import Timing, interleaved, measure, sampler
 from secateurs.run.forecast import bench
-from secateurs.run.forecast.bench import Contender, Curve, Heat
+from secateurs.run.forecast.bench import Contender, Gains, Heat
 from secateurs.types import SecateursError, TaskError, WriteError
 
 TORCH = {"torch": DENSE["torch"]}
@@ -275,12 +275,12 @@ def test_a_sweep_of_a_model_without_layers_says_so() -> None:
     ],
 )
 def test_break_even_is_where_the_layer_starts_to_win_for_good(speeds: tuple[float, ...], start: float | None) -> None:
-    found = Curve("a layer", tuple(zip((0.5, 0.7, 0.9), speeds, strict=True))).break_even()
+    found = Gains("a layer", tuple(zip((0.5, 0.7, 0.9), speeds, strict=True))).break_even()
     assert found == pytest.approx(start, abs=0.006) if start else found is None
 
 
 def test_a_chart_is_a_png_and_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
-    curves = [Curve(f"layer {index}", ((0.0, 0.9), (0.5, 1.5), (0.98, 20.0))) for index in range(8)]
+    curves = [Gains(f"layer {index}", ((0.0, 0.9), (0.5, 1.5), (0.98, 20.0))) for index in range(8)]
     bench.draw(curves, tmp_path / "chart.png", "speed")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(WriteError, match="could not write"):

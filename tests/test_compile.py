@@ -504,7 +504,7 @@ def test_a_damaged_measurement_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
     )  # type: ignore[arg-type]
     monkeypatch.setattr(limit_module, "_bandwidth", lambda: 1e10)
     monkeypatch.setattr(limit_module, "native_module", lambda: SimpleNamespace(peak=lambda isa: 1e11))
-    network, tried = compiling.lower(compiling.record(model, x)), 0
+    network, tried = compiling.lower(compiling.network_of(model, x)), 0
     tuning.tune(network, instruction_set(), 1, Memory())  # type: ignore[arg-type]
     limit_module.limits(instruction_set())  # type: ignore[arg-type]
     path, expected = Memory().path, Memory()._entries

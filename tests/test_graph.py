@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secateurs as sc
-from secateurs.graph import analyse, normal, record
+from secateurs.graph import analyse, normal, trace_of
 
 HERE = "tests/test_graph.py"
 
@@ -538,7 +538,7 @@ def test_images_may_lie_pixel_by_pixel():
     """Torch then pools in other operations, which change the strides of what they give in place."""
     model, example = around(lambda m, h: functional.adaptive_avg_pool2d(h.relu_(), 1) * h, dict, images=True)
     example = example.contiguous(memory_format=torch.channels_last)
-    assert "as_strided" not in {op.name for op in record(model, example).ops}
+    assert "as_strided" not in {op.name for op in trace_of(model, example).ops}
     check("first", model, example)
 
 

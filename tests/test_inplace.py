@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from secateurs.graph import Trace, Value, record
+from secateurs.graph import Trace, Value, trace_of
 from secateurs.graph.memory import writes
-from secateurs.graph.recorder import Recorder
+from secateurs.graph.tracer import Tracer
 
 
 class Of(nn.Module):
@@ -50,17 +50,17 @@ def check(function: Callable[[Any, Tensor], Any]) -> Trace:
     """A trace on fake tensors gives the model's own answers."""
     model, x = Of(function), torch.randn(4, 6)
     constants: dict[Value, Tensor] = {}
-    find = Recorder._find
+    find = Tracer._find
 
-    def found_out(self: Recorder, tensor: Tensor) -> Any:
+    def found_out(self: Tracer, tensor: Tensor) -> Any:
         known = find(self, tensor)
         if not isinstance(tensor, FakeTensor):
             constants.setdefault(known.value, tensor)
         return known
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "_find", found_out)
-        trace = record(model, x)
+        patch.setattr(Tracer, "_find", found_out)
+        trace = trace_of(model, x)
     assert trace.fake, trace.notes
     known = constants | dict(
         zip(
@@ -235,20 +235,20 @@ def test_what_writes_is_recorded_as_what_does_not(writing):
 def test_parameters_and_buffers_that_the_pass_writes_are_told(function, name):
     trace = check(function)
     assert list(trace.written) == [name]
-    assert record(Of(lambda s, x: x + s.state * s.weight), torch.zeros(4, 6)).written == {}
+    assert trace_of(Of(lambda s, x: x + s.state * s.weight), torch.zeros(4, 6)).written == {}
 
 
 def test_tensors_of_one_storage_follow_each_other():
     """Parameters that are parts of one vector, and an input that is also a buffer."""
     model = Of(lambda s, x: (s.state.mul_(2), x + 1)[1])
-    trace = record(model, model.state.t()[:2])
+    trace = trace_of(model, model.state.t()[:2])
     assert [op.name for op in trace.ops] == ["mul", "as_strided", "add"]
     assert trace.ops[1].inputs == trace.ops[0].outputs
 
 
 @pytest.mark.parametrize("write", [Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.random_])
 def test_noise_that_is_written_is_noise(write):
-    trace = record(Of(lambda s, x: write(x * 1)), torch.zeros(4, 6))
+    trace = trace_of(Of(lambda s, x: write(x * 1)), torch.zeros(4, 6))
     assert trace.ops[-1].outputs == tuple(trace.outputs)
     assert not trace.ops[-1].func._schema.is_mutable
 

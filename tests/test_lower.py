@@ -23,7 +23,7 @@ from secateurs.run.lowering.lower import lower
 from secateurs.run.network.fits import difference, fits
 from secateurs.run.network.interpret import interpret, interpreter
 from secateurs.run.network.nodes import Activation, Conv, Linear, Network, Torch, inputs_of, outputs_of
-from secateurs.run.recording.record import CompileError, record
+from secateurs.run.recording.one_call import CompileError, network_of
 from secateurs.types import TaskError
 
 with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def same(model: nn.Module, example: Any, limit: float = 1e-5) -> Network:
     ]
     kept = changed(example, torch.clone)
     chance = torch.get_rng_state()
-    recorded = record(model, example)
+    recorded = network_of(model, example)
     network = lower(recorded)
     assert torch.equal(torch.get_rng_state(), chance)
     for inputs in (example, other(example)):
@@ -198,7 +198,7 @@ def test_zoo(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other packages' models have to say
         model, example = SUBJECTS[name].make(), SUBJECTS[name].example()
-        network = interpreter(lower(record(model, example)))
+        network = interpreter(lower(network_of(model, example)))
         for inputs in (example, other(example)):
             wanted = answers(model, inputs)
             torch.manual_seed(11)
@@ -224,7 +224,7 @@ def test_zoo_refused(name: str) -> None:
         model = SUBJECTS[name].make()
         before = copy.deepcopy(model.state_dict())
         with pytest.raises(CompileError, match=REFUSED[name]):
-            record(model, SUBJECTS[name].example())
+            network_of(model, SUBJECTS[name].example())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -586,7 +586,7 @@ def test_writes_that_nothing_else_sees_become_new_values() -> None:
 
 def test_inputs_are_not_written() -> None:
     for function in (writes_its_input, lambda self, x: x.relu_()):
-        network = lower(record(Does(function), images()))
+        network = lower(network_of(Does(function), images()))
         x = images()
         before = x.clone()
         interpret(network, x)
@@ -617,7 +617,7 @@ def test_constant_results_are_the_callers_own() -> None:
 
 def test_two_inputs_that_are_one_tensor_need_not_stay_one() -> None:
     x, y = images(), images()
-    network = lower(record(Does(lambda self, a, b: a - 2 * b), (x, x)))
+    network = lower(network_of(Does(lambda self, a, b: a - 2 * b), (x, x)))
     assert torch.equal(interpret(network, (x, y)), x - 2 * y)
 
 
@@ -627,9 +627,11 @@ def test_two_inputs_that_are_one_tensor_need_not_stay_one() -> None:
 def test_chance_is_met_anew_in_each_call() -> None:
     model = Does(lambda self, x: x + torch.rand(8) + torch.empty(8).normal_() + functional.dropout(x, training=True))
     same(model, images())
-    run, x = interpreter(lower(record(model, images()))), images()
+    run, x = interpreter(lower(network_of(model, images()))), images()
     assert not torch.equal(run(x), run(x))
-    kept = interpreter(lower(record(Does(lambda self, x: functional.dropout(x, 0.5, self.training) + torch.zeros(8)), images())))
+    kept = interpreter(
+        lower(network_of(Does(lambda self, x: functional.dropout(x, 0.5, self.training) + torch.zeros(8)), images()))
+    )
     assert torch.equal(kept(x), kept(x))
 
 
@@ -669,7 +671,7 @@ def test_state_between_calls_is_refused(function: Callable[..., Any]) -> None:
     model = Stateful(function)
     before, state = copy.deepcopy(model.state_dict()), model.state
     with pytest.raises(CompileError, match=r"(state|scale)\S* is written by the model.* keeps nothing between calls"):
-        record(model, images())
+        network_of(model, images())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.state is state
 
@@ -681,7 +683,7 @@ def test_state_that_the_result_does_not_need_is_left_alone() -> None:
         return x * self.scale
 
     model = Stateful(watching)
-    network = lower(record(model, images()))
+    network = lower(network_of(model, images()))
     assert kinds(network) == {"mul": 1}
     interpret(network, images())
     assert not model.state.any() and not hasattr(model, "seen")
@@ -690,7 +692,7 @@ def test_state_that_the_result_does_not_need_is_left_alone() -> None:
 def test_statistics_of_the_batch_are_not_written_down() -> None:
     model = Does(lambda self, x: functional.batch_norm(x, self.n.running_mean, self.n.running_var, training=True), n=norm())
     before = copy.deepcopy(model.state_dict())
-    network = lower(record(model, images()))
+    network = lower(network_of(model, images()))
     x = images()
     found = interpret(network, x)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -720,7 +722,7 @@ def test_what_depends_on_numbers_is_refused(name: str) -> None:
     with pytest.raises(
         CompileError, match=r"module '1' .* at \S*test_lower.py:\d+, which a compiled model cannot repeat: .*compile"
     ):
-        record(model, images())
+        network_of(model, images())
 
 
 def test_numbers_of_constants_may_decide() -> None:
@@ -745,15 +747,15 @@ def test_checks_that_are_skipped_while_compiling_do_not_matter() -> None:
 
 def test_what_is_no_model_of_this_kind_is_refused() -> None:
     with pytest.raises(TaskError, match="the model rejects the example"):
-        record(nn.Linear(3, 2), torch.zeros(1, 4))
+        network_of(nn.Linear(3, 2), torch.zeros(1, 4))
     with pytest.raises(TaskError, match="the model returns NoneType, in which no tensor can be found"):
-        record(Does(lambda self, x: None), torch.zeros(1, 4))
+        network_of(Does(lambda self, x: None), torch.zeros(1, 4))
     with pytest.raises(CompileError, match="weight is on meta, but compiled models run on the CPU"):
-        record(nn.Linear(3, 2, device="meta"), torch.zeros(1, 3))
+        network_of(nn.Linear(3, 2, device="meta"), torch.zeros(1, 3))
     compiled = nn.Linear(3, 2)
     compiled._orig_mod = nn.Linear(3, 2)
     with pytest.raises(CompileError, match="compiled or scripted"):
-        record(compiled, torch.zeros(1, 3))
+        network_of(compiled, torch.zeros(1, 3))
 
 
 # ---------------------------------------------------------------- what goes in and comes out
@@ -783,20 +785,20 @@ def caching(self: Any, x: Tensor, cache: Any = None) -> tuple[Tensor, Cache]:
 
 
 def test_nests_come_back_as_they_were() -> None:
-    run = interpreter(lower(record(Does(lambda self, x: Answer(x + 1, {"p": Point(x, [x * 2]), "n": None})), images())))
+    run = interpreter(lower(network_of(Does(lambda self, x: Answer(x + 1, {"p": Point(x, [x * 2]), "n": None})), images())))
     x = images()
     answer = run(x)
     assert type(answer) is Answer and answer.length == 3 and torch.equal(answer.logits, x + 1)
     assert type(answer.extra["p"]) is Point and answer.extra["p"].x is x and answer.extra["n"] is None
-    assert type(interpreter(lower(record(Does(lambda self, x: x.max(3)), x)))(x)) is type(x.max(3))
+    assert type(interpreter(lower(network_of(Does(lambda self, x: x.max(3)), x)))(x)) is type(x.max(3))
 
 
 def test_caches_go_in_and_come_out() -> None:
     x = images()
-    first = interpreter(lower(record(Does(caching), (x,))))
+    first = interpreter(lower(network_of(Does(caching), (x,))))
     _, cache = first((x,))
     assert type(cache) is Cache and cache.owner is cache and cache.count == 1 and torch.equal(cache.layers[0], x * 2)
-    second = interpreter(lower(record(Does(caching), (x, cache))))
+    second = interpreter(lower(network_of(Does(caching), (x, cache))))
     y = images()
     assert torch.allclose(second((y, cache))[0], 2 * x + 2 * y)
     with pytest.raises(CompileError, match=r"layers\[1\]"):
@@ -809,14 +811,14 @@ def test_hugging_face_outputs_and_caches() -> None:
     config = transformers.GPT2Config(vocab_size=31, n_positions=16, n_embd=16, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(config).eval()
     ids = torch.randint(0, 31, (2, 5))
-    run = interpreter(lower(record(model, {"input_ids": ids, "use_cache": True})))
+    run = interpreter(lower(network_of(model, {"input_ids": ids, "use_cache": True})))
     others = torch.randint(0, 31, (2, 5))
     found, wanted = run({"input_ids": others, "use_cache": True}), answers(model, {"input_ids": others, "use_cache": True})
     assert type(found) is type(wanted) and found.keys() == wanted.keys()
     assert torch.allclose(found.logits, wanted.logits, atol=1e-5) and found["logits"] is found.logits
     assert type(found.past_key_values) is type(wanted.past_key_values) and found.past_key_values.get_seq_length() == 5
     step = {"input_ids": others[:, :1], "past_key_values": found.past_key_values}
-    more = interpreter(lower(record(model, step)))
+    more = interpreter(lower(network_of(model, step)))
     with torch.no_grad():
         following = model(input_ids=others[:, :1], past_key_values=wanted.past_key_values)
     assert error(more(step).logits, following.logits) < 1e-5
@@ -824,7 +826,7 @@ def test_hugging_face_outputs_and_caches() -> None:
 
 
 def test_inputs_that_do_not_fit_are_told() -> None:
-    network = lower(record(Does(lambda self, x, mask=None, scale=1: x * scale), {"x": images(), "scale": 2}))
+    network = lower(network_of(Does(lambda self, x, mask=None, scale=1: x * scale), {"x": images(), "scale": 2}))
     assert fits(network, {"x": images(), "scale": 2})
     for inputs, message in (
         ({"x": images(3, 4, 6, 8), "scale": 2}, r"the input['x'] is (3, 4, 6, 8) torch.float32, not (2, 4, 6, 8) torch.float32"),
@@ -841,7 +843,7 @@ def test_inputs_that_do_not_fit_are_told() -> None:
 
 def test_gradients_are_not_needed() -> None:
     x = images().requires_grad_()
-    found = interpret(lower(record(nn.Sequential(conv(), nn.ReLU()), x)), x)
+    found = interpret(lower(network_of(nn.Sequential(conv(), nn.ReLU()), x)), x)
     assert not found.requires_grad and x.grad is None
 
 
@@ -859,7 +861,7 @@ def test_values_are_freed_after_their_last_use() -> None:
         most = max(most, sum(each() is not None for each in alive))
         return out
 
-    network = record(Does(lambda self, x: x.sin().sin().sin().sin().sin().sin()), images())
+    network = network_of(Does(lambda self, x: x.sin().sin().sin().sin().sin().sin()), images())
     network.nodes = [Torch(node.name, watch, node.args, node.kwargs, node.outputs) for node in network.nodes]
     interpret(network, images())
     assert most == 2

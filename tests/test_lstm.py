@@ -21,7 +21,7 @@ from secateurs.run.network.interpret import interpret
 from secateurs.run.network.nodes import Linear, Lstm, Network, Torch
 from secateurs.run.planning.homes import Segment
 from secateurs.run.planning.plan import plan
-from secateurs.run.recording.record import CompileError, record
+from secateurs.run.recording.one_call import CompileError, network_of
 
 INPUTS, WIDTH = 21, 19
 ISAS = [isa.name for isa in available()]
@@ -58,7 +58,7 @@ def agree(run: Callable[..., Any], model: nn.Module, inputs: Any) -> None:
 
 def recorded(model: nn.Module, example: Any) -> Network:
     """The network of a model, which torch alone runs to the same result before and after it is lowered."""
-    network = record(model.eval(), example)
+    network = network_of(model.eval(), example)
     for each in (network, lower(network)):
         for inputs in (example, other(example)):
             agree(lambda *args, each=each: interpret(each, args if isinstance(example, tuple) else args[0]), model, inputs)
@@ -183,7 +183,7 @@ def test_language_model(rows: int, steps: int, sparsity: float, isa: str) -> Non
 
 def test_a_fast_path_from_layer_to_layer() -> None:
     """Layers follow each other without torch in between, and the last state is read where it was written."""
-    network = lower(record(Classifier().eval(), numbers(2, 5, INPUTS)))
+    network = lower(network_of(Classifier().eval(), numbers(2, 5, INPUTS)))
     assert [type(node) for node in network.nodes] == [Torch, Lstm, Lstm, Linear]
     items = plan(network, available()[0]).items
     assert [isinstance(item, Segment) for item in items] == [False, True]
@@ -285,4 +285,4 @@ def test_packed_sequences_are_refused() -> None:
             return self.lstm(nn.utils.rnn.pack_padded_sequence(x, lengths))[0].data
 
     with pytest.raises(CompileError):
-        record(Packing().eval(), (SEQUENCE, torch.tensor([5, 3])))
+        network_of(Packing().eval(), (SEQUENCE, torch.tensor([5, 3])))

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 import secateurs as sc
 from secateurs import models
 from secateurs.forward import buffers_in, modules_in, parameters_in
-from secateurs.graph import Snapshot, analyse, record
+from secateurs.graph import Snapshot, analyse, trace_of
 from secateurs.graph.fake_tensors import Fakes
 from secateurs.graph.tagged_sizes import Tagged
 from secateurs.nested import tensors_in
@@ -88,7 +88,7 @@ def check_untouched(model: nn.Module, run: Callable[[], Any]) -> None:
     assert not [value for value in every_value(model) if isinstance(value, (FakeTensor, Tagged))]
 
 
-@pytest.mark.parametrize("run", [record, analyse], ids=["record", "analyse"])
+@pytest.mark.parametrize("run", [trace_of, analyse], ids=["trace_of", "analyse"])
 def test_a_trace_leaves_nothing_behind(run):
     model, example = Caching(), torch.randn(4, 6)
     check_untouched(model, lambda: run(model, example))
@@ -105,7 +105,7 @@ def test_nothing_is_left_where_the_model_fails():
 
     def run() -> None:
         with pytest.raises(sc.TaskError, match="RuntimeError: no more"):
-            record(model, example)
+            trace_of(model, example)
 
     check_untouched(model, run)
 
@@ -121,7 +121,7 @@ def test_nothing_is_left_of_a_trace_on_real_numbers():
 
     def run() -> None:
         nonlocal trace
-        trace = record(model, example)
+        trace = trace_of(model, example)
 
     check_untouched(model, run)
     assert not trace.fake
@@ -130,7 +130,7 @@ def test_nothing_is_left_of_a_trace_on_real_numbers():
 def test_recurrent_layers_have_their_weights_back():
     model = nn.LSTM(6, 8, num_layers=2, bidirectional=True)
     example = torch.randn(4, 2, 6)
-    check_untouched(model, lambda: record(model, example))
+    check_untouched(model, lambda: trace_of(model, example))
     assert all(weight is getattr(model, name) for weight, name in zip(model._flat_weights, model._flat_weights_names, strict=True))
     model(torch.randn(4, 2, 6))[0].sum().backward()
     assert model.weight_ih_l0.grad is not None
@@ -150,7 +150,7 @@ def test_a_functions_cache_holds_no_fake_tensors():
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) * table_of(4)
 
-    record(Cached(), torch.randn(2, 4))
+    trace_of(Cached(), torch.randn(2, 4))
     assert not isinstance(table_of(4), FakeTensor)
     assert table_of(4).tolist() == [0, 1, 2, 3]
 
@@ -165,7 +165,7 @@ def test_the_callers_settings_are_as_before():
         torch.is_grad_enabled,
     )
     before = [setting() for setting in settings]
-    record(nn.TransformerEncoderLayer(8, 2, 8), torch.randn(2, 3, 8))
+    trace_of(nn.TransformerEncoderLayer(8, 2, 8), torch.randn(2, 3, 8))
     assert [setting() for setting in settings] == before
 
 
@@ -258,7 +258,7 @@ def test_outputs_of_transformers_and_their_caches():
     model = transformers.GPT2LMHeadModel(config)
     ids = torch.arange(6).view(2, 3)
     assert {"transformer.h.0.mlp.c_fc", "transformer.h.0.attn:heads"} <= widths(model, {"input_ids": ids}).keys()
-    check_untouched(model, lambda: record(model, {"input_ids": ids, "use_cache": True}))
+    check_untouched(model, lambda: trace_of(model, {"input_ids": ids, "use_cache": True}))
 
 
 def test_a_module_that_is_shared_or_called_twice_is_one():
@@ -307,7 +307,7 @@ def test_a_name_and_a_line_for_every_operation():
         def forward(self, x: Tensor) -> Tensor:
             return x.relu()
 
-    trace = record(nn.Sequential(nn.Linear(3, 4), nn.Sequential(Inner())), torch.randn(1, 3))
+    trace = trace_of(nn.Sequential(nn.Linear(3, 4), nn.Sequential(Inner())), torch.randn(1, 3))
     [relu] = [op for op in trace.ops if op.name == "relu"]
     line = Inner.forward.__code__.co_firstlineno + 1
     assert (relu.module, relu.where) == ("1.0", f"tests/test_trace.py:{line}")
@@ -385,13 +385,13 @@ def test_numbers_that_are_known_stay_known():
             return y
 
     for _ in range(2):
-        assert record(Table(), torch.randn(2, 4)).outputs[0].shape == (2, 3)
-        assert record(Table(), torch.randn(2, 4)).fake
+        assert trace_of(Table(), torch.randn(2, 4)).outputs[0].shape == (2, 3)
+        assert trace_of(Table(), torch.randn(2, 4)).fake
 
 
 def test_a_second_trace_is_the_first_one():
     model, example = models.mobilenet_v2(), torch.randn(1, 3, 32, 32)
-    first, second = (record(model, example) for _ in range(2))
+    first, second = (trace_of(model, example) for _ in range(2))
     told = [
         [(op.name, op.module, op.where, [value.shape for value in op.outputs]) for op in trace.ops] for trace in (first, second)
     ]
@@ -405,10 +405,10 @@ def test_calls_of_modules_are_as_before():
             raise RuntimeError("no")
 
     before = nn.Module.__call__
-    record(nn.Linear(3, 2), torch.randn(1, 3))
+    trace_of(nn.Linear(3, 2), torch.randn(1, 3))
     assert nn.Module.__call__ is before
     with pytest.raises(sc.TaskError):
-        record(Failing(), torch.randn(1, 3))
+        trace_of(Failing(), torch.randn(1, 3))
     assert nn.Module.__call__ is before
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tables import markdown, write
 
-from secateurs.run.forecast.bench import Curve, draw
+from secateurs.run.forecast.bench import Gains, draw
 from speed.cases import CASES, CONVOLUTIONS, LINEARS, NETWORKS, SMALL, UNSTRUCTURED, Case, Variant
 from speed.contenders import FORCED
 
@@ -195,10 +195,10 @@ def small_table(cells: Cells) -> str:
     )
 
 
-def curve(case: Case, cell: Cell) -> Curve:
+def curve(case: Case, cell: Cell) -> Gains:
     """A layer's speed by sparsity."""
     found = ((each.sparsity, cell["contenders"].get(f"ours {each}")) for each in SHOWN if each.rows == 1)
-    return Curve(case.title, tuple((sparsity, each["speed"]) for sparsity, each in found if each))
+    return Gains(case.title, tuple((sparsity, each["speed"]) for sparsity, each in found if each))
 
 
 def absences(cells: Cells) -> str:

@@ -370,7 +370,7 @@ def bench_(
         with waiting("timing its layers at each sparsity"):
             curves = bench.sweep(network, example, threads=numbers[0])
         bench.draw(curves, out, f"Times as fast as the fastest dense runtime, {numbers[0]} thread{'s' * (numbers[0] > 1)}")
-        _print(bench.curve_table(curves))
+        _print(bench.gains_table(curves))
         _print(f"chart: {out}")
 
 

@@ -12,7 +12,7 @@ from secateurs.graph.size_rules import TABLE
 from secateurs.graph.snapshot import Snapshot
 from secateurs.graph.structure import Monomial, Place, Structure, analyse, extent
 from secateurs.graph.tagged_sizes import Measured, Source, asks_size, is_told, told
-from secateurs.graph.trace import record
+from secateurs.graph.trace import trace_of
 from secateurs.graph.typing_context import Typing
 from secateurs.nested import Value
 
@@ -49,7 +49,7 @@ __all__ = [
     "normal",
     "occurrences",
     "ready",
-    "record",
     "told",
+    "trace_of",
     "unify",
 ]

@@ -15,8 +15,8 @@ def infer(trace: Trace) -> Typing:
 
     >>> import torch
     >>> from torch import nn
-    >>> from secateurs.graph import normal, record
-    >>> trace = record(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
+    >>> from secateurs.graph import normal, trace_of
+    >>> trace = trace_of(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3))
     >>> typing = infer(trace)
     >>> [[str(normal(dim)) for dim in typing.types[value]] for value in trace.parameters.values()]
     [['8', '3!'], ['8'], ['2!', '8'], ['2!']]

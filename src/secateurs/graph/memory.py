@@ -30,7 +30,7 @@ class Memory:
 
     version: int = 0
     computed: bool = False
-    latest: Known | None = None
+    latest: Traced | None = None
 
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -38,7 +38,7 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 @dataclass(slots=True)
-class Known:
+class Traced:
     """A tensor: what it is now, or was in an earlier version of its memory; and of which other one (``base``) it is a view.
 
     It is output ``place`` of ``op``, which took the base as ``of``; without an operation, only the layouts tell how the two lie.
@@ -48,7 +48,7 @@ class Known:
     memory: Memory
     layout: Layout
     version: int
-    base: Known | None = None
+    base: Traced | None = None
     op: Op | None = None
     place: int = 0
     of: Value | None = None
@@ -123,7 +123,7 @@ Call = tuple[Any, tuple[Any, ...]]
 """An operation and its arguments."""
 
 
-def put_back(view: Known, base: Known) -> Call:
+def put_back(view: Traced, base: Traced) -> Call:
     """How a tensor is made anew from what was written through a view of it."""
     found = None
     if view.op is not None and view.op.name in _BACK:
@@ -185,7 +185,7 @@ _BACK: dict[str, Callable[[Op, int, Value, Value], Call | None]] = dict(
 """An operation that makes a view → how what was written through it gets into the tensor that is viewed."""
 
 
-def taken_from(base: Known, layout: Layout) -> Call:
+def taken_from(base: Traced, layout: Layout) -> Call:
     """How a tensor is made from another one on the same storage, where no operation tells."""
     if alike(base.layout, layout):
         return aten.alias.default, (base.value,)

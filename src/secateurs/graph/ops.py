@@ -88,6 +88,20 @@ class Trace:
     notes: list[str] = field(default_factory=list)
     fake: bool = True
 
+    @functools.cached_property
+    def makers(self) -> dict[Value, Op]:
+        """Value → the operation that makes it."""
+        return {value: op for op in self.ops for value in op.outputs}
+
+    @functools.cached_property
+    def readers(self) -> dict[Value, list[Op]]:
+        """Value → the operations that read it, in order."""
+        found: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            for value in dict.fromkeys(op.inputs):
+                found.setdefault(value, []).append(op)
+        return found
+
 
 def used(trace: Trace) -> list[bool]:
     """Which operations' results find their way into the outputs, or into what the next pass begins with."""

@@ -12,7 +12,7 @@ from torch import nn
 from secateurs.graph.axes import Axis, Dim, View, normal, views
 from secateurs.graph.infer import infer
 from secateurs.graph.ops import Trace
-from secateurs.graph.trace import record
+from secateurs.graph.trace import trace_of
 from secateurs.graph.typing_context import Dims, Typing
 
 Role = Literal["producer", "consumer", "scale"]
@@ -154,7 +154,7 @@ def analyse(model: nn.Module, example: Any) -> Structure:
     >>> [(axis.size, axis.pinned) for axis in structure.axes]
     [(8, None), (2, "the model's output"), (3, "the model's input")]
     """
-    trace = record(model, example)
+    trace = trace_of(model, example)
     return Structure(trace, infer(trace))
 
 

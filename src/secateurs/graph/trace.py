@@ -13,22 +13,22 @@ from secateurs.forward import buffers_in, call, check_fit, modules_in, parameter
 from secateurs.graph.calls import Calls
 from secateurs.graph.ops import Trace
 from secateurs.graph.ready import ready
-from secateurs.graph.recorder import Recorder
 from secateurs.graph.sizes import SizeCalls
 from secateurs.graph.tagged_sizes import tagged
+from secateurs.graph.tracer import Tracer
 from secateurs.nested import changed, tensors_in
 from secateurs.types import TaskError
 from secateurs.watch import Operations, refuse_opaque, storage_of, where
 
 
-def record(model: nn.Module, example: Any) -> Trace:
+def trace_of(model: nn.Module, example: Any) -> Trace:
     """Record one forward pass of the example, in evaluation mode, on fake tensors: neither memory nor time for the numbers.
 
     Where the model's code asks for a number (``if x.max() > 0``), the pass is repeated on real tensors, and a note says so. Raises
     `TaskError` where the model rejects the example, `SecateursError` where it is compiled or scripted.
 
     >>> import torch
-    >>> [op.name for op in record(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).ops]
+    >>> [op.name for op in trace_of(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).ops]
     ['t', 'addmm', 'relu']
     """
     refuse_opaque(model)
@@ -55,28 +55,28 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     calls: list[Calls] = []
     together = _together(_tensors(model, example)) if fake else []
     with ready(model, fake, stack.append, stack.pop, calls) as fakes, tagged(model) as computed:
-        recorder = Recorder(stack, fakes)
-        calls += [Calls(recorder.value)] if fake else []
+        tracer = Tracer(stack, fakes)
+        calls += [Calls(tracer.value)] if fake else []
         if fakes is not None:
             example = changed(example, fakes.of)
         tensors = _tensors(model, example) if together else []
         for places in together:
-            recorder.share(tensors[place] for place in places)
+            tracer.share(tensors[place] for place in places)
         trace.floats = {name: _floats(module) for name, module in modules_in(model).items()}
-        trace.parameters = {name: recorder.value(tensor) for name, tensor in parameters_in(model).items()}
-        trace.buffers = {name: recorder.value(tensor) for name, tensor in buffers_in(model).items()}
-        trace.inputs = [recorder.value(tensor) for tensor in tensors_in(example)]
-        sizes = SizeCalls(stack, recorder.value, where)
-        with fakes.mode if fakes else nullcontext(), Operations(recorder.see), sizes:
+        trace.parameters = {name: tracer.value(tensor) for name, tensor in parameters_in(model).items()}
+        trace.buffers = {name: tracer.value(tensor) for name, tensor in buffers_in(model).items()}
+        trace.inputs = [tracer.value(tensor) for tensor in tensors_in(example)]
+        sizes = SizeCalls(stack, tracer.value, where)
+        with fakes.mode if fakes else nullcontext(), Operations(tracer.see), sizes:
             output = call(model, example) if fake else run_example(model, example)
-        trace.outputs = [recorder.value(tensor) for tensor in tensors_in(output)]
-        now = {name: recorder.value(tensor) for held in (parameters_in(model), buffers_in(model)) for name, tensor in held.items()}
+        trace.outputs = [tracer.value(tensor) for tensor in tensors_in(output)]
+        now = {name: tracer.value(tensor) for held in (parameters_in(model), buffers_in(model)) for name, tensor in held.items()}
         if not trace.outputs:
             raise TaskError(
                 f"the model returns {type(output).__name__}, in which no tensor can be found: what is pruned could not be compared; "
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
-    trace.ops, trace.sizes, trace.computed = recorder.ops, sizes.calls, computed
+    trace.ops, trace.sizes, trace.computed = tracer.ops, sizes.calls, computed
     trace.measured, trace.sized, trace.calls = sizes.computed, sizes.sized, [call for each in calls for call in each.found()]
     before = {**trace.parameters, **trace.buffers}
     trace.written = {name: value for name, value in now.items() if before.get(name) is not value}

@@ -35,7 +35,7 @@ from secateurs.run.network.nodes import Network, Node
 from secateurs.run.network.plain import accepting, only_torch, resolved
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
-from secateurs.run.recording.record import record
+from secateurs.run.recording.one_call import network_of
 
 _CLEAR, _LONG = 2.5, 0.01
 """Where torch takes so many seconds, and the kernels are so many times as fast, no other dense runtime is asked: none was ever seen that
@@ -150,7 +150,7 @@ class Compiled:
             raise CompileError(f"{why}; torch cannot run the model so either: {type(error).__name__}: {line}") from error
 
     def _plan(self, example: Any) -> Ready:
-        network = lower(record(self._model, example))
+        network = lower(network_of(self._model, example))
         if self.isa is None:
             return _by_torch(network, {})
         if self._tuning:

@@ -66,7 +66,7 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Gains:
     """How many times as fast as the fastest dense runtime one layer is, by sparsity."""
 
     layer: str
@@ -75,7 +75,7 @@ class Curve:
     def break_even(self, gain: float = 1.05) -> float | None:
         """The sparsity from which on the layer gains at least 5 %, on straight lines between the points; None where it never does.
 
-        >>> Curve("fc", ((0.0, 1.0), (0.5, 1.0), (0.6, 1.5), (0.9, 4.0))).break_even()
+        >>> Gains("fc", ((0.0, 1.0), (0.5, 1.0), (0.6, 1.5), (0.9, 4.0))).break_even()
         0.51
         """
         above = [speed >= gain for _, speed in self.points]
@@ -211,7 +211,7 @@ def sweep(
     seconds: float = 10.0,
     dense: Mapping[str, Backend] = DENSE,
     ours: Backend = sparse,
-) -> tuple[Curve, ...]:
+) -> tuple[Gains, ...]:
     """The break-even of the model's ``most`` costly shapes of layers, each alone, with random weights removed at random.
 
     Dense runtimes and ours at all sparsities take turns, so that a layer's whole curve saw the same machine.
@@ -219,8 +219,8 @@ def sweep(
     Raises `SecateursError` where the model applies no convolution and no linear layer to the example.
 
     >>> torch_ = DENSE["torch"]
-    >>> (curve,) = sweep(nn.Linear(8, 4), torch.ones(1, 8), sparsities=(0.0, 0.5), rounds=3, dense={"torch": torch_}, ours=torch_)
-    >>> curve.layer, len(curve.points)
+    >>> (gains,) = sweep(nn.Linear(8, 4), torch.ones(1, 8), sparsities=(0.0, 0.5), rounds=3, dense={"torch": torch_}, ours=torch_)
+    >>> gains.layer, len(gains.points)
     ('Linear 8→4', 2)
     """
     layers = costly_layers(model, example)[:most]
@@ -236,15 +236,15 @@ def sweep(
             timings = measure(calls, rounds=rounds, seconds=seconds)
         best = min((timings[name] for name in dense if name in timings), key=lambda timing: timing.median)
         found = ((sparsity, timings.get(f"{OURS} {sparsity}")) for sparsity in sparsities)
-        curves.append(Curve(label, tuple((sparsity, timing.speed_over(best)) for sparsity, timing in found if timing)))
+        curves.append(Gains(label, tuple((sparsity, timing.speed_over(best)) for sparsity, timing in found if timing)))
     return tuple(curves)
 
 
-def curve_table(curves: Iterable[Curve]) -> Table:
+def gains_table(curves: Iterable[Gains]) -> Table:
     """A row for each layer: how many times as fast it is at each sparsity, and from which one on it gains 5 %.
 
     >>> from rich import print
-    >>> print(curve_table([Curve("Linear 8→4", ((0.5, 1.0), (0.9, 2.0)))]))
+    >>> print(gains_table([Gains("Linear 8→4", ((0.5, 1.0), (0.9, 2.0)))]))
     <BLANKLINE>
     ...layer...50 %...90 %...wins from...
     ...Linear 8→4...1.0...2.0...52 %...
@@ -320,7 +320,7 @@ def removed_at_random(
     return pruned
 
 
-def draw(curves: Sequence[Curve], path: str | Path, title: str) -> None:
+def draw(curves: Sequence[Gains], path: str | Path, title: str) -> None:
     """The curves as a PNG: sparsity to the right, where 90, 95 and 98 % stand well apart, times as fast as dense upwards.
 
     Raises `WriteError` where the file cannot be written.

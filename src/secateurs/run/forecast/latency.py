@@ -27,7 +27,7 @@ from secateurs.run.network.nodes import Conv, Linear, Network, Node
 from secateurs.run.planning.layers import Choice
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
-from secateurs.run.recording.record import record
+from secateurs.run.recording.one_call import network_of
 from secateurs.types import Cost, Pattern, Plan, PlanError
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -59,10 +59,10 @@ layers, take what they take now. The sum is never more than the fastest dense ru
 
 
 @dataclass(frozen=True)
-class Curve:
+class LayerTimes:
     """Seconds of a layer by the fraction of its weights that is removed: straight lines between what was measured.
 
-    >>> Curve((0.0, 0.5, 1.0), (4.0, 3.0, 1.0))(0.75)
+    >>> LayerTimes((0.0, 0.5, 1.0), (4.0, 3.0, 1.0))(0.75)
     2.0
     """
 
@@ -91,7 +91,7 @@ class _Role:
     narrows: tuple[bool, bool] = (False, False)
 
 
-def _curve(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> Curve:
+def _times(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> LayerTimes:
     """Never above what the layer takes now, never below the machine's limit, never rising."""
     pattern, grid = role.pattern, GRID
     if pattern is not None and pattern.kept_of_each is not None:  # kernels see single elements in it
@@ -105,7 +105,7 @@ def _curve(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> Curve:
         return fastest(clock.now(narrowed(layer, *sizes)))
 
     rest = [min(now, max(clock.least(layer, sparsity), measured(sparsity))) for sparsity in grid[1:]]
-    return Curve(grid, falling((now, *rest)))
+    return LayerTimes(grid, falling((now, *rest)))
 
 
 # ---------------------------------------------------------------- a model
@@ -115,14 +115,14 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
     check = params.prepare(model, example)
     clock = Stopwatch(instruction_set(), torch.get_num_threads() if threads is None else threads)
     own = copy.deepcopy(model).eval().requires_grad_(False)
-    network = lower(record(own, example))
+    network = lower(network_of(own, example))
     owners = _owners(own, network)
     tuned = {layer: clock.now(layer) for layer in weighted(network)}
     now = {layer: fastest(each) for layer, each in tuned.items()}
     runtime, between = _whole(own, network, tuned, example, clock)
     kernels = between + sum(now.values())
     best = min(runtime, kernels)
-    curves: dict[tuple[Weighted, _Role], Curve] = {}
+    times: dict[tuple[Weighted, _Role], LayerTimes] = {}
 
     def seconds(layer: Weighted, plan: Plan) -> float:
         name = owners.get(layer)
@@ -131,9 +131,9 @@ def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: i
             return now[layer]
         parameter = own.get_parameter(name)
         role = _narrowing(own, name, plan) if plan.extents else _Role(_shape(pattern, name, own, plan))
-        if (layer, role) not in curves:
-            curves[layer, role] = _curve(layer, role, now[layer], clock)
-        return curves[layer, role](removed / parameter.numel())
+        if (layer, role) not in times:
+            times[layer, role] = _times(layer, role, now[layer], clock)
+        return times[layer, role](removed / parameter.numel())
 
     def milliseconds(plan: Plan | None) -> float:
         if plan is None:

@@ -31,7 +31,7 @@ from secateurs.run.network.interpret import interpreter, step
 from secateurs.run.network.nodes import Conv, Linear, Network, inputs_of
 from secateurs.run.planning.layers import Choice, as_linear, positions_of
 from secateurs.run.planning.runner import Runner
-from secateurs.run.recording.record import record
+from secateurs.run.recording.one_call import network_of
 from secateurs.solve import TopK
 from secateurs.types import Pattern, SecateursError, Task, TaskError
 
@@ -86,7 +86,7 @@ def predict(
     if not pattern.removable:
         find_sites(layer, pattern, only="*")  # its errors name the layer's own weight, those of a stand-in would not
     given = _example(layer, example)
-    network = lower(record(copy.deepcopy(layer).eval().requires_grad_(False), given))
+    network = lower(network_of(copy.deepcopy(layer).eval().requires_grad_(False), given))
     parts = weighted(network)
     if not parts:
         seconds = 1e3 * clock.seconds(f"{layer!r} {[tuple(each.shape) for each in network.inputs]}", running(network, given))

@@ -66,9 +66,9 @@ def lower(network: Network) -> Network:
 
     What can be done in one step with the step before is fused (see `secateurs.run.lowering.fuse`).
 
-    >>> from secateurs.run.recording.record import record
+    >>> from secateurs.run.recording.one_call import network_of
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
-    >>> [type(node).__name__ for node in lower(record(model, torch.zeros(1, 3, 8, 8))).nodes]
+    >>> [type(node).__name__ for node in lower(network_of(model, torch.zeros(1, 3, 8, 8))).nodes]
     ['Conv']
     """
     draft = Draft(network, fuse)

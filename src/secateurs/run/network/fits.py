@@ -15,8 +15,8 @@ def difference(network: Network, inputs: Any) -> str | None:
 
     >>> import torch
     >>> from torch import nn
-    >>> from secateurs.run.recording.record import record
-    >>> difference(record(nn.Linear(3, 2), torch.zeros(1, 3)), torch.zeros(4, 3))
+    >>> from secateurs.run.recording.one_call import network_of
+    >>> difference(network_of(nn.Linear(3, 2), torch.zeros(1, 3)), torch.zeros(4, 3))
     'the input is (4, 3) torch.float32, not (1, 3) torch.float32'
     """
     if isinstance(inputs, Tensor) and isinstance(network.example, Value):

@@ -36,8 +36,8 @@ from secateurs.run.network.nodes import (
 def interpret(network: Network, inputs: Any) -> Any:
     """What the model that a network was recorded from returns for these inputs.
 
-    >>> from secateurs.run.recording.record import record
-    >>> interpret(record(torch.nn.Flatten(), torch.zeros(1, 2, 3)), torch.ones(1, 2, 3)).shape
+    >>> from secateurs.run.recording.one_call import network_of
+    >>> interpret(network_of(torch.nn.Flatten(), torch.zeros(1, 2, 3)), torch.ones(1, 2, 3)).shape
     torch.Size([1, 6])
     """
     return interpreter(network)(inputs)

@@ -42,13 +42,13 @@ _READ_BY_PYTHON = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 _NORMS = (aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
 
 
-def record(model: nn.Module, example: Any) -> Network:
+def network_of(model: nn.Module, example: Any) -> Network:
     """What the model computes in evaluation mode without gradients, for inputs like the example, as a list of torch's operations.
 
     Neither the model nor the example changes. Raises `CompileError` where what the model does depends on the numbers in the
     inputs, or is kept in the model for the next call; `TaskError` where the model rejects the example.
 
-    >>> [str(node.function) for node in record(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).nodes]
+    >>> [str(node.function) for node in network_of(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.zeros(1, 3)).nodes]
     ['aten.addmm.default', 'aten.relu.default']
     """
     _check(model, example)

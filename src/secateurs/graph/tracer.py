@@ -12,8 +12,8 @@ from torch.utils.weak import TensorWeakRef
 
 from secateurs.graph.fake_tensors import DEVICE, Fakes
 from secateurs.graph.memory import (
-    Known,
     Memory,
+    Traced,
     Writes,
     alike,
     lies,
@@ -28,21 +28,21 @@ from secateurs.watch import storage_of, where, written_by
 aten = torch.ops.aten
 
 
-class Recorder:
+class Tracer:
     """Writes down each operation that passes; tensors that it does not know are constants of the model's code.
 
     Each value is the output of one operation at most, and no operation reads what is no longer so: a tensor that was written in place,
     itself or through another one that shares its memory, is another value from then on.
 
     >>> from secateurs.watch import Operations
-    >>> recorder = Recorder([""])
-    >>> with Operations(recorder.see):
+    >>> tracer = Tracer([""])
+    >>> with Operations(tracer.see):
     ...     x = torch.zeros(2, 3)
     ...     _ = x[:, 1:].add_(1)
     ...     y = x.exp()
-    >>> [op.name for op in recorder.ops]
+    >>> [op.name for op in tracer.ops]
     ['zeros', 'slice', 'add', 'slice_scatter', 'exp']
-    >>> recorder.ops[4].inputs == recorder.ops[3].outputs
+    >>> tracer.ops[4].inputs == tracer.ops[3].outputs
     True
     """
 
@@ -51,7 +51,7 @@ class Recorder:
         self.stack = stack
         self._run = _run if fakes is None else fakes.run
         self._hold: Callable[[Tensor], Any] = TensorWeakRef if fakes is None else _held  # fakes take no memory
-        self._known: dict[int, tuple[Callable[[], Tensor | None], Known]] = {}
+        self._traced: dict[int, tuple[Callable[[], Tensor | None], Traced]] = {}
         self._memories: dict[int, Memory] = {}
         self._storages: list[StorageWeakRef] = []  # as long as they are referred to, no other one is at their address
 
@@ -72,45 +72,45 @@ class Recorder:
         storage = storage_of(tensor)
         if storage is None:
             return Memory()
-        known = self._memories.get(storage._cdata)
-        if known is None:
-            known = self._memories[storage._cdata] = Memory()
+        found = self._memories.get(storage._cdata)
+        if found is None:
+            found = self._memories[storage._cdata] = Memory()
             self._storages.append(StorageWeakRef(storage))
-        return known
+        return found
 
-    def _find(self, tensor: Tensor) -> Known:
-        held = self._known.get(id(tensor))
+    def _find(self, tensor: Tensor) -> Traced:
+        held = self._traced.get(id(tensor))
         memory = self._memory(tensor)
         if held is not None and held[0]() is tensor and (held[1].memory is memory or tensor.layout is not torch.strided):
             return held[1]
         # seen for the first time, or its ``data`` are another tensor's by now
-        known = Known(Value(tensor.shape, tensor.dtype), memory, lies(tensor), -1 if memory.computed else memory.version)
-        memory.latest = memory.latest or known
-        return self._keep(tensor, known)
+        traced = Traced(Value(tensor.shape, tensor.dtype), memory, lies(tensor), -1 if memory.computed else memory.version)
+        memory.latest = memory.latest or traced
+        return self._keep(tensor, traced)
 
-    def _keep(self, tensor: Tensor, known: Known) -> Known:
-        self._known[id(tensor)] = (self._hold(tensor), known)
-        return known
+    def _keep(self, tensor: Tensor, traced: Traced) -> Traced:
+        self._traced[id(tensor)] = (self._hold(tensor), traced)
+        return traced
 
-    def _now(self, known: Known) -> Value:
+    def _now(self, traced: Traced) -> Value:
         """The value of a tensor; where its memory was written since, it is taken from its base again."""
-        memory = known.memory
-        if known.version == memory.version:
-            return known.value
-        known.base = known.base or memory.latest
-        if known.base is not None and known.base is not known:
-            of = self._now(known.base)
-            if known.op is None:
-                func, args = taken_from(known.base, known.layout)
-                made = self._note(func, args, {}, (known.value,), where())
+        memory = traced.memory
+        if traced.version == memory.version:
+            return traced.value
+        traced.base = traced.base or memory.latest
+        if traced.base is not None and traced.base is not traced:
+            of = self._now(traced.base)
+            if traced.op is None:
+                func, args = taken_from(traced.base, traced.layout)
+                made = self._note(func, args, {}, (traced.value,), where())
             else:
-                old = known.op
-                args = arguments(old.args, Value, lambda value: of if value is known.of else value)
-                made = known.op = self._note(old.func, args, old.kwargs, old.outputs, old.where)
-                known.of = of
-            known.value = made.outputs[known.place]
-        known.version = memory.version
-        return known.value
+                old = traced.op
+                args = arguments(old.args, Value, lambda value: of if value is traced.of else value)
+                made = traced.op = self._note(old.func, args, old.kwargs, old.outputs, old.where)
+                traced.of = of
+            traced.value = made.outputs[traced.place]
+        traced.version = memory.version
+        return traced.value
 
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Sequence[Any], line: str) -> Op:
         """One more operation; its results are as large as those values or tensors."""
@@ -124,7 +124,7 @@ class Recorder:
         """Run an operation, and write down what it does."""
         if func is DEVICE:
             return self._run(func, args, kwargs)  # torch itself asks, at every normalisation
-        taken: list[Known] = []
+        taken: list[Traced] = []
         noted, named = self._noted(args, taken), self._noted(kwargs, taken) if kwargs else kwargs
         wrote = writes(func)
         out = self._run(func, args, kwargs)
@@ -135,17 +135,19 @@ class Recorder:
             self._made(func if wrote is None else wrote.functional or func, noted, named, results, taken)
         return out
 
-    def _noted(self, nest: Any, taken: list[Known]) -> Any:
+    def _noted(self, nest: Any, taken: list[Traced]) -> Any:
         """Arguments with values in place of tensors, of which notes are taken."""
 
         def noted(tensor: Tensor) -> Value:
-            known = self._find(tensor)
-            taken.append(known)
-            return self._now(known)
+            traced = self._find(tensor)
+            taken.append(traced)
+            return self._now(traced)
 
         return arguments(nest, Tensor, noted)
 
-    def _made(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], taken: list[Known]) -> None:
+    def _made(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: list[Tensor], taken: list[Traced]
+    ) -> None:
         """New tensors; those that share the memory of an operand are views of it."""
         if func is aten.as_strided.default and alike(taken[0].layout, lies(results[0])):
             func, args, kwargs = aten.alias.default, args[:1], {}  # torch only tidies the strides of single indices
@@ -155,47 +157,47 @@ class Recorder:
         for place, tensor in enumerate(results):
             self._bind(tensor, op, place, taken)
 
-    def _bind(self, tensor: Tensor, op: Op, place: int, taken: Sequence[Known]) -> None:
+    def _bind(self, tensor: Tensor, op: Op, place: int, taken: Sequence[Traced]) -> None:
         memory = self._memory(tensor)
-        known = self._keep(tensor, Known(op.outputs[place], memory, lies(tensor), memory.version))
+        traced = self._keep(tensor, Traced(op.outputs[place], memory, lies(tensor), memory.version))
         for base in taken:
             if base.memory is memory:
-                known.base, known.op, known.place, known.of = base, op, place, base.value
+                traced.base, traced.op, traced.place, traced.of = base, op, place, base.value
                 return
         if memory.latest is None:
-            memory.latest, memory.computed = known, True
+            memory.latest, memory.computed = traced, True
         else:
-            known.base = memory.latest
+            traced.base = memory.latest
 
     def _written(self, func: Any, wrote: Writes, args: Any, kwargs: Any, written: list[Tensor], results: list[Tensor]) -> None:
         """Tensors that an operation wrote, beside those that it made."""
-        line, knowns = where(), [self._find(tensor) for tensor in written]
+        line, several = where(), [self._find(tensor) for tensor in written]
         made = [tensor for place, tensor in enumerate(results) if place not in wrote.returned]
         if wrote.functional is not None:
             func, kwargs = wrote.functional, {name: value for name, value in kwargs.items() if name not in wrote.given}
         op = self._note(func, args, kwargs, [*made, *written], line)
         for place, tensor in enumerate(made):
             self._bind(tensor, op, place, ())
-        for known, tensor, value in zip(knowns, written, op.outputs[len(made) :], strict=True):
-            if wrote.given and wrote.functional is not None and known.value.shape == value.shape:
-                value = self._note(aten.copy.default, (self._now(known), value), {}, (known.value,), line).outputs[0]
-            self._write(known, tensor, value, line)
-        for known, tensor in zip(knowns, (results[place] for place in wrote.returned), strict=False):
-            self._known.setdefault(id(tensor), (self._hold(tensor), known))  # fakes of real tensors are returned as others
+        for traced, tensor, value in zip(several, written, op.outputs[len(made) :], strict=True):
+            if wrote.given and wrote.functional is not None and traced.value.shape == value.shape:
+                value = self._note(aten.copy.default, (self._now(traced), value), {}, (traced.value,), line).outputs[0]
+            self._write(traced, tensor, value, line)
+        for traced, tensor in zip(several, (results[place] for place in wrote.returned), strict=False):
+            self._traced.setdefault(id(tensor), (self._hold(tensor), traced))  # fakes of real tensors are returned as others
 
-    def _write(self, known: Known, tensor: Tensor, value: Value, line: str) -> None:
+    def _write(self, traced: Traced, tensor: Tensor, value: Value, line: str) -> None:
         """A tensor is another value now, and so is all that shares its memory."""
-        memory = known.memory
-        if known.layout != (now := lies(tensor)):  # ``out=`` made it larger or smaller: it is the base of what was there
-            known = self._keep(tensor, Known(value, memory, now, memory.version))
+        memory = traced.memory
+        if traced.layout != (now := lies(tensor)):  # ``out=`` made it larger or smaller: it is the base of what was there
+            traced = self._keep(tensor, Traced(value, memory, now, memory.version))
         memory.version, memory.computed = memory.version + 1, True
-        known.value, known.version = value, memory.version
-        while (base := known.base) is not None:
-            func, args = put_back(known, base)
+        traced.value, traced.version = value, memory.version
+        while (base := traced.base) is not None:
+            func, args = put_back(traced, base)
             base.value = self._note(func, args, {}, (base.value,), line).outputs[0]
             base.version = memory.version
-            known = base
-        memory.latest = known
+            traced = base
+        memory.latest = traced
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
