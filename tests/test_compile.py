@@ -27,12 +27,14 @@ import secateurs as sc
 from secateurs.models import mobilenet_v2, resnet_20, squeezenet_1_0
 from secateurs.run import CompileError, KernelError, available, compile, instruction_set
 from secateurs.run.choosing import limits as limit_module
+from secateurs.run.choosing import race as racing
 from secateurs.run.choosing import tune as tuning
 from secateurs.run.clock import memory as memory_module
 from secateurs.run.clock.backends import Absent, Lent
 from secateurs.run.clock.memory import Memory
 from secateurs.run.clock.timing import Timing
 from secateurs.run.kernels import machine as machine_module
+from secateurs.run.recording.one_call import network_of
 
 compiling = importlib.import_module("secateurs.run.compiled")  # the package has functions of these names
 latency_module = importlib.import_module("secateurs.run.forecast.latency")
@@ -151,10 +153,30 @@ def test_a_close_race_is_run_again_and_in_doubt_a_dense_runtime_runs(
         assert ahead is not None
         return {name: Timing((1.0,) if name == "kernels" else (ahead,)) for name in runs}
 
-    monkeypatch.setattr(compiling, "_race", race)
+    monkeypatch.setattr(racing, "in_turns", race)
     fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, dense={})
     assert fast.explain().chosen == chosen
     assert len(asked) == (2 if again is None else 3)
+
+
+@has_kernels
+def test_a_race_run_again_is_against_the_dense_runtime_that_was_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(runs: Any, example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
+        first = {"kernels": 1.0, "torch": 1.1, "other": 1.2}
+        return {name: Timing((first[name],) if rounds == 15 else (2.0 if name == "torch" else 1.0,) * 3) for name in runs}
+
+    monkeypatch.setattr(racing, "in_turns", race)
+    fast = compile(small(), torch.randn(1, 3, 32, 32), threads=1, dense={"other": lambda model, *_: model})
+    assert fast.explain().chosen == "kernels" and fast.explain().race_ms == {"kernels": 1e3, "torch": 2e3, "other": 1.2e3}
+
+
+def test_dense_runtimes_race_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small(), torch.randn(1, 3, 32, 32)
+    monkeypatch.setattr(racing, "in_turns", lambda runs, *_, **__: {name: Timing((float(len(name)),)) for name in runs})
+    found = racing.race(model, x, network_of(model, x), 1, {"a": lambda model, *_: model, "absent": lambda *_: Absent("not here")})
+    assert found.timings.keys() == {"torch", "a"} and found.fastest_dense == "a" and found.winner.chosen == "a" and found.ahead == 0
+    with torch.no_grad():
+        same(found.winner.run(x), model(x))
 
 
 @has_kernels
@@ -170,7 +192,7 @@ def test_the_race_is_between_calls_as_callers_make_them_and_lent_answers_are_cop
             checked.append(run)
         return {name: Timing((1.0,) if name == "lender" else (2.0,)) for name in runs}
 
-    monkeypatch.setattr(compiling, "_race", race)
+    monkeypatch.setattr(racing, "in_turns", race)
     with torch.no_grad():
         fast = compile(model, x, threads=1, dense={"lender": lender})
         assert fast.explain().chosen == "lender" and len(checked) >= 5
@@ -182,7 +204,7 @@ def test_the_race_is_between_calls_as_callers_make_them_and_lent_answers_are_cop
 def fastest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a race be won by this one."""
     won = {True: Timing((1.0,)), False: Timing((2.0,))}
-    monkeypatch.setattr(compiling, "_race", lambda runs, *_, **__: {each: won[each == name] for each in runs})
+    monkeypatch.setattr(racing, "in_turns", lambda runs, *_, **__: {each: won[each == name] for each in runs})
 
 
 @has_kernels

@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -18,49 +18,29 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from secateurs.answers import difference
 from secateurs.forward import call, run_example
 from secateurs.nested import Value, changed, leaves, tensors_in
-from secateurs.progress import waiting
 from secateurs.run.choosing.limits import limits
-from secateurs.run.choosing.tune import Tuned, choices, reckon, tune
-from secateurs.run.clock.backends import DENSE, Absent, Backend, Lent, OnnxSession
+from secateurs.run.choosing.race import in_turns, race
+from secateurs.run.choosing.ready import Ready, answered, nothing, straight, torch_ready
+from secateurs.run.choosing.tune import choices, reckon, tune
+from secateurs.run.clock.backends import DENSE, Backend
 from secateurs.run.clock.memory import Memory
-from secateurs.run.clock.timing import Timing, measure, torch_threads
+from secateurs.run.clock.timing import torch_threads
 from secateurs.run.explain import Explanation, explain
 from secateurs.run.kernels.gemv import Values
 from secateurs.run.kernels.machine import InstructionSet, instruction_set
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network.error import CompileError
-from secateurs.run.network.fits import fits
-from secateurs.run.network.interpret import bare, interpreter
-from secateurs.run.network.nodes import Network, Node
-from secateurs.run.network.plain import accepting, only_torch, resolved
+from secateurs.run.network.interpret import interpreter
+from secateurs.run.network.nodes import Network
+from secateurs.run.network.plain import only_torch, resolved
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
 from secateurs.run.recording.one_call import network_of
 
-_CLEAR, _LONG = 2.5, 0.01
-"""Where torch takes so many seconds, and the kernels are so many times as fast, no other dense runtime is asked: none was ever seen that
-far ahead of torch, save on small models, where what torch does around each operation takes the time."""
-_CLOSE, _AHEAD = 0.25, 1.03
-"""Races that end so close are run again for longer, and in doubt a dense runtime wins: it is what it would be compared with."""
 _TOLERANCE, _ROUNDED = 1e-3, 0.3
 """Differences that no order of sums, or no rounding of weights, explains: kernels that gave such answers would not be used."""
 _SHAPES = 16
 """Plans kept for different shapes of input."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A model for one shape of input: how it runs, what each layer got, and what the race against dense runtimes came to.
-
-    ``straight``: a shorter way to run it, which may give nothing (see `Runner.straight`).
-    """
-
-    network: Network
-    run: Callable[[Any], Any]
-    chosen: str
-    tuned: Mapping[Node, Tuned]
-    race: Mapping[str, Timing]
-    straight: Callable[[Any], Tensor | None] | None = None
 
 
 class Compiled:
@@ -79,7 +59,7 @@ class Compiled:
         self._told: set[str] = set()
         self._memory = Memory()
         self._first = self._plan(example)
-        self._straight = self._first.straight or _nothing
+        self._straight = self._first.straight or nothing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_dynamo_compiling():  # in the other ways of torch to compile and export it follows operations, which a look will show
@@ -95,17 +75,7 @@ class Compiled:
                 "call it as it was compiled: with one input, positional arguments or keyword arguments, not a mixture"
             )
         inputs = kwargs or (args[0] if len(args) == 1 else args)
-        return self._checked(self._first, inputs)
-
-    def _checked(self, ready: Ready, inputs: Any) -> Any:
-        """Run inputs of any kind, by this plan if it is for such inputs."""
-        why = only_torch(inputs)
-        if why is not None:
-            return self._by_torch(inputs, why)
-        inputs = resolved(inputs)
-        if not fits(ready.network, inputs):
-            ready = self._for(inputs)
-        return ready.run(inputs)
+        return answered(self._first, inputs, self._by_torch, self._for)
 
     def __copy__(self) -> Compiled:
         return self  # it never changes, and several may use it at once
@@ -152,7 +122,7 @@ class Compiled:
     def _plan(self, example: Any) -> Ready:
         network = lower(network_of(self._model, example))
         if self.isa is None:
-            return _by_torch(network, {})
+            return torch_ready(network)
         if self._tuning:
             tuned = tune(network, self.isa, self.threads, self._memory, self._values)
         else:
@@ -166,10 +136,14 @@ class Compiled:
                 RuntimeWarning,
                 stacklevel=4,
             )
-            return _by_torch(network, tuned)
+            return replace(torch_ready(network), tuned=tuned)
         run = self._beside_torch(run, runner, example)
-        ready = Ready(network, run, "kernels", tuned, {}, runner.straight(network) or _straight(network, run))
-        return self._raced(ready, example) if self._tuning else ready
+        short = runner.straight(network) or straight(network, run)
+        ready = Ready(network, run, "kernels", short, tuned)
+        if not self._tuning:
+            return ready
+        found = race(self._model, example, network, self.threads, self._dense, kernels=ready)
+        return replace(found.winner, tuned=tuned, race=found.timings)
 
     def _beside_torch(self, run: Callable[[Any], Any], runner: Runner, example: Any) -> Callable[[Any], Any]:
         """Torch's operations between the kernels with all threads, or with one: when they are done, torch's threads keep cores busy for a
@@ -184,39 +158,8 @@ class Compiled:
         if not self._tuning:
             return alone
         with torch_threads(self.threads):
-            race = _race({"alone": alone, "all": run}, example, self.threads, rounds=9)
-        return alone if race["alone"].speed_over(race["all"]) > 1 else run
-
-    def _raced(self, kernels: Ready, example: Any) -> Ready:
-        """Whichever is fastest of the kernels and the dense runtimes, each called as a caller of the compiled model would call it."""
-        network = kernels.network
-        ready = {"kernels": kernels, "torch": _by_torch(network, kernels.tuned)}
-        with torch_threads(self.threads), waiting("racing the kernels against dense runtimes"):
-            race = _race(self._entries(ready), example, self.threads)
-            if race["kernels"].speed_over(race["torch"]) < _CLEAR or race["torch"].median < _LONG:
-                made = {name: backend(self._model, example, self.threads) for name, backend in self._dense.items()}
-                there = {name: run for name, run in made.items() if not isinstance(run, Absent)}
-                ready |= {name: _by(name, run, network, kernels.tuned, example) for name, run in there.items()}
-                race = _race(self._entries(ready), example, self.threads)
-            dense = _best_dense(race)
-            if abs(race["kernels"].speed_over(race[dense]) - 1) < _CLOSE:
-                again = self._entries({name: ready[name] for name in ("kernels", dense)})
-                race = {**race, **_race(again, example, self.threads, rounds=61)}
-        chosen = "kernels" if race["kernels"].speed_over(race[dense]) > _AHEAD else dense
-        return replace(ready[chosen], race=race)
-
-    def _entries(self, ready: Mapping[str, Ready]) -> dict[str, Callable[[Any], Any]]:
-        """What a call of this model would come to with each of these."""
-        return {name: self._entry(each) for name, each in ready.items()}
-
-    def _entry(self, ready: Ready) -> Callable[[Any], Any]:
-        straight = ready.straight or _nothing
-
-        def entry(inputs: Any) -> Any:
-            found = straight(inputs)
-            return self._checked(ready, inputs) if found is None else found
-
-        return entry
+            timings = in_turns({"alone": alone, "all": run}, example, self.threads, rounds=9)
+        return alone if timings["alone"].speed_over(timings["all"]) > 1 else run
 
 
 def compile(
@@ -272,10 +215,6 @@ def compile(
     return Compiled(own, example, count, instruction_set(isa), tune, DENSE if dense is None else dense, values)
 
 
-def _nothing(inputs: Any) -> None:
-    """Where there is no short way."""
-
-
 def _with_torch(model: nn.Module, inputs: Any) -> Any:
     """What the model gives; for fake inputs that nobody records, with fakes of its weights."""
     mode = torch._guards.detect_fake_mode([leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor)])
@@ -305,53 +244,6 @@ def _calling(network: Network, runner: Runner) -> Callable[[Any], Any]:
     return run
 
 
-def _by_torch(network: Network, tuned: Mapping[Node, Tuned]) -> Ready:
-    """The network as it was recorded."""
-    return Ready(network, interpreter(network), "torch", tuned, {}, _straight(network, bare(network)))
-
-
-def _by(name: str, run: Callable[[Any], Any], network: Network, tuned: Mapping[Node, Tuned], example: Any) -> Ready:
-    """The same model in a dense runtime."""
-    short: Callable[[Any], Tensor | None] = partial(_alone, run)
-    if isinstance(run, OnnxSession) and isinstance(example, Tensor) and isinstance(network.result, Value):
-        short = run.bound(example)
-    return Ready(network, _shaped(network, run), name, tuned, {}, _straight(network, short))
-
-
-def _straight(network: Network, run: Callable[[Any], Tensor | None]) -> Callable[[Any], Tensor | None] | None:
-    """A way around all that is done for other inputs than the expected one: what it takes counts, where the model takes microseconds."""
-    wanted, made = network.example, network.result
-    if not isinstance(wanted, Value) or not isinstance(made, Value):
-        return None
-    accepts = accepting(wanted.shape, wanted.dtype)
-
-    return lambda x: run(x) if accepts(x) else None
-
-
-def _alone(run: Callable[[Any], Any], inputs: Any) -> Tensor:
-    """The one tensor that a dense runtime gives, bare from torch, in a tuple from the others."""
-    found = run(inputs)
-    return found if isinstance(found, Tensor) else _own(found)[0]
-
-
-def _own(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Tensors that the next call leaves alone."""
-    return tuple(each.clone() for each in found) if isinstance(found, Lent) else found
-
-
-def _shaped(network: Network, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A dense runtime whose tensors are put where the model has them."""
-    places = [value for _, value in leaves(network.result) if isinstance(value, Value)]
-
-    def shaped(inputs: Any) -> Any:
-        found = run(inputs)
-        if not isinstance(found, tuple) or not all(isinstance(each, Tensor) for each in found):
-            return found  # torch gives what the model gives
-        return changed(network.result, dict(zip(places, _own(found), strict=True)).__getitem__, objects=True)
-
-    return shaped
-
-
 def _difference(torchs: Callable[[Any], Any], ours: Callable[[Any], Any], example: Any) -> float:
     """The largest difference of two functions' tensors, as a part of the largest number; 0 where torch itself gives another answer
     each time, or numbers that are not finite."""
@@ -361,11 +253,3 @@ def _difference(torchs: Callable[[Any], Any], ours: Callable[[Any], Any], exampl
         if one.is_floating_point() and one.numel() and torch.equal(one, other) and bool(one.isfinite().all()):
             parts.append(difference(one, mine, least=1e-6))
     return max(parts)
-
-
-def _race(runs: Mapping[str, Callable[[Any], Any]], example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
-    return measure({name: partial(run, example) for name, run in runs.items()}, rounds=rounds, seconds=rounds / 3, threads=threads)
-
-
-def _best_dense(race: Mapping[str, Timing]) -> str:
-    return min((name for name in race if name != "kernels"), key=lambda name: race[name].median)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from secateurs.run.choosing.limits import Limits
+from secateurs.run.choosing.ready import Ready
 from secateurs.run.choosing.tune import Tuned
-from secateurs.run.clock.timing import Timing
 from secateurs.run.kernels.machine import InstructionSet
-from secateurs.run.network.nodes import Conv, Linear, Lstm, Node
+from secateurs.run.network.nodes import Conv, Linear, Lstm
 from secateurs.run.planning.layers import Layer, positions_of, weights_of
 
 
@@ -79,18 +79,7 @@ class Explanation:
         return capture.get()
 
 
-class _Ready(Protocol):
-    """What `compile` made for one shape of input."""
-
-    @property
-    def chosen(self) -> str: ...
-    @property
-    def tuned(self) -> Mapping[Node, Tuned]: ...
-    @property
-    def race(self) -> Mapping[str, Timing]: ...
-
-
-def explain(ready: _Ready, threads: int, isa: InstructionSet | None, limit: Limits | None, asked: str) -> Explanation:
+def explain(ready: Ready, threads: int, isa: InstructionSet | None, limit: Limits | None, asked: str) -> Explanation:
     """Put what is known of a compiled model into a report."""
     layers = tuple(
         _layer(node, tuned, threads, limit)

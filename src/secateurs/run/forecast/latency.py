@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from secateurs.costs import params
 from secateurs.nested import leaves
 from secateurs.patterns import Element, Filter, Kernel, layout_of
+from secateurs.run.choosing.race import race
 from secateurs.run.choosing.tune import Tuned
 from secateurs.run.clock.backends import DENSE
 from secateurs.run.clock.memory import read_seconds
-from secateurs.run.compiled import compile
 from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, narrowed, of_steps, running, weighted
 from secateurs.run.kernels.machine import instruction_set
 from secateurs.run.lowering.lower import lower
@@ -202,9 +202,8 @@ def _whole(
         return whole, max(0.0, whole - sum(map(fastest, layers.values())))
 
     def measured() -> tuple[float, float]:
-        race = compile(model, example, threads=clock.threads).explain().race_ms
-        dense = min(milliseconds for name, milliseconds in race.items() if name != "kernels")
-        return dense / 1e3, _between(network, layers, example, clock)
+        found = race(model, example, network, clock.threads)
+        return found.timings[found.fastest_dense].median, _between(network, layers, example, clock)
 
     return clock.memory.recall(key, _two, measured)
 
