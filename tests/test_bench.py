@@ -169,6 +169,25 @@ def test_a_model_that_cannot_be_converted_is_a_reason_and_no_error() -> None:
     assert isinstance(DENSE["ONNX Runtime"](Numbers(), torch.ones(2), 1), Absent)
 
 
+class Viewing(nn.Module):
+    """Looks at what a convolution gives as it lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.conv(x).view(-1, 16))
+
+
+def test_a_model_that_cannot_run_with_channels_last_is_a_reason_and_no_error() -> None:
+    model, x = Viewing().eval().requires_grad_(False), torch.randn(2, 3, 8, 8)
+    found = DENSE["torch, channels last"](model, x, 1)
+    assert isinstance(found, Absent) and "view size is not compatible" in found.reason
+    fast = sc.run.compile(model, x, threads=1, dense={name: DENSE[name] for name in ("torch, channels last", "torch, frozen")})
+    assert "torch, channels last" not in fast.explain().race_ms and torch.allclose(fast(x), model(x), atol=1e-5)
+
+
 # ---------------------------------------------------------------- races and sweeps
 
 

@@ -587,6 +587,12 @@ def test_a_killed_tune_leaves_a_valid_memory(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
     (found,) = tmp_path.glob("measured-????????????????.json")
     assert json.loads(found.read_text())["entries"]
+    left = tmp_path / f".{found.name}.abc_1234.part"  # as if it had been writing just then
+    left.mkdir()
+    (left / found.name).write_text("half")
+    with Memory(found).changing() as entries:
+        entries["a"] = 1
+    assert os.listdir(tmp_path) == [found.name] and json.loads(found.read_text())["entries"]["a"] == 1
 
 
 @pytest.fixture

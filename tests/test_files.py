@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.files import container, layouts, nested_state
+from secateurs.replacing import replacing
 from secateurs.types import FileError, SecateursError, Share, WriteError
 
 PLAN = sc.Plan({"0": Share(12, 5, {"0.weight": 1})}, {"params": 20.0})
@@ -761,7 +762,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
         folder.mkdir()
         (folder / "half").write_text("")
     (tmp_path / ".model.safetensors.mine.part").write_text("a file that is no folder")
-    with container.replacing(path) as living:
+    with replacing(path) as living:
         living.write_bytes(b"half")
         sc.save(nn.Linear(2, 1), path)
         assert living.exists()

@@ -27,7 +27,7 @@ import secateurs as sc
 from attacks.mutate import changed, damaged, rewritten
 from attacks.verdict import Verdict
 from secateurs.files import nested_state
-from secateurs.recover.random_state import random_state
+from secateurs.random_state import random_state
 from secateurs.report import Curve, Entry, History, Layer, Point, Record, read_record
 from secateurs.run.clock.memory import FOLDER_VARIABLE, Memory
 from secateurs.types import SecateursError

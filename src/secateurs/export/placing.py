@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateurs.files import container
+from secateurs.replacing import beside
 from secateurs.types import WriteError
 
 
@@ -31,7 +31,7 @@ def placing(path: str | Path) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise IsADirectoryError("it is a folder; name a file in it")
-        with container.beside(target) as folder:
+        with beside(target) as folder:
             yield folder / target.name
             for written in sorted(folder.iterdir(), key=lambda each: each.name == target.name):
                 with open(written, "rb") as file:

@@ -16,6 +16,7 @@ from secateurs.masks import Masks, Origin
 from secateurs.random_state import random_state, require_random_state, restore_random_state
 from secateurs.ranks import by_first, count, gathered, rank
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
+from secateurs.replacing import tidy
 from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
@@ -53,7 +54,7 @@ def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: A
 
     Raises `FileError` where the file is damaged or belongs to another model, optimizer or set of hooks.
     """
-    container.tidy(path)
+    tidy(path)
     state = _read(path)
     undo = Undo()
     try:

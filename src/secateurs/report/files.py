@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from secateurs.files import container
+from secateurs.replacing import replacing
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -20,6 +20,6 @@ def replace_text(path: str | os.PathLike[str], text: str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with container.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
     return path

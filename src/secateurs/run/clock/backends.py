@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ def torch_channels_last(model: nn.Module, example: Any, threads: int) -> Runner 
     def channels_last(inputs: Any) -> Any:
         return run(changed(inputs, lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor))
 
+    try:
+        channels_last(example)  # the model may look at numbers as they lie, by ``view``
+    except Exception as error:
+        return Absent(_reason(error))
     return channels_last
 
 
@@ -152,14 +157,16 @@ def openvino(model: nn.Module, example: Any, threads: int) -> Runner | Absent:
             "ENABLE_CPU_PINNING": False,  # it would pin the caller's thread too
         }
         request = package.compile_model(graph, "CPU", settings).create_infer_request()
+        run = partial(_inferred, request)
+        run(example)
     except Exception as error:
         return Absent(_reason(error, line=-1))  # its first line is a place in C++
-
-    def run(inputs: Any) -> Any:
-        found = request.infer([tensor.numpy() for tensor in tensors_in(inputs)], share_inputs=True, share_outputs=True)
-        return Lent(map(torch.from_numpy, found.values()))
-
     return run
+
+
+def _inferred(request: Any, inputs: Any) -> Lent:
+    found = request.infer([tensor.numpy() for tensor in tensors_in(inputs)], share_inputs=True, share_outputs=True)
+    return Lent(map(torch.from_numpy, found.values()))
 
 
 DENSE: Mapping[str, Backend] = {

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from secateurs.replacing import beside
 
 T = TypeVar("T")
 
@@ -62,7 +63,8 @@ class Memory:
 
     Each value is read by a function that raises `ValueError`, `TypeError`, `KeyError` or `AttributeError` for what it cannot be.
 
-    >>> memory = Memory(Path(tempfile.mkdtemp()) / "measured.json")
+    >>> from tempfile import mkdtemp
+    >>> memory = Memory(Path(mkdtemp()) / "measured.json")
     >>> memory.recall("a layer", read_seconds, lambda: 0.25)
     0.25
     >>> Memory(memory.path).get("a layer", read_seconds)
@@ -112,9 +114,9 @@ class Memory:
     def _write(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            with os.fdopen(handle, "w") as file:
-                json.dump({"machine": machine(), "entries": self._entries}, file)
-            os.replace(part, self.path)
+            with beside(self.path) as folder:
+                part = folder / self.path.name
+                part.write_text(json.dumps({"machine": machine(), "entries": self._entries}))
+                os.replace(part, self.path)
         except OSError:
             pass  # a read-only home costs the next process its measurements, nothing else
