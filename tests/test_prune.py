@@ -237,7 +237,10 @@ def test_a_weight_of_another_shape_or_another_site_is_an_error_that_names_it():
         def __call__(self, site, kept, stats):
             return Solution(super().__call__(site, kept, stats).kept, {"0.bias": torch.ones(8)})
 
-    with left_as_it_was(model), pytest.raises(SecateursError, match=r"^0: the solver writes 0.bias .* is none of 0.weight"):
+    with (
+        left_as_it_was(model),
+        pytest.raises(SecateursError, match=r"^2: the solver writes 0.bias .* is none of 2.weight, nor"),
+    ):
         prune_(model, Element(), Elsewhere(magnitude()), uniform(keep=0.5), EXAMPLE)
 
 

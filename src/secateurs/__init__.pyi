@@ -70,6 +70,9 @@ from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .shrink import Shrunk as Shrunk
 from .shrink import shrink_ as shrink_
+from .solve import Lasso as Lasso
+from .solve import LeastSquares as LeastSquares
+from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
 from .tried import trial as trial
 from .types import Budget as Budget

@@ -144,15 +144,16 @@ def _taken_back_on_error() -> Iterator[Callable[..., None]]:
     @torch.no_grad()
     def write(site: Site, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], masked: bool = False) -> None:
         members = {member.parameter: member.weight for member in site.members}
+        beside = biases_beside(site)
         if masked:  # what is gone is zero for the sites that are observed after this one
             weights = {name: whole(weight.detach()) for name, weight in members.items()}
         for name, value in weights.items():
-            if name not in members or value.shape != members[name].shape:
-                here = f"is {tuple(members[name].shape)}" if name in members else f"is none of {', '.join(members)}"
+            weight = members.get(name, beside.get(name))
+            if weight is None or value.shape != weight.shape:
+                here = f"is none of {', '.join(members)}, nor a bias beside one" if weight is None else f"is {tuple(weight.shape)}"
                 raise SecateursError(f"{site.name}: the solver writes {name} as {tuple(value.shape)}, but it {here}")
-            weight = members[name]
             before.setdefault(weight, weight.detach().clone())
-            weight.copy_(sharded_as(value.masked_fill(~masks[name], 0), weight))
+            weight.copy_(sharded_as(value.masked_fill(~masks[name], 0) if name in masks else value, weight))
 
     try:
         yield write
@@ -161,6 +162,16 @@ def _taken_back_on_error() -> Iterator[Callable[..., None]]:
             for weight, value in before.items():
                 weight.copy_(value)
         raise
+
+
+def biases_beside(site: Site) -> dict[str, nn.Parameter]:
+    """The biases of the layers in which a site lies, which a solver may change with the weights."""
+    weights = [member for member in site.members if member.attribute == "weight"]
+    return {
+        member.parameter.removesuffix("weight") + "bias": bias
+        for member in weights
+        if isinstance(bias := getattr(member.module, "bias", None), nn.Parameter)
+    }
 
 
 def _require_agreement(sites: Sites, found: Mapping[str, Tensor], written: Container[str]) -> None:

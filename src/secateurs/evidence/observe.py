@@ -178,6 +178,11 @@ class _Watch:
 
 
 def _counted(sites: Sequence[Site], need: Statistic) -> dict[str, Member]:
-    """The weights that a statistic counts; one that makes two kinds of units, once."""
-    roles = {"producers": ("producer",), "consumers": ("consumer",), "all": ("producer", "consumer", "scale")}[need.members]
-    return {member.parameter: member for site in sites for member in site.members if member.role in roles}
+    """The weights that a statistic counts; one that makes two kinds of units, once. A weight that is pruned by itself always counts."""
+    roles = {"producers": ("producer",), "consumers": ("consumer",), "all": ("producer", "consumer", "scale"), "norms": ("scale",)}
+    return {
+        member.parameter: member
+        for site in sites
+        for member in site.members
+        if member.role in roles[need.members] or (len(site.members) == 1 and need.members != "norms")
+    }

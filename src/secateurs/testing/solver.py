@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from secateurs.allocate import uniform
 from secateurs.patterns import Channel, Element, Filter, NofM, find_sites, misfit
 from secateurs.patterns.canonical import find_weights
-from secateurs.prune import masks_of, prune_
+from secateurs.prune import biases_beside, masks_of, prune_
 from secateurs.testing.specimens import COUPLED, LAYERS, Specimen, earlier_masks, sites_of, unchanged, with_evidence
 from secateurs.types import (
     NonFiniteError,
     Pattern,
+    PatternError,
     PlanError,
     Scores,
     SecateursError,
@@ -46,7 +47,7 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
     - the units kept score at least as high as those removed, of equal ones the first stay (``by_score=False`` where choice and
       adjustment are interleaved)
     - units that an earlier pruning removed stay removed; more units than are left are a `PlanError`
-    - a `SecateursError` is a fair answer to coupled weights
+    - a `SecateursError` is a fair answer to coupled weights, a `PatternError` to units for which it is not defined
     - the same site gives the same solution, new weights are finite and of the parameter's shape, and the model is untouched
     - where sites have a weight in common, `prune_` asks for each with what it wrote for those before in place, so nothing is lost
 
@@ -76,7 +77,7 @@ def _check_sites(solver: Solver, specimen: Specimen, pattern: Pattern, sites: Si
         sites.model.load_state_dict(drawn)
         _redraw_(sites.model, make)
         for site, stats in with_evidence(specimen, sites, solver.needs):
-            if len(site.members) > 1 and _refuses(solver, site, stats):
+            if _refuses(solver, site, stats):
                 continue
             where = f"{solver!r} with {pattern!r} on {specimen.name}, {site.name}, {kind}"
             with unchanged(sites.model, where):
@@ -89,7 +90,7 @@ def _refuses(solver: Solver, site: Site, stats: Stats) -> bool:
     try:
         list(solver.scores([site], stats))
     except SecateursError as error:
-        return not isinstance(error, NonFiniteError)
+        return isinstance(error, PatternError) or (len(site.members) > 1 and not isinstance(error, NonFiniteError))
     return False
 
 
@@ -161,7 +162,7 @@ class _Watched:
         solution = self.solver(site, kept, stats)
         masks = masks_of(site, solution)
         for name, value in solution.weights.items():
-            self.written[name] = torch.where(masks[name], value, 0).detach()
+            self.written[name] = (torch.where(masks[name], value, 0) if name in masks else value).detach()
         return solution
 
 
@@ -183,8 +184,8 @@ def _check_solution(solution: Solution, site: Site, where: str) -> None:
     shape = (site.contest_count, site.units // site.contest_count)
     assert solution.kept.dtype == torch.bool, f"{where}: kept is {solution.kept.dtype}, not torch.bool"
     assert solution.kept.shape == shape, f"{where}: kept is of shape {tuple(solution.kept.shape)}, not {shape}"
-    weights = {member.parameter: member.weight for member in site.members}
+    weights = {**biases_beside(site), **{member.parameter: member.weight for member in site.members}}
     for name, value in solution.weights.items():
-        assert name in weights, f"{where}: it writes {name}, which is no part of the site"
+        assert name in weights, f"{where}: it writes {name}, which is no part of the site, nor a bias beside it"
         assert value.shape == weights[name].shape, f"{where}: its {name} is of shape {tuple(value.shape)}"
         assert torch.isfinite(value).all(), f"{where}: its {name} has values that are NaN or infinite"

@@ -26,7 +26,8 @@ Masks = Mapping[str, Tensor]
 class Solution:
     """What a solver decided for one site: which units stay (bool, ``(contests, competitors)``), and what the weights become.
 
-    ``weights`` maps parameter names to new values; parameters that are not named keep theirs.
+    ``weights`` maps parameter names to new values, of weights of the site and of the biases beside them; parameters that are not named
+    keep theirs.
     """
 
     kept: Tensor

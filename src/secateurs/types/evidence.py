@@ -102,7 +102,7 @@ class Evidence:
         return self.observed[statistic]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Criterion:
     """How much the network would miss a unit. Higher = keep. It scores in one of three ways:
 
@@ -129,6 +129,9 @@ class Criterion:
     compare: Callable[[Tensor], Tensor] | None = None
     units: Statistic | None = None
     factors: tuple[Criterion, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
 
     @property
     def by_elements(self) -> bool:
