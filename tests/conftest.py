@@ -13,7 +13,7 @@ from torch import nn
 
 from secateurs.types import Task
 
-settings.register_profile("secateurs", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("secateurs", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("secateurs")
 
 

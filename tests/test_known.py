@@ -47,7 +47,7 @@ def computed(structure: Structure, model: nn.Module, *inputs: Tensor) -> dict[Va
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", range(0, 40, 20))
 def test_whatever_is_said_to_be_known_is_so_for_other_numbers(first: int) -> None:
     numbers, zeros, sames, positives = 0, 0, 0, 0
     for seed in range(first, first + 20):
@@ -79,13 +79,13 @@ def test_whatever_is_said_to_be_known_is_so_for_other_numbers(first: int) -> Non
 
 
 def test_shrunk_networks_answer_as_the_masked_ones_at_other_inputs_and_sizes() -> None:
-    """Some hundred of what `benchmarks/equality.py` does with many thousands."""
+    """A few of what `benchmarks/equality.py` does with many thousands."""
     folded, asked = 0, 0
-    for seed in range(20_000, 20_120):
+    for seed in range(20_000, 20_060):
         found = outcome(seed)
         assert not found.wrong, f"seed {seed} ({found.pattern}): off by {found.worst:.1e}"
         folded, asked = folded + found.folded, asked + found.asked
-    assert folded > 20 and asked > 200
+    assert folded > 10 and asked > 100
 
 
 # ---------------------------------------------------------------- rule by rule

@@ -124,7 +124,7 @@ def size(model: nn.Module) -> int:
 def test_a_shrunk_network_computes_what_the_masked_one_did(literals: bool) -> None:
     """With ``literals`` some sizes stand in the code, where nothing can change them: more sites must be put back, and listed."""
 
-    @settings(on_random_networks, max_examples=75)
+    @settings(on_random_networks, max_examples=40)
     @given(models(literals=literals), st.data())
     def check(network: RandomNetwork, data: st.DataObject) -> None:
         model, example = network.double(), example_of(network).double()
@@ -146,7 +146,7 @@ def test_a_shrunk_network_computes_what_the_masked_one_did(literals: bool) -> No
     check()
 
 
-@settings(on_random_networks, max_examples=20)
+@settings(on_random_networks, max_examples=12)
 @given(models(), st.data())
 def test_a_shrunk_network_comes_back_from_its_file_to_the_bit(network: RandomNetwork, data: st.DataObject) -> None:
     model, example = network.double(), example_of(network).double()
@@ -191,7 +191,7 @@ def test_most_random_networks_shrink() -> None:
 # ---------------------------------------------------------------- the generator itself
 
 
-@settings(on_random_networks, max_examples=100)
+@settings(on_random_networks, max_examples=50)
 @given(models())
 def test_every_network_that_is_drawn_runs(network: RandomNetwork) -> None:
     check_one(network, example_of(network))

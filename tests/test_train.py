@@ -572,7 +572,7 @@ def differences(a, b, path=""):
     return [] if a == b else [path]
 
 statuses, left = [], []
-for kill_at in (3, 7, "write", 8, 12):
+for kill_at in (3, "write", 8):
     child = os.fork()
     if not child:
         fly(kill_at, f"{folder}/run.checkpoint")
@@ -581,18 +581,18 @@ for kill_at in (3, 7, "write", 8, 12):
     left.append(len(os.listdir(folder)))
 resumed, whole = fly(None, f"{folder}/run.checkpoint"), fly(None, None)
 assert whole["masks"] and 0.9 < whole["history"][-1]["sparsity"] < 1 and whole["plan"] is not None
-print(statuses, differences(whole, resumed), len(differences(whole, fly(None, None))), left, os.listdir(folder))
+print(statuses, differences(whole, resumed), left, os.listdir(folder))
 '''
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 @pytest.mark.parametrize("variant", ["bfloat16", "weights", "learning_rate", "float16"])
 def test_a_run_that_is_killed_goes_on_to_the_bit(variant: str, tmp_path: Path) -> None:
-    """SIGKILL in the middle of epochs 1, 2, 4 and 6, and while a checkpoint takes the old one's place, which leaves a folder."""
+    """SIGKILL in the middle of epochs 1 and 4, and while a checkpoint takes the old one's place, which leaves a folder."""
     command = [sys.executable, "-W", "ignore", "-c", _KILLED, variant, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[-9, -9, -9, -9, -9] [] 0 [0, 1, 2, 1, 1] ['run.checkpoint']", done.stderr
+    assert done.stdout.strip() == "[-9, -9, -9] [] [0, 2, 1] ['run.checkpoint']", done.stderr
 
 
 def checkpointed(path: Path, model: nn.Module | None = None, epochs: int = 2, **options: Any) -> Run:

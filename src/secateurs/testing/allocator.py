@@ -50,7 +50,7 @@ def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: S
     - ``sparsity=1 - keep`` means the same as ``keep``, and fractions outside of their range are a `SecateursError`
 
     >>> from secateurs.allocate import uniform
-    >>> check_allocator(uniform)
+    >>> check_allocator(uniform, on=NETWORKS[:1])
     """
     for wrong in _OUT_OF_RANGE:
         _check_refuses(make, wrong)

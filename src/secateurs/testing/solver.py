@@ -53,7 +53,7 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
 
     >>> from secateurs.criteria import magnitude
     >>> from secateurs.solve import TopK
-    >>> check_solver(TopK(magnitude()))
+    >>> check_solver(TopK(magnitude()), on=LAYERS[:1])
     """
     checked = 0
     for specimen in on or LAYERS:
