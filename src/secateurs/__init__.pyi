@@ -76,6 +76,7 @@ from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
 from .tried import trial as trial
 from .types import Budget as Budget
+from .types import Constraint as Constraint
 from .types import Cost as Cost
 from .types import Criterion as Criterion
 from .types import Evidence as Evidence

@@ -123,6 +123,13 @@ HOOKS = Kind(
     "a list of hooks, for example [clip_gradients(1.0)]",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, Hook) for each in value),
 )
+CONSTRAINTS = Kind(
+    "a list of constraints, each with a name, apply_, state and restore (secateurs.types.Constraint); masks are given as masks=",
+    lambda value: (
+        isinstance(value, (list, tuple))
+        and all(hasattr(each, name) for each in value for name in ("name", "apply_", "state", "restore"))
+    ),
+)
 NUMBER_TYPE = Kind("torch.bfloat16 or torch.float16", lambda value: isinstance(value, torch.dtype))
 METRIC = Kind('names with numbers, for example {"accuracy": 0.98}', lambda value: _are_numbers(value))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))

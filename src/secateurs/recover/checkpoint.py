@@ -39,6 +39,7 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
         "scaler": scaler.state_dict(),
         "hooks": {hook.name: hook.state() for hook in hooks},
+        **({"constraints": {each.name: each.state() for each in run.constraints}} if run.constraints else {}),
         "history": run.history,
         **chance,
         **({"processes": processes} if len(processes) > 1 else {}),
@@ -135,6 +136,9 @@ def _restore(state: Mapping[str, Any], run: Run, hooks: Sequence[Hook], scaler: 
     for hook in hooks:
         undo.add(partial(hook.restore, hook.state()))
         hook.restore(state["hooks"][hook.name])
+    for constraint in run.constraints:
+        undo.add(partial(constraint.restore, constraint.state()))
+        constraint.restore(state["constraints"][constraint.name])
     for key in ("step", "history"):
         undo.add(partial(setattr, run, key, getattr(run, key)))
         setattr(run, key, state[key])
@@ -159,11 +163,12 @@ def _require_same_run(path: str | Path, state: Mapping[str, Any], run: Run, hook
             f"{path} was written with {' and '.join(state['kinds'])}, not {' and '.join(_kinds(run))}; "
             "use the same, or give another checkpoint= path"
         )
-    if sorted(state["hooks"]) != sorted(hook.name for hook in hooks):
-        raise FileError(
-            f"{path} was written with the hooks {sorted(state['hooks'])}, not {sorted(hook.name for hook in hooks)}; "
-            "use the same hooks, or give another checkpoint= path"
-        )
+    for what, named in (("hooks", hooks), ("constraints", run.constraints)):
+        there, here = sorted(state.get(what, {})), sorted(each.name for each in named)
+        if there != here:
+            raise FileError(
+                f"{path} was written with the {what} {there}, not {here}; use the same {what}, or give another checkpoint= path"
+            )
 
 
 def _require_same_state(path: str | Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:

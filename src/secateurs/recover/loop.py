@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from secateurs.batch import loss_of, own_loss, run_batch, size_of, split
 from secateurs.forward import check_fit, device_of, evaluating
-from secateurs.given import COUNT, HOOKS, MASKS, MODEL, NUMBER_TYPE, OPTIMIZER, TASK, require
+from secateurs.given import CONSTRAINTS, COUNT, HOOKS, MASKS, MODEL, NUMBER_TYPE, OPTIMIZER, TASK, require
 from secateurs.masks import Masks
 from secateurs.progress import tell, track
-from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed, whole
+from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
 from secateurs.recover.evaluate import measured
-from secateurs.recover.trial import needs_closure, require_scheduler_goes_on
-from secateurs.types import Hook, NonFiniteError, Run, SecateursError, Task, TaskError
+from secateurs.recover.trial import needs_closure
+from secateurs.types import Constraint, Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
 
 def train_(
@@ -35,6 +35,7 @@ def train_(
     scheduler: Any = None,
     masks: Masks | None = None,
     hooks: Sequence[Hook] = (),
+    constraints: Sequence[Constraint] = (),
     amp: torch.dtype | None = None,
     accumulate: int = 1,
     checkpoint: str | Path | None = None,
@@ -51,10 +52,11 @@ def train_(
     of all. Where the task has validation batches and a metric, they are measured after each epoch. ``show``: bars
     on a terminal, elsewhere a line an epoch on stderr.
 
-    Without a loss in the task, the model's own is taken (``output.loss``).
+    ``constraints`` hold after each step as masks do, after them (`secateurs.types.Constraint`). Without a loss in the task, the model's own
+    is taken (``output.loss``).
 
     Raises `TaskError` for a missing or empty training loader, a missing loss, or one that returns no scalar; `NonFiniteError` where
-    the loss is NaN or infinite; `FileError` for a checkpoint of another run.
+    the loss is NaN or infinite; `FileError` for a checkpoint of another run; `SecateursError` for a constraint that fills masked weights.
 
     >>> task = Task(torch.zeros(1, 2), train=[(torch.ones(4, 2), torch.zeros(4, 1))], loss=nn.functional.mse_loss)
     >>> model = nn.Linear(2, 1)
@@ -62,16 +64,8 @@ def train_(
     >>> run.history[-1]["loss"] < run.history[0]["loss"]
     True
     """
-    require("train_", "model", model, MODEL)
-    require("train_", "task", task, TASK)
-    require("train_", "optimizer", optimizer, OPTIMIZER)
-    for argument, number in (("epochs", epochs), ("accumulate", accumulate)):
-        require("train_", argument, number, COUNT)
-    require("train_", "hooks", hooks, HOOKS)
-    for argument, optional, kind in (("masks", masks, MASKS), ("amp", amp, NUMBER_TYPE)):
-        if optional is not None:
-            require("train_", argument, optional, kind)
-    _check(task, epochs, accumulate, hooks)
+    _require_kinds(locals())
+    _require_fit(task, epochs, accumulate, hooks, constraints)
     if checkpoint is not None and any_sharded(model.parameters()):
         raise SecateursError(
             "train_: checkpoint= writes whole models, and this one is sharded (fully_shard): keep its state with "
@@ -80,48 +74,167 @@ def train_(
     if task.loss is None:
         _require_own_loss(model, task)
     run = Run(model, task, optimizer, epochs, scheduler, masks if masks is not None else Masks({}, model))
-    device = device_of(model)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    autocast = torch.autocast(device.type, dtype=amp) if amp is not None else nullcontext()
-    if scaler.is_enabled() and needs_closure(optimizer):
-        raise SecateursError(f"train_: {type(optimizer).__name__} cannot scale gradients: use amp=torch.bfloat16, or none")
-    start = 0
-    if checkpoint is not None and Path(checkpoint).exists():
-        start = read_checkpoint(checkpoint, run, hooks, scaler)
-    elif seed is not None:
-        torch.manual_seed(seed)
-    require_same(
-        {name: mask for name, mask in run.masks.items() if not is_sharded(mask)},
-        "the mask",
-        "give all the same masks (prune_ in every process does, and load_masks of one file)",
-    )
-    handle = run.masks.hold(optimizer) if masks is None or hooks else run.masks.attach(optimizer)
-    try:
-        for hook in hooks:
-            hook.start(run)
-        with closing(track(range(start, epochs), "training", show=show, status=lambda: _told(run))) as steps:
-            for run.epoch in steps:
-                for hook in hooks:
-                    hook.epoch(run)
-                loss = _epoch(run, hooks, scaler, autocast, accumulate, device, show)
-                _finish_epoch(run, hooks, loss, show)
-                if checkpoint is not None:
-                    write_checkpoint(checkpoint, run, hooks, scaler, run.epoch + 1)
-                tell(f"epoch {run.epoch + 1}/{epochs}: {_told(run)}", show)
-    finally:
-        handle.remove()
-        run.inputs = run.output = run.target = None
+    run.constraints = tuple(constraints)
+    loop = _Loop(run, hooks, _scaler(run, amp), _autocast(model, amp), accumulate, show)
+    start = loop.begun(checkpoint, seed)
+    with _holding(run, no_surprise=masks is None or bool(hooks)):
+        loop.go(start, checkpoint)
     return run
 
 
-def _check(task: Task, epochs: int, accumulate: int, hooks: Sequence[Hook]) -> None:
+def _require_kinds(given: Mapping[str, Any]) -> None:
+    kinds = {"model": MODEL, "task": TASK, "optimizer": OPTIMIZER, "epochs": COUNT, "accumulate": COUNT, "hooks": HOOKS}
+    for argument, kind in {**kinds, "constraints": CONSTRAINTS}.items():
+        require("train_", argument, given[argument], kind)
+    for argument, kind in (("masks", MASKS), ("amp", NUMBER_TYPE)):
+        if given[argument] is not None:
+            require("train_", argument, given[argument], kind)
+
+
+def _require_fit(task: Task, epochs: int, accumulate: int, hooks: Sequence[Hook], constraints: Sequence[Constraint]) -> None:
     if task.train is None:
         raise TaskError("there is nothing to train on: give Task(train=...), batches that can be walked once an epoch")
     if epochs < 0 or accumulate < 1:
         raise SecateursError(f"train_: epochs={epochs} must be at least 0, and accumulate={accumulate} at least 1")
-    names = [hook.name for hook in hooks]
-    if len(set(names)) < len(names):
-        raise SecateursError(f"train_: the hooks' names must differ, so that a checkpoint can tell them apart: {names}")
+    for what, named in (("hooks", hooks), ("constraints", constraints)):
+        names = [each.name for each in named]
+        if len(set(names)) < len(names):
+            raise SecateursError(f"train_: the {what}' names must differ, so that a checkpoint can tell them apart: {names}")
+
+
+def _scaler(run: Run, amp: torch.dtype | None) -> torch.amp.GradScaler:
+    scaler = torch.amp.GradScaler(device_of(run.model).type, enabled=amp == torch.float16)
+    if scaler.is_enabled() and needs_closure(run.optimizer):
+        raise SecateursError(f"train_: {type(run.optimizer).__name__} cannot scale gradients: use amp=torch.bfloat16, or none")
+    return scaler
+
+
+def _autocast(model: nn.Module, amp: torch.dtype | None) -> AbstractContextManager[Any]:
+    return torch.autocast(device_of(model).type, dtype=amp) if amp is not None else nullcontext()
+
+
+@contextmanager
+def _holding(run: Run, no_surprise: bool) -> Iterator[None]:
+    """Masks, and then constraints, hold from here on after each step of the optimizer."""
+    handles = [run.masks.hold(run.optimizer) if no_surprise else run.masks.attach(run.optimizer)]
+    try:
+        if run.constraints:
+            handles.append(run.optimizer.register_step_post_hook(lambda *_: _constrain_(run)))
+            _require_masked(run)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        run.inputs = run.output = run.target = None
+
+
+def _constrain_(run: Run) -> None:
+    for constraint in run.constraints:
+        constraint.apply_()
+
+
+def _require_masked(run: Run) -> None:
+    """Raise `SecateursError` where a constraint fills what the masks hold at zero."""
+    for constraint in run.constraints:
+        constraint.apply_()
+        moved: dict[str, int] = {}
+        for _, parts in run.masks.applied_(moved):
+            for _ in parts:
+                pass
+        filled = {name: count for name, count in moved.items() if count}
+        if filled:
+            name, count = next(iter(filled.items()))
+            raise SecateursError(
+                f"train_: the constraint {constraint.name} fills {count} weights of {name} that the masks hold at zero: it must leave "
+                "them, as masks[name] tells which"
+            )
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A run, and how its epochs go."""
+
+    run: Run
+    hooks: Sequence[Hook]
+    scaler: torch.amp.GradScaler
+    autocast: AbstractContextManager[Any]
+    accumulate: int
+    show: bool
+
+    def begun(self, checkpoint: str | Path | None, seed: int | None) -> int:
+        """The first epoch to train: from the checkpoint on where there is one. Masks must be those of all processes."""
+        run, start = self.run, 0
+        if checkpoint is not None and Path(checkpoint).exists():
+            start = read_checkpoint(checkpoint, run, self.hooks, self.scaler)
+        elif seed is not None:
+            torch.manual_seed(seed)
+        require_same(
+            {name: mask for name, mask in run.masks.items() if not is_sharded(mask)},
+            "the mask",
+            "give all the same masks (prune_ in every process does, and load_masks of one file)",
+        )
+        return start
+
+    def go(self, start: int, checkpoint: str | Path | None) -> None:
+        """The epochs from `start` on, each with a checkpoint at its end, and the end."""
+        run = self.run
+        self._tell_hooks(lambda hook: hook.start(run))
+        with closing(track(range(start, run.epochs), "training", show=self.show, status=lambda: _told(run))) as epochs:
+            for run.epoch in epochs:
+                self._tell_hooks(lambda hook: hook.epoch(run))
+                self._finish_epoch(self._epoch())
+                if checkpoint is not None:
+                    write_checkpoint(checkpoint, run, self.hooks, self.scaler, run.epoch + 1)
+                tell(f"epoch {run.epoch + 1}/{run.epochs}: {_told(run)}", self.show)
+                if run.stop:
+                    break
+        self._tell_hooks(lambda hook: hook.end(run))
+
+    def _tell_hooks(self, call: Callable[[Hook], None]) -> None:
+        """Call a part of each hook that may change weights."""
+        for hook in self.hooks:
+            call(hook)
+        if self.hooks:
+            self.run.masks.apply_()
+            _constrain_(self.run)
+
+    def _epoch(self) -> float:
+        """One pass over the training batches; the mean loss."""
+        run = self.run
+        run.model.train()
+        sampler = getattr(run.task.train, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(run.epoch)
+        walk = _Walk(self, device_of(run.model))
+        train = () if run.task.train is None else run.task.train
+        batches = iter(track(train, f"epoch {run.epoch + 1}/{run.epochs}", show=self.show))
+        while group := list(islice(batches, self.accumulate)):
+            if needs_closure(run.optimizer):
+                run.optimizer.step(partial(walk.backward, group))  # type: ignore[arg-type]
+            else:
+                walk.backward(group)
+                self.scaler.step(run.optimizer)
+                self.scaler.update()
+            run.step += 1
+            for hook in self.hooks:
+                hook.stepped(run)
+        return _finite(_mean(walk.total, walk.samples, run.epoch), run)
+
+    def _finish_epoch(self, loss: float) -> None:
+        run = self.run
+        entry = {"epoch": float(run.epoch), "loss": loss, "lr": float(run.optimizer.param_groups[0]["lr"])}
+        entry["sparsity"] = run.masks.sparsity
+        if run.task.validation is not None and run.task.metric is not None:
+            entry["validation"] = _mean(*measured(run.model, run.task, run.task.validation, self.show))
+        if isinstance(run.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if "validation" not in entry:
+                raise TaskError("ReduceLROnPlateau needs a metric: give Task(validation=..., metric=...)")
+            run.scheduler.step(entry["validation"])
+        elif run.scheduler is not None:
+            run.scheduler.step()
+        run.history.append(entry)
+        for hook in self.hooks:
+            hook.epoch_end(run)
 
 
 def _require_own_loss(model: nn.Module, task: Task) -> None:
@@ -138,35 +251,6 @@ def _require_own_loss(model: nn.Module, task: Task) -> None:
             return
 
 
-def _epoch(
-    run: Run,
-    hooks: Sequence[Hook],
-    scaler: torch.amp.GradScaler,
-    autocast: AbstractContextManager[Any],
-    accumulate: int,
-    device: torch.device,
-    show: bool,
-) -> float:
-    """One pass over the training batches; the mean loss."""
-    run.model.train()
-    sampler = getattr(run.task.train, "sampler", None)
-    if sampler is not None and hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(run.epoch)
-    walk = _Walk(run, hooks, scaler, autocast, device)
-    batches = iter(track(() if run.task.train is None else run.task.train, f"epoch {run.epoch + 1}/{run.epochs}", show=show))
-    while group := list(islice(batches, accumulate)):
-        if needs_closure(run.optimizer):
-            run.optimizer.step(partial(walk.backward, group))  # type: ignore[arg-type]
-        else:
-            walk.backward(group)
-            scaler.step(run.optimizer)
-            scaler.update()
-        run.step += 1
-        for hook in hooks:
-            hook.stepped(run)
-    return _finite(_mean(walk.total, walk.samples, run.epoch), run)
-
-
 def _mean(total: Tensor | float, samples: int, epoch: int = 0) -> float:
     """The mean over the samples of all processes that train together."""
     if count() > 1:
@@ -181,17 +265,14 @@ def _mean(total: Tensor | float, samples: int, epoch: int = 0) -> float:
 class _Walk:
     """Forward and backward passes, and the sum of the losses on the way."""
 
-    run: Run
-    hooks: Sequence[Hook]
-    scaler: torch.amp.GradScaler
-    autocast: AbstractContextManager[Any]
+    loop: _Loop
     device: torch.device
     total: Tensor | float = 0.0
     samples: int = 0
 
     def backward(self, group: Sequence[Any]) -> Tensor:
         """Gradients of the mean loss over the samples of some batches, of whatever sizes; returns that mean."""
-        run = self.run
+        loop, run = self.loop, self.loop.run
         run.optimizer.zero_grad()
         scored = None if run.task.loss is None else "Task.loss"
         parts = [split(run.model, run.task, batch, scored) for batch in group]
@@ -200,14 +281,14 @@ class _Walk:
         for (run.inputs, run.target), size in zip(parts, sizes, strict=True):
             if not self.samples:
                 check_fit(run.model, run.inputs, "a training batch")
-            with self.autocast:
-                loss = _loss(run, self.hooks) * (size / sum(sizes))
-            self.scaler.scale(loss).backward()
+            with loop.autocast:
+                loss = _loss(run, loop.hooks) * (size / sum(sizes))
+            loop.scaler.scale(loss).backward()
             mean += loss.detach()
             self.samples += size
         self.total += mean * sum(sizes)
-        self.scaler.unscale_(run.optimizer)
-        for hook in self.hooks:
+        loop.scaler.unscale_(run.optimizer)
+        for hook in loop.hooks:
             hook.gradients(run)
         return mean
 
@@ -230,22 +311,6 @@ def _finite(loss: float, run: Run) -> float:
     return loss
 
 
-def _finish_epoch(run: Run, hooks: Sequence[Hook], loss: float, show: bool) -> None:
-    entry = {"epoch": float(run.epoch), "loss": loss, "lr": float(run.optimizer.param_groups[0]["lr"])}
-    entry["sparsity"] = run.masks.sparsity
-    if run.task.validation is not None and run.task.metric is not None:
-        entry["validation"] = _mean(*measured(run.model, run.task, run.task.validation, show))
-    if isinstance(run.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        if "validation" not in entry:
-            raise TaskError("ReduceLROnPlateau needs a metric: give Task(validation=..., metric=...)")
-        run.scheduler.step(entry["validation"])
-    elif run.scheduler is not None:
-        run.scheduler.step()
-    run.history.append(entry)
-    for hook in hooks:
-        hook.epoch_end(run)
-
-
 def _told(run: Run) -> str:
     """What the last epoch came to, for who watches."""
     last = run.history[-1]
@@ -253,49 +318,3 @@ def _told(run: Run) -> str:
     if "validation" in last:
         parts.insert(1, f"validation {run.task.metric_name} {last['validation']:.4g}")
     return ", ".join(parts)
-
-
-def per_step(scheduler: Any) -> Hook:
-    """A learning-rate scheduler that steps after each optimizer step (one-cycle, warm-up), as a hook.
-
-    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    >>> per_step(torch.optim.lr_scheduler.StepLR(optimizer, 10)).name
-    'per_step'
-    """
-
-    def restore(state: Mapping[str, Any]) -> None:
-        require_scheduler_goes_on(scheduler, state)
-        scheduler.load_state_dict(dict(state))
-
-    return Hook("per_step", stepped=lambda run: scheduler.step(), state=scheduler.state_dict, restore=restore)
-
-
-def clip_gradients(norm: float) -> Hook:
-    """Keeps the norm of all gradients together at most `norm`.
-
-    >>> clip_gradients(1.0).name
-    'clip_gradients'
-    """
-
-    def clip(run: Run) -> None:
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), norm)
-
-    return Hook("clip_gradients", gradients=clip)
-
-
-def penalty(strength: float, p: float = 2) -> Hook:
-    """Adds ``strength · Σ|w|ᵖ`` over all weights that may be pruned to the loss: L2 for p = 2, L1 for p = 1 (1506.02626, §3.1).
-
-    Raises `SecateursError` for a negative strength or p outside [1, ∞).
-
-    >>> penalty(1e-4, p=1).name
-    'penalty(p=1)'
-    """
-    if strength < 0 or not 1 <= p < float("inf"):
-        raise SecateursError(f"penalty(strength={strength}, p={p}): strength must be at least 0, and p in [1, inf)")
-
-    def loss(run: Run) -> Tensor:
-        weights: Iterator[Tensor] = (parameter for parameter in run.model.parameters() if parameter.ndim > 1)
-        return strength * sum((whole(weight.abs().pow(p).sum()) for weight in weights), torch.zeros(()))
-
-    return Hook(f"penalty(p={p})", loss=loss)

@@ -19,7 +19,7 @@ from secateurs.types.errors import (
 from secateurs.types.evidence import Accumulator, Counted, Criterion, Evidence, Observed, Seen, Statistic, Stats, Watched
 from secateurs.types.extents import Extents, Product
 from secateurs.types.plan import Allocator, Plan, Share
-from secateurs.types.training import Hook, Run, Task
+from secateurs.types.training import Constraint, Hook, Run, Task
 from secateurs.types.units import (
     Chosen,
     Coupling,
@@ -41,6 +41,7 @@ __all__ = [
     "Allocator",
     "Budget",
     "Chosen",
+    "Constraint",
     "Cost",
     "Counted",
     "Coupling",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,31 @@ class Task:
 # ---------------------------------------------------------------- recovering
 
 
+class Constraint(Protocol):
+    """What holds of a model's weights whatever a training step does to them: pruned ones are zero, shared ones are equal.
+
+    ``apply_`` makes it hold again, in place: at the start, after each optimizer step, and after hooks that may have changed weights; to apply
+    it twice is to apply it once, to the bit, else a resumed run differs.
+    ``state`` and ``restore`` carry it through a checkpoint under its ``name``: tensors, numbers, strings, lists and dicts of them.
+    Masks are the first, and law: `train_` takes them by themselves, and a constraint must leave at zero what they hold.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def apply_(self) -> object: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass
 class Run:
-    """The state of one training run, as hooks see it and may change it."""
+    """The state of one training run, as hooks see it and may change it.
+
+    ``stop = True`` ends training after the epoch. ``constraints`` are those beside the masks.
+    """
 
     model: nn.Module
     task: Task
@@ -76,6 +98,8 @@ class Run:
     output: Any = None
     target: Any = None
     history: list[dict[str, float]] = field(default_factory=list)
+    constraints: tuple[Constraint, ...] = ()
+    stop: bool = False
 
 
 def _nothing(run: Run) -> None:
@@ -96,7 +120,9 @@ class Hook:
 
     In the order in which the loop calls them: ``start`` once, after a checkpoint was restored; ``epoch`` before each epoch;
     ``loss`` after each forward pass, returning what is added to the loss; ``gradients`` once the gradients of a step are complete;
-    ``stepped`` after the optimizer's step; ``epoch_end`` after the epoch's validation, before its checkpoint is written.
+    ``stepped`` after the optimizer's step; ``epoch_end`` after the epoch's validation, before its checkpoint is written; ``end`` once,
+    when the last epoch is over or a hook has stopped training (``run.stop = True``). Where an error or Ctrl-C ends it, ``end`` is not
+    called: such a run is not over, but goes on later from its checkpoint.
     ``state`` and ``restore`` carry a hook through a checkpoint: tensors, numbers, strings, lists and dicts of them.
 
     >>> halve = Hook("halve", gradients=lambda run: [p.grad.mul_(0.5) for p in run.model.parameters()] and None)
@@ -111,5 +137,6 @@ class Hook:
     gradients: Callable[[Run], None] = _nothing
     stepped: Callable[[Run], None] = _nothing
     epoch_end: Callable[[Run], None] = _nothing
+    end: Callable[[Run], None] = _nothing
     state: Callable[[], dict[str, Any]] = _no_state
     restore: Callable[[Mapping[str, Any]], None] = _ignore_state

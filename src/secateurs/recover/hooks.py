@@ -1,0 +1,59 @@
+"""Small hooks: a scheduler that steps more often, gradients that are clipped, weights that cost something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.ranks import whole
+from secateurs.recover.trial import require_scheduler_goes_on
+from secateurs.types import Hook, Run, SecateursError
+
+
+def per_step(scheduler: Any) -> Hook:
+    """A learning-rate scheduler that steps after each optimizer step (one-cycle, warm-up), as a hook.
+
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> per_step(torch.optim.lr_scheduler.StepLR(optimizer, 10)).name
+    'per_step'
+    """
+
+    def restore(state: Mapping[str, Any]) -> None:
+        require_scheduler_goes_on(scheduler, state)
+        scheduler.load_state_dict(dict(state))
+
+    return Hook("per_step", stepped=lambda run: scheduler.step(), state=scheduler.state_dict, restore=restore)
+
+
+def clip_gradients(norm: float) -> Hook:
+    """Keeps the norm of all gradients together at most `norm`.
+
+    >>> clip_gradients(1.0).name
+    'clip_gradients'
+    """
+
+    def clip(run: Run) -> None:
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), norm)
+
+    return Hook("clip_gradients", gradients=clip)
+
+
+def penalty(strength: float, p: float = 2) -> Hook:
+    """Adds ``strength · Σ|w|ᵖ`` over all weights that may be pruned to the loss: L2 for p = 2, L1 for p = 1 (1506.02626, §3.1).
+
+    Raises `SecateursError` for a negative strength or p outside [1, ∞).
+
+    >>> penalty(1e-4, p=1).name
+    'penalty(p=1)'
+    """
+    if strength < 0 or not 1 <= p < float("inf"):
+        raise SecateursError(f"penalty(strength={strength}, p={p}): strength must be at least 0, and p in [1, inf)")
+
+    def loss(run: Run) -> Tensor:
+        weights: Iterator[Tensor] = (parameter for parameter in run.model.parameters() if parameter.ndim > 1)
+        return strength * sum((whole(weight.abs().pow(p).sum()) for weight in weights), torch.zeros(()))
+
+    return Hook(f"penalty(p={p})", loss=loss)
