@@ -88,25 +88,7 @@ def squeeze(know: Knowing, op: Op) -> Known:
     gone = {dim % len(before.sizes) for dim in dims} if before.sizes else set()
     gone = {dim for dim in gone if op.args[0].shape[dim] == 1}
     before = before.collapsed([dim for dim in gone if before.sizes[dim] != ()])
-    return _without(before, gone)
-
-
-def _without(before: Known, gone: Sequence[int] | set[int]) -> Known:
-    stay = [dim for dim in range(len(before.sizes)) if dim not in gone]
-
-    def taken(tensor: Tensor) -> Tensor:
-        for dim in sorted(gone, reverse=True):
-            tensor = tensor.select(dim, 0)
-        return tensor
-
-    return replace(
-        before,
-        number=taken(before.number),
-        known=taken(before.known),
-        uniform=tuple(before.uniform[dim] for dim in stay),
-        sizes=tuple(before.sizes[dim] for dim in stay),
-        same=None,
-    )
+    return before.without(gone)
 
 
 def unsqueeze(know: Knowing, op: Op) -> Known:
@@ -246,13 +228,13 @@ def pieces(know: Knowing, op: Op) -> list[Known | None]:
 def select(know: Knowing, op: Op) -> Known:
     """One index of one dimension."""
     place, index = op.args[1] % len(op.args[0].shape), op.args[2] % op.args[0].shape[op.args[1]]
-    return _without(_cut(know, op.args[0], place, index, index + 1), [place])
+    return _cut(know, op.args[0], place, index, index + 1).without([place])
 
 
 def unbind(know: Knowing, op: Op) -> list[Known | None]:
     """Every index of one dimension apart."""
     place = op.argument("dim", 0) % len(op.args[0].shape)
-    return [_without(_cut(know, op.args[0], place, index, index + 1), [place]) for index in range(len(op.outputs))]
+    return [_cut(know, op.args[0], place, index, index + 1).without([place]) for index in range(len(op.outputs))]
 
 
 def pad(know: Knowing, op: Op) -> Known:
@@ -372,7 +354,7 @@ def looked_up(know: Knowing, op: Op) -> Known | None:
     before = know.of(source).collapsed(places)
     shape = torch.broadcast_shapes(*(indices[place].shape for place in places))
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    rest = _without(before, places)
+    rest = before.without(places)
 
     def put(tensor: Tensor) -> Tensor:
         return tensor.reshape([*tensor.shape[:first], *[1] * len(shape), *tensor.shape[first:]])

@@ -95,31 +95,13 @@ def reduction(kind: str) -> Callable[[Knowing, Op], list[Known | None]]:
             before = replace(before.zeros_only().collapsed(chosen), positive=before.positive)
         if op.name in ("prod", "logsumexp", "var", "std", "var_mean", "std_mean"):
             before = Known.nothing(before.sizes)
-        result = _reduced(before, chosen, bool(op.argument("keepdim", False)))
+        if op.argument("keepdim", False):
+            result = replace(before, sizes=tuple(() if dim in chosen else size for dim, size in enumerate(before.sizes)), same=None)
+        else:
+            result = before.without(chosen)
         return [result, *(None for _ in op.outputs[1:])]
 
     return rule
-
-
-def _reduced(before: Known, dims: list[int], keep: bool) -> Known:
-    sizes = [() if dim in dims else size for dim, size in enumerate(before.sizes)]
-    if keep:
-        return replace(before, sizes=tuple(sizes), same=None)
-    stay = [dim for dim in range(len(sizes)) if dim not in dims]
-
-    def without(tensor: torch.Tensor) -> torch.Tensor:
-        for dim in reversed(dims):
-            tensor = tensor.select(dim, 0)
-        return tensor
-
-    return replace(
-        before,
-        number=without(before.number),
-        known=without(before.known),
-        uniform=tuple(before.uniform[dim] for dim in stay),
-        sizes=tuple(sizes[dim] for dim in stay),
-        same=None,
-    )
 
 
 # ---------------------------------------------------------------- normalisations

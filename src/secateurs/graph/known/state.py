@@ -117,6 +117,29 @@ class Known:
         zero = self.zero.expand(self.shape).amin(tuple(chosen), keepdim=True)
         return self.but(zero, torch.zeros([1] * zero.ndim), tuple(u or dim in chosen for dim, u in enumerate(self.uniform)))
 
+    def without(self, dims: Iterable[int]) -> Known:
+        """The same without these dimensions, of which the first index stands for all.
+
+        >>> Known.everywhere(2.0, [(3,), (4,)]).without([0]).sizes
+        ((4,),)
+        """
+        gone = sorted(dims, reverse=True)
+        stay = [dim for dim in range(len(self.sizes)) if dim not in gone]
+
+        def taken(tensor: Tensor) -> Tensor:
+            for dim in gone:
+                tensor = tensor.select(dim, 0)
+            return tensor
+
+        return replace(
+            self,
+            number=taken(self.number),
+            known=taken(self.known),
+            uniform=tuple(self.uniform[dim] for dim in stay),
+            sizes=tuple(self.sizes[dim] for dim in stay),
+            same=None,
+        )
+
     def spread(self, dims: Iterable[int]) -> Known:
         """The same with the indices of these dimensions counted one by one."""
         chosen = {dim % len(self.uniform) for dim in dims}
