@@ -54,3 +54,15 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_picture_of_the_house_names_what_is_there() -> None:
+    """Rooms and files in code marks, and rooms in the drawing."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (drawing,) = blocks(ROOT / "docs" / "architecture.md", "text")
+    named = re.findall(r"`([\w/]+/|[\w/]+\.py)`", page) + re.findall(r"\w+(?:/|\.py)", drawing)
+    assert len(named) > 50
+    missing = {path for path in named if not any((place / path).exists() for place in (ROOT, ROOT / "src" / "secateurs"))}
+    assert not missing
+    widths = {len(line) for line in drawing.splitlines() if line}
+    assert len(widths) == 1, "a crooked picture"
