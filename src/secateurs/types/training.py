@@ -63,8 +63,8 @@ class Task:
 class Constraint(Protocol):
     """What holds of a model's weights whatever a training step does to them: pruned ones are zero, shared ones are equal.
 
-    ``apply_`` makes it hold again, in place: at the start, after each optimizer step, and after hooks that may have changed weights; to apply
-    it twice is to apply it once, to the bit, else a resumed run differs.
+    ``apply_`` makes it hold again, in place: at the start, after each optimizer step, and after hooks that may have changed weights; to
+    apply it twice is to apply it once, to the bit, else a resumed run differs.
     ``state`` and ``restore`` carry it through a checkpoint under its ``name``: tensors, numbers, strings, lists and dicts of them.
     Masks are the first, and law: `train_` takes them by themselves, and a constraint must leave at zero what they hold.
     """
