@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 import secateurs as sc
 from secateurs.allocate import plan_of
@@ -118,10 +120,20 @@ def _inputs(example: Tensor, seed: int) -> list[Tensor]:
 
 
 @torch.no_grad()
+class _SameLengths(TorchFunctionMode):
+    """Attention refuses values that are fewer than the keys: torch reads what lies behind them, whatever it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention and args[1].shape[-2] != args[2].shape[-2]:
+            raise ValueError("as many values as keys are needed")
+        return func(*args, **(kwargs or {}))
+
+
 def _difference(masked: nn.Module, small: nn.Module, x: Tensor) -> float | None:
     """The largest difference of the answers; ``None`` where the masked model does not take such an input, or mixes its samples."""
     try:
-        expected = flat(masked(x))
+        with _SameLengths():
+            expected = flat(masked(x))
     except Exception:
         return None
     if any(tensor.shape[:1] != x.shape[:1] or not tensor.isfinite().all() for tensor in expected):

@@ -16,7 +16,7 @@ from secateurs.types import Hook, Run, SecateursError
 def per_step(scheduler: Any) -> Hook:
     """A learning-rate scheduler that steps after each optimizer step (one-cycle, warm-up), as a hook.
 
-    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> per_step(torch.optim.lr_scheduler.StepLR(optimizer, 10)).name
     'per_step'
     """
