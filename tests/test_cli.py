@@ -142,6 +142,17 @@ def test_channels_go_physically_within_the_budget(run, tmp_path: Path, amount: t
     assert saved.plan is not None and saved.plan.promised
 
 
+@pytest.mark.parametrize(
+    ("pattern", "criterion"), [("channel", "taylor(activations=True)"), ("Element(within='row')", "magnitude(p=1) * input_norm()")]
+)
+def test_a_criterion_is_written_as_in_python(run, tmp_path: Path, pattern: str, criterion: str) -> None:
+    arguments = ("--pattern", pattern, "--criterion", criterion, "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1")
+    status, _, err = run("prune", "digits_cnn", "--task", "digits", *arguments)
+    assert status == 0, err
+    plan = sc.read_saved(tmp_path / "secateurs-out" / "pruned.safetensors").plan
+    assert plan is not None and all(abs(share.kept / share.units - 0.5) < 0.1 for share in plan.shares.values())
+
+
 def test_channels_go_in_rounds_down_to_the_sparsity_asked_for(run, tmp_path: Path) -> None:
     arguments = ("--pattern", "channel(round_to=2)", "--sparsity", "0.5", "--rounds", "4", "--epochs-per-round", "1")
     run("prune", "digits_cnn", "--task", "digits", *arguments)

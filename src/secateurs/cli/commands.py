@@ -19,7 +19,7 @@ from torch import nn
 
 from secateurs import __version__, export, methods, patterns, report, session
 from secateurs.cli.found import batched, example_for, factory_named, is_new, parsed_numbers, task_named, with_weights
-from secateurs.cli.parts import allocator_named, amount_removed, criterion_named, parsed_pattern, parsed_tiling
+from secateurs.cli.parts import allocator_named, amount_removed, parsed_criterion, parsed_pattern, parsed_tiling
 from secateurs.forward import run_example
 from secateurs.patterns import find_sites, find_weights, misfit
 from secateurs.progress import waiting
@@ -135,8 +135,7 @@ def prune(
     task: str,
     weights: Path | None = None,
     pattern: str = "Element()",
-    criterion: Literal["magnitude", "random"] = "magnitude",
-    p: float = 2,
+    criterion: str = "magnitude",
     allocator: Literal["global", "uniform", "erdos-renyi"] | None = None,
     sparsity: float | None = None,
     keep_macs: float | None = None,
@@ -170,9 +169,8 @@ def prune(
         What is removed as one: "Element()", "2:4", "Vector('width')", "Kernel()", "Block(4, 1)", "Filter()"; or, with all that is
         coupled to it, "channel", "channel(round_to=8)", "head".
     criterion
-        How units are scored.
-    p
-        The norm of the magnitude.
+        How units are scored, as one writes it in Python: magnitude, "magnitude(p=1)", taylor, fisher, apoz, lamp, fpgm, random …, or a
+        product such as "magnitude(p=1) * input_norm()".
     allocator
         How much where: one threshold over the model, the same everywhere (the default for channels), or Erdős–Rényi densities.
     sparsity
@@ -224,7 +222,7 @@ def prune(
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     how: dict[str, Any] = {
         "pattern": shape,
-        "criterion": criterion_named(criterion, p, seed, of_all_sizes=shape.removable and allocator == "global"),
+        "criterion": parsed_criterion(criterion, seed, of_all_sizes=shape.removable and allocator == "global"),
         "allocate": allocator_named(allocator, shape, cost),
         "only": only or None,
         "skip": skip or None,

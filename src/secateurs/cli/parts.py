@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
-from secateurs import allocate, costs, criteria, patterns
+from secateurs import allocate, costs, criteria, evidence, patterns
 from secateurs.report.words import shortened
 from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, SecateursError
 
@@ -69,9 +70,55 @@ def amount_removed(
     return 1 - keep, costs.macs if keep_macs is not None else costs.params
 
 
-def criterion_named(name: str, p: float, seed: int, of_all_sizes: bool) -> Criterion:
-    """A criterion; where units of many sizes compete, their mean counts."""
-    return criteria.magnitude(p, mean=of_all_sizes) if name == "magnitude" else criteria.random(seed)
+def parsed_criterion(text: str, seed: int, of_all_sizes: bool) -> Criterion:
+    """A criterion as one writes it in Python, with literals only: ``taylor``, ``magnitude(p=1) * input_norm()``.
+
+    ``magnitude`` alone takes means where units of many sizes compete, ``random`` alone the command's seed. Raises `SecateursError`
+    that lists the names.
+
+    >>> parsed_criterion("magnitude(p=1) * input_norm()", 0, False)
+    magnitude(p=1) * input_norm(p=2)
+    """
+    if text == "magnitude":
+        return criteria.magnitude(mean=of_all_sizes)
+    if text == "random":
+        return criteria.random(seed)
+    try:
+        made = _product(ast.parse(text, mode="eval").body)
+        if not isinstance(made, Criterion):
+            raise ValueError("a statistic alone scores nothing; multiply a criterion with it")
+        return made
+    except SecateursError:
+        raise
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise SecateursError(
+            f"{shortened(text, 60)!r} is no criterion ({shortened(str(error), 200)}); write one of {', '.join(criteria.__all__)}, with "
+            "arguments where it takes some: magnitude(p=1) * input_norm()"
+        ) from error
+
+
+def _product(node: ast.expr) -> Any:
+    """A criterion or statistic, or a product of them, from what was written."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return _product(node.left) * _product(node.right)
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise ValueError("expected a name, or a name with arguments")
+    name = call.func.id
+    if name in criteria.__all__:
+        factory = getattr(criteria, name)
+    elif name in _STATISTICS:
+        factory = getattr(evidence, name)
+    else:
+        close = get_close_matches(name, [*criteria.__all__, *_STATISTICS], n=2)
+        raise ValueError(f"there is no {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    return factory(
+        *(ast.literal_eval(argument) for argument in call.args),
+        **{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords},
+    )
+
+
+_STATISTICS = [name for name in evidence.__all__ if name not in ("at_once", "in_order", "input_gram", "input_rows", "observe")]
 
 
 def allocator_named(name: str, shape: Pattern, cost: Cost | None) -> Callable[..., Allocator]:
