@@ -119,7 +119,6 @@ def _inputs(example: Tensor, seed: int) -> list[Tensor]:
     return [3 * torch.randn(each, generator=generator, dtype=example.dtype) for each in shapes]
 
 
-@torch.no_grad()
 class _SameLengths(TorchFunctionMode):
     """Attention refuses values that are fewer than the keys: torch reads what lies behind them, whatever it is."""
 
@@ -129,6 +128,7 @@ class _SameLengths(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@torch.no_grad()
 def _difference(masked: nn.Module, small: nn.Module, x: Tensor) -> float | None:
     """The largest difference of the answers; ``None`` where the masked model does not take such an input, or mixes its samples."""
     try:
