@@ -50,12 +50,13 @@ FILES := $(VENV)/.files
 $(FILES): always | $(BIN)/python
 	@find src -name '*.py*' -not -name '*.pyc' | sort | cmp -s - $@ || find src -name '*.py*' -not -name '*.pyc' | sort > $@
 
+# Python compiles what it imports; pip would compile all of torch, sympy and scikit-learn: a third of the installation.
 $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) $(FILES) | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(KERNELS) $(FILES) | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 clean:

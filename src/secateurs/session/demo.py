@@ -27,7 +27,7 @@ from secateurs.solve import TopK
 from secateurs.tasks import digits
 from secateurs.types import Run, SecateursError, Task
 
-_ROUNDS, _EPOCHS = 10, 10
+_ROUNDS, _EPOCHS = 6, 6
 
 
 def demo_job(
