@@ -23,10 +23,15 @@ from .criteria import batchnorm_scale as batchnorm_scale
 from .criteria import cosine as cosine
 from .criteria import fisher as fisher
 from .criteria import fpgm as fpgm
+from .criteria import grasp as grasp
+from .criteria import head_importance as head_importance
+from .criteria import hessian_trace as hessian_trace
 from .criteria import lamp as lamp
 from .criteria import magnitude as magnitude
+from .criteria import obd as obd
 from .criteria import random as random
 from .criteria import snip as snip
+from .criteria import synflow as synflow
 from .criteria import taylor as taylor
 from .criteria import variance as variance
 from .evidence import in_order as in_order

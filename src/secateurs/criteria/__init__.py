@@ -2,7 +2,7 @@
 
 from secateurs.criteria.activations import activation, apoz, variance
 from secateurs.criteria.comparing import cosine, fpgm, lamp
-from secateurs.criteria.gradients import fisher, snip, taylor
+from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, snip, synflow, taylor
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.random import random
 
@@ -13,10 +13,15 @@ __all__ = [
     "cosine",
     "fisher",
     "fpgm",
+    "grasp",
+    "head_importance",
+    "hessian_trace",
     "lamp",
     "magnitude",
+    "obd",
     "random",
     "snip",
+    "synflow",
     "taylor",
     "variance",
 ]

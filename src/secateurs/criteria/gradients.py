@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from secateurs.criteria.parts import total, weights_alone
-from secateurs.evidence import activation_change, change, gradient, squared_gradient
+from secateurs.criteria.parts import mean, total, weights_alone
+from secateurs.evidence import (
+    activation_change,
+    change,
+    curvature,
+    gate_gradient,
+    gradient,
+    hessian_gradient,
+    squared_gradient,
+    synaptic_flow,
+)
 from secateurs.types import Counted, Criterion, Evidence, Statistic
 
 
@@ -46,6 +56,81 @@ def fisher(members: Counted = "producers") -> Criterion:
     return Criterion("fisher()", _Product(squared_gradient(members), 2), total, (squared_gradient(members),), members)
 
 
+def obd(
+    hessian: Literal["hutchinson", "gauss_newton", "exact"] = "hutchinson",
+    probes: int = 4,
+    seed: int = 0,
+    members: Counted = "producers",
+) -> Criterion:
+    """½·h·w² summed over a unit, h the diagonal of the second derivatives of the loss: optimal brain damage (LeCun, Denker & Solla 1989).
+
+    The change of the loss where its gradient is zero, and weights do not act together; below zero where the loss curves downwards, which
+    Gauss–Newton never says. ``hessian`` says how h is found: see `secateurs.evidence.curvature`. Needs the task's loss.
+
+    >>> obd("exact").name
+    "obd('exact')"
+    """
+    statistic = curvature(hessian, probes, seed, members)
+    name = f"obd{statistic.name.removeprefix('curvature')}"
+    return Criterion(name, _Product(statistic, 2), total, (statistic,), members)
+
+
+def hessian_trace(
+    hessian: Literal["hutchinson", "gauss_newton", "exact"] = "hutchinson",
+    probes: int = 4,
+    seed: int = 0,
+    members: Counted = "producers",
+) -> Criterion:
+    """The mean of the diagonal of the second derivatives over a layer: how sensitive it is (1911.03852). The same for all units of a layer.
+
+    For an allocator that compares layers, or as a factor: ``magnitude() * hessian_trace()``.
+
+    >>> hessian_trace(probes=2).name
+    "hessian_trace('hutchinson', probes=2, seed=0)"
+    """
+    statistic = curvature(hessian, probes, seed, members)
+    name = f"hessian_trace{statistic.name.removeprefix('curvature')}"
+    return Criterion(name, _MeanOfLayer(statistic), mean, (statistic,), members)
+
+
+def grasp(members: Counted = "producers") -> Criterion:
+    """w·(Hg) summed over a unit: weights stay whose removal would reduce the flow of gradients most (2002.07376: at initialisation).
+
+    To first order, removing w changes gᵀg by −2·w·Hg. The paper's score is −w·Hg, of which the highest are *removed*; here higher = keep. H
+    and g are those of each batch, the mean over batches: give one batch for the paper's.
+
+    >>> grasp().needs[0].name
+    'hessian_gradient'
+    """
+    statistic = hessian_gradient(members)
+    return Criterion("grasp()", _Signed(statistic), total, (statistic,), members)
+
+
+def synflow(members: Counted = "producers") -> Criterion:
+    """|∂R/∂w · w| summed over a unit, R what flows through the network of absolute weights when it is given ones (2006.05467).
+
+    Needs neither data nor a loss: ``task.example`` tells the shape. Scores are parts of R; those of a layer sum to at most 1. In rounds
+    (`secateurs.methods.synflow_`) no layer is lost as a whole. A LayerNorm, given the same everywhere, lets nothing flow.
+
+    >>> synflow().needs[0].needs_data
+    False
+    """
+    statistic = synaptic_flow(members)
+    return Criterion("synflow()", _Product(statistic, 1), total, (statistic,), members)
+
+
+def head_importance(normalised: bool = True) -> Criterion:
+    """The mean over samples of |∂L/∂ξ|, ξ = 1 being a gate on what a head answers (1905.10650); for `Head`, and `Channel` too.
+
+    As in the paper the scores of a layer are divided by their 2-norm, unless ``normalised=False``: then they are those of
+    ``taylor(activations=True)``. Needs the task's loss.
+
+    >>> head_importance().name
+    'head_importance()'
+    """
+    return _of_units(f"head_importance({'' if normalised else 'normalised=False'})", gate_gradient(normalised))
+
+
 def _of_units(name: str, statistic: Statistic) -> Criterion:
     return Criterion(name, weights_alone, total, (statistic,), statistic.members, units=statistic)
 
@@ -60,3 +145,23 @@ class _Product:
     def __call__(self, evidence: Evidence) -> Tensor:
         observed = evidence[self.statistic]
         return (observed * evidence.weight).abs() if self.power == 1 else torch.mul(observed, evidence.weight.square()) / 2
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """The product of each weight with its statistic, signs and all."""
+
+    statistic: Statistic
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.statistic] * evidence.weight
+
+
+@dataclass(frozen=True)
+class _MeanOfLayer:
+    """One number for all weights of a layer."""
+
+    statistic: Statistic
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.statistic].mean().reshape((1,) * evidence.weight.ndim)

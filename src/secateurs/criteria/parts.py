@@ -15,3 +15,8 @@ def weights_alone(evidence: Evidence) -> Tensor:
 def total(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The sum over a unit's elements."""
     return values.sum(dims)
+
+
+def mean(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The mean over a unit's elements."""
+    return values.mean(dims)

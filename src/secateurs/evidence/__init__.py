@@ -5,13 +5,18 @@ from secateurs.evidence.gradients import (
     activation_size,
     activation_variance,
     change,
+    curvature,
+    gate_gradient,
     gradient,
+    hessian_gradient,
     nonzero_activations,
     squared_gradient,
+    synaptic_flow,
 )
 from secateurs.evidence.gram import input_gram, input_rows
 from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
+from secateurs.evidence.record import recorded
 from secateurs.evidence.walks import at_once, in_order
 
 __all__ = [
@@ -20,12 +25,17 @@ __all__ = [
     "activation_variance",
     "at_once",
     "change",
+    "curvature",
+    "gate_gradient",
     "gradient",
+    "hessian_gradient",
     "in_order",
     "input_gram",
     "input_norm",
     "input_rows",
     "nonzero_activations",
     "observe",
+    "recorded",
     "squared_gradient",
+    "synaptic_flow",
 ]

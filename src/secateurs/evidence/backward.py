@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.evidence.second_order import Curvatures
 from secateurs.ranks import is_sharded
-from secateurs.types import Accumulator, Member, SecateursError, Seen
+from secateurs.types import Accumulator, Curvature, Member, SecateursError, Seen
 
 Deliver = Callable[[list[Tensor], int], None]
 """What becomes of gradients, and of the number of samples that the loss is the mean of."""
@@ -18,13 +19,16 @@ Deliver = Callable[[list[Tensor], int], None]
 
 @dataclass
 class Backward:
-    """The tensors by which gradients are wanted: ``joint``, weights in every batch, and ``caught``, what passed in this one."""
+    """The tensors by which gradients are wanted: ``joint``, weights in every batch, and ``caught``, what passed in this one; ``curved``,
+    those by which second derivatives are."""
 
     joint: list[tuple[list[Tensor], Deliver]] = field(default_factory=list)
     caught: list[tuple[Tensor, Callable[[Tensor, int], None]]] = field(default_factory=list)
+    curved: Curvatures = field(default_factory=Curvatures)
 
-    def __call__(self, loss: Tensor, samples: int) -> None:
+    def __call__(self, loss: Tensor, output: Any, samples: int) -> None:
         """Gradients by all of them; what the loss does not depend on has zeros."""
+        self.curved(loss, output, samples)
         caught, self.caught = self.caught, []
         wanted = {id(tensor): tensor for tensors, _ in self.joint for tensor in tensors}
         wanted |= {id(tensor): tensor for tensor, _ in caught}
@@ -50,6 +54,15 @@ class Backward:
                 accumulator.add(seen)
 
         self.joint.append(([member.weight], deliver))
+
+    def of_curvature(self, member: Member, curvature: Curvature, accumulator: Accumulator) -> None:
+        """Once a batch, second derivatives by a weight in its canonical view."""
+
+        def give(found: Tensor, samples: int) -> None:
+            with torch.no_grad():
+                accumulator.add(Seen(curvature=member.canonical(found).float(), samples=samples))
+
+        self.curved.add(curvature, member.weight, give)
 
     def of_output(self, inputs: tuple[Any, ...], output: Any, accumulators: Sequence[Accumulator]) -> Any:
         """What a layer answers, copied, so that nothing writes into what is caught here; of several tensors the first."""

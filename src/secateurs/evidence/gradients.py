@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateurs.types import Counted, SecateursError, Seen, Statistic
+from secateurs.types import Counted, Curvature, SecateursError, Seen, Statistic
 
 
 @dataclass
@@ -121,6 +121,79 @@ def activation_change() -> Statistic:
     'value_gradients'
     """
     return Statistic("activation_change", _Start(_change_of_samples, _same), "value_gradients", "units")
+
+
+def _normalised_changes(mean: Tensor) -> Tensor:
+    return mean / torch.linalg.vector_norm(mean).clamp_min(torch.finfo(mean.dtype).tiny)
+
+
+def gate_gradient(normalised: bool = True) -> Statistic:
+    """`activation_change`, which is the mean size of the gradient by a gate on each unit, by default as a part of the norm of all of its
+    site (1905.10650).
+
+    >>> gate_gradient()
+    Statistic(name='gate_gradient(normalised=True)')
+    """
+    start = _Start(_change_of_samples, _normalised_changes if normalised else _same)
+    return Statistic(f"gate_gradient(normalised={normalised})", start, "value_gradients", "units")
+
+
+# ---------------------------------------------------------------- second derivatives
+
+
+def _curvature(seen: Seen) -> Tensor:
+    assert seen.curvature is not None
+    return seen.curvature
+
+
+def curvature(
+    hessian: Literal["hutchinson", "gauss_newton", "exact"] = "hutchinson",
+    probes: int = 4,
+    seed: int = 0,
+    members: Counted = "producers",
+) -> Statistic:
+    """The diagonal of the matrix of second derivatives of the loss by each weight, over all calibration batches.
+
+    - ``"hutchinson"``: the mean of v ⊙ Hv over ``probes`` vectors v of random signs a batch, all watched weights together; two backward
+      passes each
+    - ``"gauss_newton"``: without second derivatives of the network, the mean of (JᵀSz)² over random signs z, S Sᵀ being those of the loss
+      by the answers; never negative, one backward pass each; for a loss that is a mean over samples, of one tensor of at most 1,024
+      numbers a sample
+    - ``"exact"``: number by number, a backward pass for each weight of at most 16,384
+
+    Raises `SecateursError` for other words, or no probes.
+
+    >>> curvature("exact").needs_loss
+    True
+    """
+    if hessian not in ("hutchinson", "gauss_newton", "exact"):
+        raise SecateursError(f'hessian={hessian!r} is none of "hutchinson", "gauss_newton" and "exact"')
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise SecateursError(f"probes={probes!r} must be a number of random vectors, at least 1")
+    which = Curvature(hessian) if hessian == "exact" else Curvature(hessian, probes, seed)
+    drawn = "" if hessian == "exact" else f", probes={probes}, seed={seed}"
+    name = f"curvature({hessian!r}{drawn})"
+    return Statistic(name, _Start(_curvature, _same), "weight_curvatures", members=members, curvature=which)
+
+
+def hessian_gradient(members: Counted = "producers") -> Statistic:
+    """The product of the matrix of second derivatives with the gradient, H·g of each batch, the mean over batches.
+
+    >>> hessian_gradient().curvature.of
+    'gradient'
+    """
+    start = _Start(_curvature, _same)
+    return Statistic("hessian_gradient", start, "weight_curvatures", members=members, curvature=Curvature("gradient"))
+
+
+def synaptic_flow(members: Counted = "producers") -> Statistic:
+    """The gradient by each absolute weight of what flows through the network of absolute weights, as a part of that flow; needs no data
+    (2006.05467).
+
+    >>> synaptic_flow().needs_data
+    False
+    """
+    return Statistic("synaptic_flow", _Start(_gradient, _same), "flow", members=members)
 
 
 # ---------------------------------------------------------------- activations

@@ -13,6 +13,7 @@ from secateurs.batch import loss_of, run_batch, size_of, split
 from secateurs.evidence.adding import Accumulators, add_up_
 from secateurs.evidence.backward import Backward, require_gradients
 from secateurs.evidence.experts import Stack, watched
+from secateurs.evidence.flow import observe_flow
 from secateurs.evidence.units import Units
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import STATISTICS, TASK, require
@@ -31,6 +32,7 @@ from secateurs.types import (
     Task,
     TaskError,
 )
+from secateurs.watch import plain
 
 
 def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Task) -> Stats:
@@ -57,11 +59,20 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     require("observe", "task", task, TASK)
     if not needs:
         return {}
+    watch = _Watch(sites, needs)
+    with together():
+        observe_flow(model, task.example, watch.flows, watch.member)
+    if any(need.needs_data for need in needs):
+        _walk(model, watch, [need for need in needs if need.needs_data], task)
+    return watch.results()
+
+
+def _walk(model: nn.Module, watch: _Watch, needs: Sequence[Statistic], task: Task) -> None:
+    """All calibration batches, one after the other."""
     batches = task.calibration if task.calibration is not None else task.train
     if batches is None:
         names = ", ".join(statistic.name for statistic in needs)
         raise TaskError(f"{names} must be observed on data: give Task(calibration=...) or Task(train=...)")
-    watch = _Watch(sites, needs)
     seen = 0
     with together(), watch.entered(model), closing(track(batches, "observing")) as walk:
         for batch in walk:
@@ -69,11 +80,10 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
             check_fit(model, inputs, "a calibration batch")
             output = run_batch(model, inputs, "a calibration batch", task.example)
             if watch.backward is not None:
-                watch.backward(loss_of(task, output, target), size_of(inputs, target))
+                watch.backward(loss_of(task, output, target), output, size_of(inputs, target))
             seen += 1
         if not seen:
             raise TaskError("the calibration loader is empty: it gave no batch to observe")
-    return watch.results()
 
 
 class _Watch:
@@ -82,11 +92,13 @@ class _Watch:
     def __init__(self, sites: Sites, needs: Sequence[Statistic]) -> None:
         self.needs_loss = any(need.needs_loss for need in needs)
         of_weights = [need for need in needs if need.of == "weights"]
-        of_calls = [need for need in of_weights if need.watches != "weight_gradients"]
-        of_gradients = [need for need in of_weights if need.watches == "weight_gradients"]
+        of_calls = [need for need in of_weights if need.watches in ("inputs", "output_gradients")]
+        of_gradients = [need for need in of_weights if need.watches in ("weight_gradients", "weight_curvatures")]
         self.members = {need: _counted(sites, need) for need in of_weights}
         self.calls = self._begun(of_calls, stacked=False)
         self.gradients = self._begun(of_gradients)
+        self.flows = self._begun([need for need in of_weights if need.watches == "flow"])
+        self.records = self._begun([need for need in of_weights if need.watches == "record"])
         stacks = {name: member for need in of_calls for name, member in self.members[need].items() if member.stacked}
         self.stacks = {name: Stack(member, of_calls) for name, member in stacks.items()}
         self.units = Units(sites, [need for need in needs if need.of == "units"])
@@ -131,6 +143,8 @@ class _Watch:
                 around.enter_context(getattr(model, "no_sync", nullcontext)())  # others do not wait for these gradients
                 around.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers have none in evaluation mode
                 around.enter_context(torch.enable_grad())
+                if any(curvature.of != "gauss_newton" for curvature in self.backward.curved.wanted):
+                    around.enter_context(plain())  # fused attention and recurrent layers have no second derivatives
             yield
 
     def _prepare_gradients(self) -> None:
@@ -138,7 +152,12 @@ class _Watch:
         for name, accumulators in self.gradients.items():
             member = self.member(name)
             require_gradients(member)
-            self.backward.of_weight(member, list(accumulators.values()))
+            plain_ones = [accumulator for need, accumulator in accumulators.items() if need.curvature is None]
+            if plain_ones:
+                self.backward.of_weight(member, plain_ones)
+            for need, accumulator in accumulators.items():
+                if need.curvature is not None:
+                    self.backward.of_curvature(member, need.curvature, accumulator)
         self.units.watch_weights(self.backward)
 
     def _feed(self, accumulators: Accumulators) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
@@ -154,7 +173,13 @@ class _Watch:
 
     def results(self) -> Stats:
         """What was found, summed over all processes."""
-        kinds: dict[str, Mapping[str, Accumulators]] = {"calls": self.calls, "gradients": self.gradients, "units": self.units.begun}
+        kinds: dict[str, Mapping[str, Accumulators]] = {
+            "calls": self.calls,
+            "gradients": self.gradients,
+            "flow": self.flows,
+            "record": self.records,
+            "units": self.units.begun,
+        }
         begun: dict[str, Accumulators] = {
             f"{name} {kind}": accumulators for kind, found in kinds.items() for name, accumulators in found.items()
         }

@@ -16,7 +16,19 @@ from secateurs.types.errors import (
     TaskError,
     WriteError,
 )
-from secateurs.types.evidence import Accumulator, Counted, Criterion, Evidence, Observed, Seen, Statistic, Stats, Watched
+from secateurs.types.evidence import (
+    Accumulator,
+    Counted,
+    Criterion,
+    Curvature,
+    Evidence,
+    Hessian,
+    Observed,
+    Seen,
+    Statistic,
+    Stats,
+    Watched,
+)
 from secateurs.types.extents import Extents, Product
 from secateurs.types.plan import Allocator, Plan, Share
 from secateurs.types.training import Constraint, Hook, Run, Task
@@ -46,10 +58,12 @@ __all__ = [
     "Counted",
     "Coupling",
     "Criterion",
+    "Curvature",
     "Cut",
     "Evidence",
     "Extents",
     "FileError",
+    "Hessian",
     "Hook",
     "KindError",
     "Masks",

@@ -10,15 +10,36 @@ from torch import Tensor
 
 from secateurs.types.errors import SecateursError
 
-Watched = Literal["inputs", "output_gradients", "weights", "weight_gradients", "values", "value_gradients"]
+Watched = Literal[
+    "inputs", "output_gradients", "weights", "weight_gradients", "weight_curvatures", "flow", "record", "values", "value_gradients"
+]
 """What a statistic watches: what a layer is given, the gradient of the loss by what it answers, weights without or with their
-gradient, and the numbers that the readers of some units are given, without or with their gradient."""
+gradient, their second derivatives, what flows through the network without data, nothing any more (it was recorded in training), and the
+numbers that the readers of some units are given, without or with their gradient."""
+
+Hessian = Literal["hutchinson", "gauss_newton", "exact", "gradient"]
+"""Which numbers of the matrix H of second derivatives of the loss are looked at: its diagonal, from products with random signs, of
+the part without second derivatives of the network, or number by number; or its product with the gradient."""
 
 Counted = Literal["producers", "consumers", "norms", "all"]
 """Whose elements count where many weights are coupled in a unit: those that make it, those that read it, the scales of the
 normalisations that it passes, or every one."""
 
-_OF_WEIGHTS, _OF_UNITS = ("inputs", "output_gradients", "weight_gradients"), ("weight_gradients", "values", "value_gradients")
+_OF_WEIGHTS = ("inputs", "output_gradients", "weight_gradients", "weight_curvatures", "flow", "record")
+_OF_UNITS = ("weight_gradients", "values", "value_gradients")
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Which second derivatives are looked at, with how many random vectors a batch, and the seed of these.
+
+    >>> Curvature("exact")
+    Curvature(of='exact', probes=1, seed=0)
+    """
+
+    of: Hessian
+    probes: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,8 @@ class Seen:
       the output too, of the output's shape
     - ``weight_gradients``: once a batch, the ``gradient`` of the loss by the weight in its canonical view, float32. Of units:
       ``values`` are the weights and ``gradient`` their gradients, both ``(contests, competitors, elements)``, all members in a row
+    - ``weight_curvatures``: once a batch, ``curvature``, of the weight's canonical view, float32: what a `Curvature` says
+    - ``flow``: once, the ``gradient`` of what flows through the network of absolute weights by each of them, as a part of that flow
     - ``values``: the numbers that one reader of the units is given in one call, ``(units, samples, numbers)``, float32; with
       ``value_gradients`` the ``gradient`` of the loss by them, of the same shape
 
@@ -40,6 +63,7 @@ class Seen:
     values: Tensor | None = None
     gradient: Tensor | None = None
     samples: int = 1
+    curvature: Tensor | None = None
 
 
 class Accumulator(Protocol):
@@ -60,9 +84,9 @@ class Statistic:
 
     ``watches`` says what, and ``of`` for whom. ``start(member)`` returns an accumulator for one weight; it gets a `Seen` for each
     forward pass of the weight's module, or for each batch. A criterion's ``result()`` broadcasts against the canonical view of the
-    weight; a solver's may have any shape. Of stacked matrices each has an accumulator of its own, whose member is a stack of one;
-    the results are joined along the first dimension. With ``of="units"`` it is ``start(site)``, and results are
-    ``(contests, competitors)``.
+    weight; a solver's may have any shape. Where second derivatives are watched, ``curvature`` says which. Of stacked matrices each has
+    an accumulator of its own, whose member is a stack of one; the results are joined along the first dimension. With ``of="units"`` it
+    is ``start(site)``, and results are ``(contests, competitors)``.
 
     >>> Statistic("gradients of outputs", start=print, watches="output_gradients").needs_loss
     True
@@ -73,16 +97,24 @@ class Statistic:
     watches: Watched = field(default="inputs", repr=False)
     of: Literal["weights", "units"] = field(default="weights", repr=False)
     members: Counted = field(default="producers", repr=False)
+    curvature: Curvature | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         known = _OF_WEIGHTS if self.of == "weights" else _OF_UNITS
         if self.watches not in known:
             raise SecateursError(f"{self.name}: of {self.of} one can watch {', '.join(known)}, not {self.watches!r}")
+        if (self.watches == "weight_curvatures") is not (self.curvature is not None):
+            raise SecateursError(f"{self.name}: curvature= says which second derivatives are watched, with weight_curvatures alone")
 
     @property
     def needs_loss(self) -> bool:
         """Whether gradients are watched, so that the task's loss must be known."""
-        return self.watches.endswith("gradients")
+        return self.watches.endswith(("gradients", "curvatures"))
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches must pass through the model."""
+        return self.watches not in ("flow", "record")
 
 
 Stats = Mapping[str, Mapping[Statistic, Tensor]]
