@@ -144,7 +144,11 @@ def test_channels_go_physically_within_the_budget(run, tmp_path: Path, amount: t
 
 @pytest.mark.parametrize(
     ("pattern", "criterion"),
-    [("channel", "taylor(activations=True)"), ("element", "synflow()"), ("Element(within='row')", "magnitude(p=1) * input_norm()")],
+    [
+        ("channel", "taylor(activations=True)"),
+        ("Element(within='row')", "synflow() * obd(probes=1)"),
+        ("Element(within='row')", "magnitude(p=1) * input_norm()"),
+    ],
 )
 def test_a_criterion_is_written_as_in_python(run, tmp_path: Path, pattern: str, criterion: str) -> None:
     arguments = ("--pattern", pattern, "--criterion", criterion, "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1")

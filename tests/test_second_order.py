@@ -367,8 +367,8 @@ def test_bad_input_is_told():
         scores(nn.Linear(200, 200), sc.Element(), obd("exact"), task_of([(torch.ones(1, 200), torch.ones(1, 200))], mse_loss))
     with pytest.raises(SecateursError, match=r"by the 1,200 numbers that the model answers to a sample, and is for 1,024 at most"):
         scores(nn.Linear(4, 1200), sc.Element(), obd("gauss_newton"), task_of([(torch.ones(1, 4), torch.ones(1, 1200))], mse_loss))
+    both = task_of(data, lambda output, target: output[0].square().mean() + output[1].square().mean())
     with pytest.raises(SecateursError, match=r"one tensor that the model answers, and here it depends on 2: take hessian="):
-        both = task_of(data, lambda output, target: output[0].square().mean() + output[1].square().mean())
         scores(Twice(), sc.Element(), obd("gauss_newton"), both)
     with pytest.raises(
         SecateursError, match=r"an operation of this model has no second derivative \(derivative for aten::_scaled_dot"
