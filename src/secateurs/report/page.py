@@ -6,9 +6,11 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from secateurs.report.drawing import NARROW, WIDE, is_drawable
 from secateurs.report.files import replace_text
-from secateurs.report.plots import NARROW, WIDE, is_drawable, layer_bars, metric_curve, training_curve
+from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Layer, Record
 from secateurs.report.summary import footnotes, remarks, result_table, verdict
 from secateurs.report.words import UNKNOWN, percent, printable, scaled
@@ -25,18 +27,15 @@ def html(record: Record) -> str:
     >>> "<title>Digits &lt;1&gt;</title>" in page
     True
     """
-    import jinja2
     from markupsafe import Markup
 
-    source = resources.files("secateurs.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, scaled=scaled, together=_together, shapes=_shapes)
     headings, rows = result_table(record)
     drawings = {
         name: [Markup(draw(record, width)) for width in (WIDE, NARROW)]  # ours, and escaped by the XML writer
         for name, draw in (("curve", metric_curve), ("bars", layer_bars), ("training", training_curve))
     }
-    page = environment.from_string(source).render(
+    return rendered(
+        resources.files("secateurs.report").joinpath("page.html.jinja").read_text(encoding="utf-8"),
         record=record,
         verdict=verdict(record),
         remarks=remarks(record),
@@ -49,7 +48,21 @@ def html(record: Record) -> str:
         undrawn=sum(not is_drawable(point.metric) for curve in record.curves for point in curve.points),
         **drawings,
     )
-    return printable(page)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page of a template, with the one style of all pages; what came from outside is escaped.
+
+    >>> rendered("<p>{{ text }}</p>", text="a < b")
+    '<p>a &lt; b</p>'
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, scaled=scaled, together=_together, shapes=_shapes)
+    style = Markup(resources.files("secateurs.report").joinpath("style.css").read_text(encoding="utf-8"))  # ours
+    return printable(environment.from_string(template).render(style=style, **values))
 
 
 def write_html(record: Record, path: str | os.PathLike[str]) -> Path:

@@ -1,68 +1,34 @@
-"""The drawings of a report: inline SVG whose text stays text and whose colours are CSS variables of the page.
-
-Every colour is a variable with the light one as its fallback, ``var(--plot-kept, #0072b2)``: the page repaints the drawings for
-dark mode, and a drawing saved on its own still has its colours. Blue, orange and green are those of Okabe and Ito, which people
-who confuse red and green can tell apart; curves differ by marker and dash as well.
-"""
+"""The drawings of a report."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from secateurs.report.drawing import (
+    COLOURS,
+    DASHES,
+    FAINT,
+    FULL,
+    KEPT,
+    MARKERS,
+    ORANGE,
+    ROOMY,
+    SHADE,
+    WIDE,
+    band,
+    fitted,
+    is_drawable,
+    legend,
+    styled,
+    svg,
+)
 from secateurs.report.record import Curve, Layer, Record
-from secateurs.report.words import percent, printable, rounded, scaled, shortened
+from secateurs.report.words import percent, rounded, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, FAINT, GRID, FULL, KEPT = "#3c434c", "#6b7480", "#dfe3e8", "#d3dae2", "#0072b2"
-ORANGE, GREEN, PINK, SHADE = "#d55e00", "#00805c", "#b0568c", "#8a95a1"
-PAINTS = {
-    INK: "--plot-ink",
-    FAINT: "--plot-faint",
-    GRID: "--plot-grid",
-    FULL: "--plot-full",
-    KEPT: "--plot-kept",
-    ORANGE: "--plot-orange",
-    GREEN: "--plot-green",
-    PINK: "--plot-pink",
-    SHADE: "--plot-shade",
-}
-"""Light colour → the CSS variable that repaints it."""
-
-WIDE, NARROW = 8.0, 3.6
-"""Widths in inches that suit a desk and a phone: text keeps its size, and the drawing gets fewer or shorter labels."""
-
-_ROOMY = 6.0  # inches from which there is room for a second panel, three legends in a row, all ticks
-_COLOURS, _MARKERS, _DASHES = (KEPT, ORANGE, GREEN, PINK, INK), "os^Dv*P", ("-", "--", "-.", ":")
-# Three lists of lengths without a common factor: 140 curves before two look alike, and neighbours differ in all three.
-_STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, copied, and takes the page's font
-    "text.parse_math": False,  # a layer may be called "$x$"
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.titlesize": "medium",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-}
 
 
 def metric_curve(record: Record, width: float = WIDE) -> str:
@@ -80,24 +46,24 @@ def metric_curve(record: Record, width: float = WIDE) -> str:
     curves = [curve for curve in record.curves if any(is_drawable(point.metric) for point in curve.points)]
     if not curves:
         return ""
-    with _figure(width, 3.5 + 0.17 * -(-len(curves) // 3) if width >= _ROOMY else 3.0 + 0.17 * len(curves)) as figure:
+    with styled(width, 3.5 + 0.17 * -(-len(curves) // 3) if width >= ROOMY else 3.0 + 0.17 * len(curves)) as figure:
         axes = figure.add_subplot()
         floor, everything = _least_kept(curves), any(point.sparsity == 1 for curve in curves for point in curve.points)
         for index, curve in enumerate(curves):
-            colour, marker, dash = (styles[index % len(styles)] for styles in (_COLOURS, _MARKERS, _DASHES))
+            colour, marker, dash = (styles[index % len(styles)] for styles in (COLOURS, MARKERS, DASHES))
             kept = [max(1 - point.sparsity, floor) for point in curve.points]
             metric = [point.metric if is_drawable(point.metric) else math.nan for point in curve.points]
-            _band(axes, kept, metric, [point.spread or 0.0 for point in curve.points], colour)
-            axes.plot(kept, metric, dash, color=colour, marker=marker, label=_legend(curve.name), clip_on=False, zorder=3)
+            band(axes, kept, metric, [point.spread or 0.0 for point in curve.points], colour)
+            axes.plot(kept, metric, dash, color=colour, marker=marker, label=legend(curve.name), clip_on=False, zorder=3)
         level, origin = _dense_level(record, curves)
         if level is not None:
             axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, label=f"dense ({origin} data)", zorder=2)
-        _sparsity_axis(axes, floor, everything, most=11 if width >= _ROOMY else 7)
+        _sparsity_axis(axes, floor, everything, most=11 if width >= ROOMY else 7)
         _metric_axis(axes, record)
-        axes.set_title(_name(f"validation {record.metric_name}", 40), loc="left")
+        axes.set_title(fitted(f"validation {record.metric_name}", 40), loc="left")
         axes.grid(True, axis="both", linewidth=0.7)
-        figure.legend(loc="outside upper left", ncols=3 if width >= _ROOMY else 1, borderaxespad=0.2)
-        return _svg(figure, f"curve-{width:g}", f"{record.metric_name} on validation data against sparsity")
+        figure.legend(loc="outside upper left", ncols=3 if width >= ROOMY else 1, borderaxespad=0.2)
+        return svg(figure, f"curve-{width:g}", f"{record.metric_name} on validation data against sparsity")
 
 
 def layer_bars(record: Record, width: float = WIDE) -> str:
@@ -113,8 +79,8 @@ def layer_bars(record: Record, width: float = WIDE) -> str:
     layers = record.layers
     if not layers:
         return ""
-    wide = width >= _ROOMY
-    with _figure(width, 0.75 + len(layers) * (0.30 if len(layers) <= 12 else 0.225)) as figure:
+    wide = width >= ROOMY
+    with styled(width, 0.75 + len(layers) * (0.30 if len(layers) <= 12 else 0.225)) as figure:
         if wide:
             panels = figure.subplot_mosaic("SSSFF", sharey=True)
             sizes = panels["S"]
@@ -123,7 +89,7 @@ def layer_bars(record: Record, width: float = WIDE) -> str:
             sizes = figure.add_subplot()
         _size_bars(sizes, layers, wide)
         sizes.set_ylim(len(layers) - 0.4, -0.6)  # the first layer on top
-        return _svg(figure, f"layers-{width:g}", "nonzero weights of each layer")
+        return svg(figure, f"layers-{width:g}", "nonzero weights of each layer")
 
 
 def training_curve(record: Record, width: float = WIDE) -> str:
@@ -150,50 +116,24 @@ def training_curve(record: Record, width: float = WIDE) -> str:
 
     sparsity = history.column("sparsity")
     epochs = list(range(1, len(history.epochs) + 1))
-    with _figure(width, 0.6 + 1.85 * len(panels)) as figure:
+    with styled(width, 0.6 + 1.85 * len(panels)) as figure:
         stack: list[Axes] = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
         for axes, (label, values, colour) in zip(stack, panels, strict=True):
             if sparsity:
                 _shade_sparsity(axes, epochs, sparsity)
-                axes.set_title("weights removed, %" if width >= _ROOMY else "removed, %", loc="right", color=FAINT)
+                axes.set_title("weights removed, %" if width >= ROOMY else "removed, %", loc="right", color=FAINT)
             axes.plot(epochs, values, color=colour, marker="o" if len(epochs) <= 30 else "", markersize=3.5, zorder=3)
-            axes.set_title(_name(label, 26), loc="left")
+            axes.set_title(fitted(label, 26), loc="left")
             axes.grid(True, axis="y", linewidth=0.7)
             if colour == KEPT:
                 _metric_axis(axes, record)
         stack[-1].set_xlabel("epoch")
         stack[-1].set_xlim(0.5, len(epochs) + 0.5)
         stack[-1].xaxis.set_major_locator(FixedLocator(epochs) if len(epochs) <= 12 else MaxNLocator(integer=True))
-        return _svg(figure, f"training-{width:g}", "validation metric, training loss and sparsity over the epochs")
+        return svg(figure, f"training-{width:g}", "validation metric, training loss and sparsity over the epochs")
 
 
 # ---------------------------------------------------------------- parts of drawings
-
-
-def is_drawable(value: float) -> bool:
-    """Whether a number can stand on an axis: it is finite, and adding a margin leaves it so.
-
-    >>> is_drawable(-3.5), is_drawable(float("nan")), is_drawable(1.7e308)
-    (True, False, False)
-    """
-    return abs(value) <= 1e300  # false for NaN
-
-
-def _band(axes: Axes, kept: Sequence[float], metric: Sequence[float], spread: Sequence[float], colour: str) -> None:
-    """One standard deviation each way around a line, where there is any."""
-    if any(spread) and all(map(is_drawable, spread)):
-        low, high = ([value + sign * width for value, width in zip(metric, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(kept, low, high, color=colour, alpha=0.18, linewidth=0, zorder=1)
-
-
-def _name(text: str, width: int) -> str:
-    return shortened(printable(text), width)
-
-
-def _legend(text: str) -> str:
-    # To matplotlib, a leading underscore means "keep out of the legend"; the word joiner before it has no width.
-    name = _name(text, 40) or "unnamed"
-    return f"\N{WORD JOINER}{name}" if name.startswith("_") else name
 
 
 def _least_kept(curves: Sequence[Curve]) -> float:
@@ -248,7 +188,7 @@ def _size_bars(axes: Axes, layers: Sequence[Layer], wide: bool) -> None:
         axes.annotate(label, (layer.parameters, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
     # Where room is scarce, leave out what all names begin with: "model.layers.".
     shared = 0 if wide or len(layers) < 2 else _parts_in_common([layer.name for layer in layers])
-    axes.set_yticks(list(rows), [_name(".".join(layer.name.split(".")[shared:]), 34 if wide else 17) for layer in layers])
+    axes.set_yticks(list(rows), [fitted(".".join(layer.name.split(".")[shared:]), 34 if wide else 17) for layer in layers])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlim(0, 1.7 * largest)  # room for the label of the largest layer
@@ -299,48 +239,3 @@ def _shade_sparsity(axes: Axes, epochs: Sequence[int], sparsity: Sequence[float]
     behind.set_ylim(0, 105)
     behind.set_yticks([0, 50, 100])
     behind.tick_params(axis="y", length=0, labelcolor=FAINT)
-
-
-# ---------------------------------------------------------------- from figure to SVG
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure in our style whatever the user's matplotlib settings are; pyplot, which keeps global state, is not touched."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure, prefix: str, title: str) -> str:
-    """The figure as an SVG element that can stand in a page beside others: own ids, the page's colours, no links outside."""
-    import matplotlib
-
-    matplotlib.rcParams["svg.hashsalt"] = prefix  # inside the context of _figure: the same ids at each run
-    file = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's fonts draw the text, not matplotlib's
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(file.getvalue())
-    for element in list(root.iter()):
-        element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {key.rpartition("}")[2]: _own(key, value, prefix) for key, value in element.attrib.items()}
-    for metadata in root.findall("metadata"):  # names its vocabularies by http addresses
-        root.remove(metadata)
-    root.attrib.update({"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": printable(title)})
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _own(key: str, value: str, prefix: str) -> str:
-    if key == "id":
-        return f"{prefix}-{value}"
-    if key.endswith("href") and value.startswith("#"):
-        return f"#{prefix}-{value[1:]}"
-    value = value.replace("url(#", f"url(#{prefix}-")
-    for light, variable in PAINTS.items():
-        value = value.replace(light, f"var({variable}, {light})")
-    return value

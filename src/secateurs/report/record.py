@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import math
 import os
 import platform
 import sys
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from secateurs.report.files import replace_text
+from secateurs.report.schema import document, parsed
 from secateurs.types import FileError, SecateursError
 
 FORMAT = "secateurs record"
 VERSION = 2
 _READ = (1, 2)  # a record of version 1 is one of version 2 without what was added: latencies, new shapes, spreads, steps
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -221,8 +215,7 @@ class Record:
 
         Raises `SecateursError` where the record holds something that is neither text nor a number.
         """
-        document = {"format": FORMAT, "version": VERSION, **_to_plain(self, "record")}
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return document(self, "record", FORMAT, VERSION)
 
     @staticmethod
     def from_json(text: str) -> Record:
@@ -233,19 +226,7 @@ class Record:
             ...
         secateurs.types.FileError: this is not a record: record.title is 7, expected text
         """
-        try:
-            document = json.loads(text, parse_constant=_refuse_constant)
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise _Mismatch(f'expected the JSON object that Record.to_json() wrote, with "format": "{FORMAT}"')
-            if document.get("version") not in _READ:
-                known = f"this version of secateurs reads up to {VERSION}; upgrade secateurs, or write the record again"
-                raise _Mismatch(f"version is {_shown(document.get('version'))}, {known}")
-            content = {key: value for key, value in document.items() if key not in ("format", "version")}
-            return typing.cast(Record, _from_plain(content, Record, "record"))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FileError(f"this is not a record: expected JSON ({error})") from error
-        except ValueError as error:
-            raise FileError(f"this is not a record: {error}") from error
+        return typing.cast(Record, parsed(text, Record, "record", FORMAT, _READ))
 
 
 def write_record(record: Record, path: str | os.PathLike[str]) -> Path:
@@ -306,94 +287,3 @@ def _accelerator() -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-
-
-# ---------------------------------------------------------------- to and from plain JSON values
-
-
-class _Mismatch(ValueError):
-    """A value in a document is not what belongs there."""
-
-
-def _to_plain(value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {part.name: _to_plain(getattr(value, part.name), f"{where}.{part.name}") for part in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if hasattr(value, "item"):  # a number of numpy or torch
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise SecateursError(f"{where} is a {type(value).__name__}; expected text, a number or None")
-
-
-def _from_plain(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as the annotated type ``kind``: the annotations of the dataclasses above are the schema."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # X | None
-        return None if value is None else _from_plain(value, arguments[0], where)
-    if origin is dict:
-        items = _expect(value, dict, "an object", where).items()
-        return {key: _from_plain(item, arguments[1], f"{where}[{_shown(key)}]") for key, item in items}
-    if origin is tuple:
-        items = _expect(value, list, "a list", where)
-        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else list(arguments)
-        if len(items) != len(kinds):
-            raise _Mismatch(f"{where} has {len(items)} parts, expected {len(kinds)}")
-        return tuple(_from_plain(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(items, kinds, strict=True)))
-    if dataclasses.is_dataclass(kind):
-        return _from_object(_expect(value, dict, "an object", where), kind, where)
-    return _from_scalar(value, kind, where)
-
-
-def _from_object(value: dict[str, Any], kind: Any, where: str) -> Any:
-    hints, parts = _hints(kind), dataclasses.fields(kind)
-    for key in value:
-        if key not in hints:
-            raise _Mismatch(f"{where} has an unknown part {_shown(key)}, expected only {', '.join(hints)}")
-    for part in parts:
-        has_default = part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
-        if part.name not in value and not has_default:
-            raise _Mismatch(f"{where} has no part {part.name!r}")
-    content = {key: _from_plain(item, hints[key], f"{where}.{key}") for key, item in value.items()}
-    try:
-        return kind(**content)
-    except SecateursError as error:
-        raise _Mismatch(f"{where}: {error}") from error
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _from_scalar(value: Any, kind: Any, where: str) -> Any:
-    if kind is bool:
-        return _expect(value, bool, "true or false", where)
-    if kind is str:
-        return _expect(value, str, "text", where)
-    if kind is float and isinstance(value, str) and value in _NON_FINITE:
-        return _NON_FINITE[value]
-    expected = "a whole number" if kind is int else 'a number (or "NaN", "Infinity", "-Infinity")'
-    if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):  # bool is an int to Python
-        raise _Mismatch(f"{where} is {_shown(value)}, expected {expected} below 2**63")
-    return kind(_expect(value, int if kind is int else (int, float), expected, where))
-
-
-def _expect(value: Any, kind: Any, expected: str, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise _Mismatch(f"{where} is {_shown(value)}, expected {expected}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _refuse_constant(name: str) -> typing.NoReturn:
-    raise _Mismatch(f'{name} is not JSON, expected "{name}" in quotes')
