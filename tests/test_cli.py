@@ -309,3 +309,55 @@ def test_the_demo_prunes_saves_and_reports_beside_baselines(tmp_path: Path, monk
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "secateurs demo" in page
     assert page.count("<svg") >= 3
+
+
+def test_compare_puts_recipes_side_by_side_goes_on_and_names_what_failed(run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    words = (
+        "compare",
+        "mine:net",
+        "--task",
+        "mine:work",
+        "--pattern",
+        "channel",
+        "--processes",
+        "1",
+        "--keep",
+        "0.5",
+        "--dense-epochs",
+        "1",
+    )
+    status, out, _ = run(*words, "--criterion", "magnitude", "random", "--seeds", "2")
+    assert status == 0
+    assert all(word in out for word in ("mine:net on mine:work", "magnitude", "random", "50 %", "seeds 0, 1", "report.html"))
+    status, out, err = run(*words, "--criterion", "magnitude", "random", "batchnorm_scale", "--epochs", "0", "--seeds", "1")
+    assert status == 1
+    assert "2 of 3 jobs were done before" in err
+    assert "1 of 3 jobs failed: batchnorm_scale, keep 0.5, seed 0: PatternError" in err
+    assert "1 of 1" in out and "magnitude" in out
+    status, _, err = run(*words, "--criterion", "magnitude", "--epochs", "1")
+    assert status == 1
+    assert "holds outcomes of other recipes by the same names: 'magnitude' was" in err
+    status, _, err = run(*words, "--criterion", "magnitude", "--epochs", "1", "--rerun")
+    assert status == 0 and "measured anew: 'magnitude'" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--allocator", "local"), "'local' is no allocator (expected one of these"),
+        (("--allocator", "global(keep=0.5)"), "its arguments are ceiling, floor; how much stays is said apart from it"),
+        (("--schedule", "steep"), "--schedule 'steep' is none of geometric, linear, cubic, one_shot"),
+        (("--keep-of", "macs"), "--keep-of macs is for --pattern channel and head"),
+        (("--keep", "2"), "keep=2.0 is not in (0, 1]"),
+        (("--seeds", "0"), "--seeds 0: must be at least 1"),
+        (("--lr", "-1"), "--lr -1.0 is no learning rate"),
+        (("--criterion", "magnitud"), "did you mean magnitude"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_compare_says_what_is_wrong_before_anything_is_written(run, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    status, _, err = run("compare", "digits_cnn", "--task", "digits", *words)
+    assert status == 1
+    assert said in err
+    assert not (tmp_path / "secateurs-compare" / "jobs").exists()

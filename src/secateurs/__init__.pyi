@@ -11,6 +11,12 @@ from .allocate import erdos_renyi as erdos_renyi
 from .allocate import global_threshold as global_threshold
 from .allocate import uniform as uniform
 from .allocate import within_budget as within_budget
+from .comparing import Comparison as Comparison
+from .comparing import FailedJobsError as FailedJobsError
+from .comparing import Pruning as Pruning
+from .comparing import Recipe as Recipe
+from .comparing import compare as compare
+from .comparing import recipes as recipes
 from .costs import file_bytes as file_bytes
 from .costs import macs as macs
 from .costs import nonzero_macs as nonzero_macs

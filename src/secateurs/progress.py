@@ -17,6 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 
 _current: list[Progress] = []
+_silenced: list[bool] = []
+
+
+def be_silent() -> None:
+    """Show nothing from here on: for processes whose parent shows how far they are."""
+    _silenced.append(True)
 
 
 def track(
@@ -60,13 +66,13 @@ def waiting(description: str, show: bool = True) -> Iterator[None]:
 
 def tell(text: str, show: bool = True) -> None:
     """Write a line to stderr where that is no terminal; on a terminal the bars tell it."""
-    if show and sys.stderr is not None and not is_watched():
+    if show and not _silenced and sys.stderr is not None and not is_watched():
         print(text, file=sys.stderr, flush=True)
 
 
 def is_watched() -> bool:
     """Whether somebody sees bars: stderr is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return not _silenced and sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextmanager

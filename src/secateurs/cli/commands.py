@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +19,29 @@ from rich.text import Text
 from torch import nn
 
 from secateurs import __version__, export, methods, patterns, report, session
-from secateurs.cli.found import batched, example_for, factory_named, is_new, parsed_numbers, task_named, with_weights
-from secateurs.cli.parts import allocator_named, amount_removed, parsed_criterion, parsed_pattern, parsed_tiling
+from secateurs.cli.compared import recipes_of, trained_weights
+from secateurs.cli.found import (
+    NamedModel,
+    NamedTask,
+    batched,
+    example_for,
+    factory_named,
+    is_new,
+    parsed_numbers,
+    task_named,
+    with_weights,
+)
+from secateurs.cli.parts import (
+    allocator_for,
+    amount_removed,
+    compares_all,
+    parsed_allocator,
+    parsed_criterion,
+    parsed_pattern,
+    parsed_tiling,
+    usual_allocator,
+)
+from secateurs.comparing import FailedJobsError, compare
 from secateurs.forward import run_example
 from secateurs.patterns import find_sites, find_weights, misfit
 from secateurs.progress import waiting
@@ -136,7 +158,7 @@ def prune(
     weights: Path | None = None,
     pattern: str = "Element()",
     criterion: str = "magnitude",
-    allocator: Literal["global", "uniform", "erdos-renyi"] | None = None,
+    allocator: str | None = None,
     sparsity: float | None = None,
     keep_macs: float | None = None,
     keep_params: float | None = None,
@@ -172,7 +194,8 @@ def prune(
         How units are scored, as one writes it in Python: magnitude, "magnitude(p=1)", taylor, fisher, apoz, lamp, fpgm, random …, or a
         product such as "magnitude(p=1) * input_norm()".
     allocator
-        How much where: one threshold over the model, the same everywhere (the default for channels), or Erdős–Rényi densities.
+        How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels) or erdos-renyi,
+        with arguments where it takes some: "global(ceiling=0.9)".
     sparsity
         Fraction of the units to remove, 0.9 where nothing is said; a pattern such as 2:4 decides for itself.
     keep_macs
@@ -216,14 +239,14 @@ def prune(
     torch.manual_seed(seed)
     make, work, shape = factory_named(model), task_named(task), parsed_pattern(pattern)
     network = with_weights(make, weights)
-    allocator = allocator or ("uniform" if shape.removable else "global")
+    spread = parsed_allocator(allocator or usual_allocator(shape))
     sparsity, cost = amount_removed(shape, sparsity, keep_macs, keep_params)
     if shape.kept_of_each is not None:
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     how: dict[str, Any] = {
         "pattern": shape,
-        "criterion": parsed_criterion(criterion, seed, of_all_sizes=shape.removable and allocator == "global"),
-        "allocate": allocator_named(allocator, shape, cost),
+        "criterion": parsed_criterion(criterion, seed, of_all_sizes=shape.removable and compares_all(spread)),
+        "allocate": allocator_for(spread, shape, cost),
         "only": only or None,
         "skip": skip or None,
     }
@@ -264,6 +287,116 @@ def prune(
         told: dict[str, Any] = {"title": title, "seed": seed, "command": _command(), "dense_seconds": dense_seconds}
         result = to_folder(network, make, work, in_rounds, out, watch=watch, **told)
     _finish(result)
+
+
+@app.command(name="compare")
+def compare_(
+    model: str,
+    *,
+    task: str,
+    weights: Path | None = None,
+    criterion: Names = ["magnitude"],  # noqa: B006
+    pattern: Names = ["Element()"],  # noqa: B006
+    allocator: Names = [],  # noqa: B006
+    schedule: Names = ["geometric"],  # noqa: B006
+    keep: Annotated[list[float], Parameter(negative=(), consume_multiple=True)] = [0.5, 0.3, 0.1],  # noqa: B006
+    keep_of: Literal["units", "macs", "params"] = "units",
+    seeds: int = 1,
+    epochs: int = 0,
+    rounds: int = 1,
+    dense_epochs: int = 0,
+    lr: float = 1e-3,
+    only: Names = [],  # noqa: B006
+    skip: Names = [],  # noqa: B006
+    processes: int | None = None,
+    out: Path = Path("secateurs-compare"),
+    rerun: bool = False,
+) -> None:
+    """Prune a model by every criterion with every pattern, allocator and schedule, and put what comes of it side by side.
+
+    The folder gets a file a job, so that the same command goes on where it was stopped, and one with more adds to it.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_20 …) or package.module:factory.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory that returns a secateurs.Task; with an argument seed, the
+        seeds give other splits and calibration batches.
+    weights
+        A safetensors file with the trained weights.
+    criterion
+        How units are scored, one or more: magnitude, taylor, "magnitude(p=1) * input_norm()", random (drawn anew with each seed) …
+    pattern
+        What is removed as one, one or more: "Element()", "2:4", "Kernel()", "Block(4, 1)", "Filter()", channel, head …
+    allocator
+        How much where, one or more: global, uniform, erdos-renyi, "global(ceiling=0.9)"; by default uniform for channels and heads,
+        else global.
+    schedule
+        How sparsity grows from round to round, one or more: geometric, linear, cubic, one_shot.
+    keep
+        Fractions kept.
+    keep_of
+        What they are fractions of; macs and params are for channels and heads.
+    seeds
+        How many seeds, from 0 on.
+    epochs
+        Epochs of retraining after each round.
+    rounds
+        Prunings, each with its epochs.
+    dense_epochs
+        Epochs of training before everything, for a model without weights; once for all.
+    lr
+        Learning rate of Adam; it falls along a cosine in each round.
+    only
+        Layers that take part, by name or glob.
+    skip
+        Layers that do not.
+    processes
+        Jobs at a time, each with one thread; by default one a core.
+    out
+        Folder for the outcomes, the table, the plot, the record and the report.
+    rerun
+        Measure anew what has changed under its name since it was measured.
+    """
+    _require_at_least(1, seeds=seeds, rounds=rounds, processes=processes)
+    _require_at_least(0, epochs=epochs, dense_epochs=dense_epochs)
+    if not (isfinite(lr) and lr > 0):
+        raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
+    tried = recipes_of(
+        criterion, pattern, allocator, schedule, keep_of, epochs=epochs, rounds=rounds, only=only or None, skip=skip or None
+    )
+    torch.manual_seed(0)
+    work = NamedTask(task)
+    network = with_weights(factory_named(model), weights)
+    session.try_out(network, work(0))
+    with _stopping("go on with what is missing"):
+        if dense_epochs:
+            weights = trained_weights(model, network, work(0), dense_epochs, lr, out)
+        elif weights is None and (":" not in model or is_new(factory_named(model), network)):
+            _warn(
+                f"{model} has new random weights, so what goes is chosen by noise: give --weights, or --dense-epochs to train it first"
+            )
+        try:
+            made = compare(
+                tried,
+                NamedModel(model, weights.absolute() if weights else None),
+                work,
+                keep=keep,
+                seeds=seeds,
+                out=out,
+                processes=processes,
+                optimizer=partial(torch.optim.Adam, lr=lr),
+                rerun=rerun,
+                title=f"{model} on {task}",
+                command=_command(),
+            )
+        except FailedJobsError as error:
+            _print(error.comparison.table())
+            raise
+    _print(made.table())
+    for name in ("comparison.md", "comparison.json", "outcomes.csv", "report.html"):
+        _print(str(out / name))
 
 
 @app.command(name="export")
@@ -426,13 +559,13 @@ def _finish(result: session.Result) -> None:
 
 
 @contextmanager
-def _stopping(how: str, option: str) -> Iterator[None]:
+def _stopping(how: str, *options: str) -> Iterator[None]:
     """Where the user stops what is in here, tell how to go on."""
     try:
         yield
     except KeyboardInterrupt:
         words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-        _print(f"stopped; {how} with: {shlex.join([Path(sys.argv[0]).name, *words, option])}", stderr=True)
+        _print(f"stopped; {how} with: {shlex.join([Path(sys.argv[0]).name, *words, *options])}", stderr=True)
         raise
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -27,6 +30,32 @@ def with_weights(make: Callable[[], nn.Module], weights: Path | None) -> nn.Modu
     """A model, with the weights of a file where one is given."""
     model = make()
     return load(weights, model) if weights is not None else model
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What makes a model by its name, with the weights of a file: such a thing goes to other processes."""
+
+    name: str
+    weights: Path | None
+
+    def __call__(self) -> nn.Module:
+        return with_weights(factory_named(self.name), self.weights)
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """What makes a task by its name, of the seed where it is made of one."""
+
+    name: str
+
+    def __call__(self, seed: int) -> Task:
+        factory = _found(self.name, tasks, "task")
+        try:
+            takes_seed = "seed" in inspect.signature(factory).parameters
+        except (TypeError, ValueError):
+            takes_seed = False
+        return _made(self.name, functools.partial(factory, seed=seed) if takes_seed else factory, Task)
 
 
 def is_new(make: Callable[[], nn.Module], network: nn.Module) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from secateurs import allocate, costs, criteria, evidence, patterns
@@ -121,21 +123,58 @@ def _product(node: ast.expr) -> Any:
 _STATISTICS = [name for name in evidence.__all__ if name not in ("at_once", "in_order", "input_gram", "input_rows", "observe")]
 
 
-def allocator_named(name: str, shape: Pattern, cost: Cost | None) -> Callable[..., Allocator]:
-    """What makes an allocator of a sparsity; of a cost where one is given."""
+def parsed_allocator(text: str) -> partial[Allocator]:
+    """What makes an allocator of how much stays, as one writes it in Python: ``uniform``, ``"global(ceiling=0.9)"``.
+
+    Raises `SecateursError` that lists the names.
+
+    >>> parsed_allocator("erdos-renyi(kernel=False)").keywords
+    {'kernel': False}
+    """
+    try:
+        name, bracket, arguments = text.partition("(")
+        tree = ast.parse(f"{_SHORT.get(name.strip(), name)}{bracket}{arguments}", mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        if not isinstance(call.func, ast.Name) or call.func.id not in _ALLOCATORS or call.args:
+            raise ValueError("expected one of these, with named arguments where it takes some")
+        factory, named = _ALLOCATORS[call.func.id], {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        known = inspect.signature(factory).parameters.keys() - {"sparsity", "keep"}
+        if named.keys() - known:
+            raise ValueError(f"its arguments are {', '.join(sorted(known))}; how much stays is said apart from it")
+        return partial(factory, **named)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise SecateursError(
+            f"{shortened(text, 60)!r} is no allocator ({shortened(str(error), 200)}); write uniform, global or erdos-renyi, "
+            "with arguments where it takes some: global(ceiling=0.9)"
+        ) from error
+
+
+_ALLOCATORS: dict[str, Callable[..., Allocator]] = {
+    "uniform": allocate.uniform,
+    "erdos_renyi": allocate.erdos_renyi,
+    "global_threshold": allocate.global_threshold,
+}
+_SHORT = {"global": "global_threshold", "erdos-renyi": "erdos_renyi"}
+
+
+def usual_allocator(shape: Pattern) -> str:
+    """The allocator where nothing is said."""
+    return "uniform" if shape.removable else "global"
+
+
+def compares_all(made: partial[Allocator]) -> bool:
+    """Whether units of many sizes compete for one threshold."""
+    return made.func is allocate.global_threshold
+
+
+def allocator_for(made: partial[Allocator], shape: Pattern, cost: Cost | None) -> Callable[..., Allocator]:
+    """What makes an allocator of a sparsity for a pattern; of a cost where one is given."""
     if shape.kept_of_each is not None:
         return lambda sparsity: allocate.as_pattern()
-    if shape.removable and name == "erdos-renyi":
+    if shape.removable and made.func is allocate.erdos_renyi:
         raise SecateursError(f"Erdős–Rényi densities are for single weights, not for {shape}: say --allocator uniform or global")
     if cost is not None:
-        units = allocator_named(name, shape, None)
-        return lambda sparsity: allocate.within_budget(Budget(cost, keep=1 - sparsity), units)
-    if name == "global" and shape.within not in ("layer", "model"):
-        name = "uniform"
-    match name:
-        case "uniform":
-            return allocate.uniform
-        case "erdos-renyi":
-            return allocate.erdos_renyi
-        case _:
-            return allocate.global_threshold
+        return lambda sparsity: allocate.within_budget(Budget(cost, keep=1 - sparsity), made)
+    if compares_all(made) and shape.within not in ("layer", "model"):
+        return partial(allocate.uniform, **made.keywords)
+    return made
