@@ -74,6 +74,7 @@ from .recover import evaluate as evaluate
 from .recover import geometric as geometric
 from .recover import gradual as gradual
 from .recover import linear as linear
+from .recover import mask_gradients as mask_gradients
 from .recover import one_shot as one_shot
 from .recover import penalty as penalty
 from .recover import per_step as per_step

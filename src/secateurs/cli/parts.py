@@ -120,7 +120,8 @@ def _product(node: ast.expr) -> Any:
     )
 
 
-_STATISTICS = [name for name in evidence.__all__ if name not in ("at_once", "in_order", "input_gram", "input_rows", "observe")]
+_NO_FACTORS = ("at_once", "gauss_newton_rows", "in_order", "input_gram", "input_rows", "mean_loss", "observe", "recorded")
+_STATISTICS = [name for name in evidence.__all__ if name not in _NO_FACTORS]
 
 
 def parsed_allocator(text: str) -> partial[Allocator]:

@@ -17,6 +17,7 @@ from secateurs.evidence.gram import input_gram, input_rows
 from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
+from secateurs.evidence.rows import gauss_newton_rows, mean_loss
 from secateurs.evidence.walks import at_once, in_order
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "change",
     "curvature",
     "gate_gradient",
+    "gauss_newton_rows",
     "gradient",
     "hessian_gradient",
     "in_order",
     "input_gram",
     "input_norm",
     "input_rows",
+    "mean_loss",
     "nonzero_activations",
     "observe",
     "recorded",

@@ -4,7 +4,7 @@ from secateurs.patterns.axes import axis_names, in_no_weight, sites_on_axes
 from secateurs.patterns.canonical import LAYOUTS, NORMALISATIONS, Layout, Weight, find_weights, layout_of
 from secateurs.patterns.coupled import Channel, Head
 from secateurs.patterns.cut import misfit, tiled
-from secateurs.patterns.selection import among, select
+from secateurs.patterns.selection import among, find_parameters, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import find_sites
 from secateurs.patterns.units import (
@@ -39,6 +39,7 @@ __all__ = [
     "among",
     "as_units",
     "axis_names",
+    "find_parameters",
     "find_sites",
     "find_weights",
     "in_no_weight",

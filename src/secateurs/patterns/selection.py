@@ -95,6 +95,38 @@ def select(model: nn.Module, weights: list[Weight], selection: Selection, argume
     return found
 
 
+def find_parameters(model: nn.Module, only: Selection | None = None, skip: Selection | None = None) -> dict[str, nn.Parameter]:
+    """All parameters that are trained, biases too, or those of them that are chosen, by name.
+
+    Raises `PatternError` for a name that means nothing, and where none is left.
+
+    >>> list(find_parameters(nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1)), skip="1.bias"))
+    ['0.weight', '0.bias', '1.weight']
+    """
+    names = Names(model)
+    chosen = None if only is None else names.resolved(only, "only=")
+    left_out = [] if skip is None else names.resolved(skip, "skip=")
+    found = {
+        name: parameter
+        for name, parameter in parameters_in(model).items()
+        if parameter.requires_grad
+        and parameter.is_floating_point()
+        and (chosen is None or _is_meant(names, name, parameter, chosen))
+        and not _is_meant(names, name, parameter, left_out)
+    }
+    if not found:
+        raise PatternError(
+            f"{type(model).__name__} has no parameter left to choose from: all are frozen (requires_grad=False), not in only=, or in skip="
+        )
+    return found
+
+
+def _is_meant(names: Names, name: str, parameter: Tensor, wanted: list[str] | Callable[[str, nn.Module], bool]) -> bool:
+    if callable(wanted):
+        return wanted(name, names.modules[name.rpartition(".")[0]])
+    return any(means(each, [name, *names.of(parameter)]) for each in wanted)
+
+
 class Axes:
     """Which sites of coupled axes a selection means: those that the named layers make, not those that they read."""
 

@@ -4,7 +4,7 @@ from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.evaluate import evaluate
 from secateurs.recover.gradual import gradual, rewind_
-from secateurs.recover.hooks import clip_gradients, penalty, per_step
+from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.trainers import lightning_callback, trainer_callback
@@ -21,6 +21,7 @@ __all__ = [
     "gradual",
     "lightning_callback",
     "linear",
+    "mask_gradients",
     "one_shot",
     "penalty",
     "per_step",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.forward import parameters_in
 from secateurs.ranks import whole
 from secateurs.recover.trial import require_scheduler_goes_on
 from secateurs.types import Hook, Run, SecateursError
@@ -39,6 +40,22 @@ def clip_gradients(norm: float) -> Hook:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), norm)
 
     return Hook("clip_gradients", gradients=clip)
+
+
+def mask_gradients() -> Hook:
+    """Pruned weights have no gradient: for optimizers that take several steps at once (L-BFGS), between which masks cannot set them to
+    zero.
+
+    >>> mask_gradients().name
+    'mask_gradients'
+    """
+
+    def mask(run: Run) -> None:
+        for name, parameter in parameters_in(run.model).items():
+            if name in run.masks and parameter.grad is not None:
+                parameter.grad.masked_fill_(~run.masks[name], 0)
+
+    return Hook("mask_gradients", gradients=mask)
 
 
 def penalty(strength: float, p: float = 2) -> Hook:

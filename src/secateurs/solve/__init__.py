@@ -3,6 +3,20 @@
 from secateurs.solve.reconstruct import LeastSquares
 from secateurs.solve.regression import Lasso, ThiNet
 from secateurs.solve.scoring import evidence_of, joined, scores_of
+from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
 from secateurs.solve.topk import TopK, highest
 
-__all__ = ["Lasso", "LeastSquares", "ThiNet", "TopK", "evidence_of", "highest", "joined", "scores_of"]
+__all__ = [
+    "Lasso",
+    "LeastSquares",
+    "Surgeon",
+    "ThiNet",
+    "TopK",
+    "evidence_of",
+    "highest",
+    "in_shape",
+    "inverse_of",
+    "joined",
+    "scores_of",
+    "write_",
+]
