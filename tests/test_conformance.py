@@ -24,6 +24,7 @@ from secateurs.criteria import (
     hessian_trace,
     lamp,
     magnitude,
+    normalised,
     obd,
     random,
     snip,
@@ -149,6 +150,8 @@ CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
     (variance(), {}),
     (apoz() * magnitude(), {}),
     (magnitude(p=1) * input_norm() * apoz(), {}),
+    *((normalised(magnitude(), by), {}) for by in ("mean", "max", "norm", "deviation")),
+    (normalised(taylor(members="all")) * magnitude(), {}),
 ]
 
 

@@ -20,6 +20,7 @@ from secateurs.criteria import (
     fpgm,
     lamp,
     magnitude,
+    normalised,
     random,
     snip,
     taylor,
@@ -334,3 +335,59 @@ def test_each_criterion_prunes_a_network_end_to_end(small_cnn, cnn_task):
         model = copy.deepcopy(small_cnn)
         masks = sc.prune_(model, sc.Channel(), sc.TopK(criterion), sc.uniform(sparsity=0.5), cnn_task)
         assert 0.3 < masks.sparsity < 0.8 and not sc.shrink_(model, masks).skipped
+
+
+# ---------------------------------------------------------------- in the measure of a site
+
+
+def by_definition(scores: Tensor, by: str) -> Tensor:
+    values = scores.double().flatten().tolist()
+    mean = sum(values) / len(values)
+    measure = {
+        "mean": sum(map(abs, values)) / len(values),
+        "max": max(map(abs, values)),
+        "norm": sum(value**2 for value in values) ** 0.5,
+        "deviation": (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5,
+    }[by]
+    return scores / measure
+
+
+@pytest.mark.parametrize("by", ["mean", "max", "norm", "deviation"])
+@pytest.mark.parametrize("criterion", [magnitude(), taylor(activations=True), fpgm(), magnitude() * apoz()], ids=repr)
+def test_normalised_scores_are_in_the_measure_of_their_site(criterion, by):
+    model, task = made(), task_of(batches(4, 4))
+    plain, divided = (scores(model, sc.Channel(), each, task) for each in (criterion, normalised(criterion, by)))
+    assert torch.allclose(divided, by_definition(plain, by), rtol=1e-5)
+
+
+def test_layers_of_another_scale_lose_as_many_units_by_normalised_scores():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    task = sc.Task(example=torch.zeros(1, 4))
+    with torch.no_grad():
+        model[2].weight.copy_(model[0].weight.repeat(1, 8) * 100)
+    kept = {}
+    for criterion in (magnitude(), normalised(magnitude())):
+        masks = sc.prune_(copy.deepcopy(model), sc.Channel(), sc.TopK(criterion), sc.global_threshold(sparsity=0.5), task)
+        kept[criterion.name] = list(masks.plan.values())
+    assert kept["magnitude(p=2)"] == [1, 31]
+    assert kept["normalised(magnitude(p=2), by='mean')"] == [16, 16]
+
+
+def test_units_that_are_gone_do_not_count_in_the_measure_and_zeros_stay_zeros():
+    layer = nn.Linear(1, 4)
+    layer.weight.data = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
+    model = nn.Sequential(layer)
+    masks = sc.prune_(model, sc.Filter(), sc.TopK(magnitude()), sc.uniform(sparsity=0.25), sc.Task(torch.zeros(1, 1)), only="*")
+    site = find_sites(model, sc.Filter(), only="*", masks=masks)[0]
+    assert torch.equal(scores_of(site, normalised(magnitude()), {}), torch.tensor([[-torch.inf, 0.5, 1.0, 1.5]]))
+    layer.weight.data.zero_()
+    alone = find_sites(model, sc.Filter(), only="*")[0]
+    assert torch.equal(scores_of(alone, normalised(magnitude()), {}), torch.zeros(1, 4))
+
+
+def test_a_measure_that_is_none_is_refused():
+    with pytest.raises(sc.SecateursError, match="divided by one of mean, max, norm, deviation"):
+        normalised(magnitude(), "median")
+    with pytest.raises(sc.SecateursError, match="criterion"):
+        normalised("magnitude")

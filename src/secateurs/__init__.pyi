@@ -34,6 +34,7 @@ from .criteria import head_importance as head_importance
 from .criteria import hessian_trace as hessian_trace
 from .criteria import lamp as lamp
 from .criteria import magnitude as magnitude
+from .criteria import normalised as normalised
 from .criteria import obd as obd
 from .criteria import random as random
 from .criteria import snip as snip

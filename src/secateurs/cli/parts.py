@@ -115,13 +115,18 @@ def _product(node: ast.expr) -> Any:
         close = get_close_matches(name, [*criteria.__all__, *_STATISTICS], n=2)
         raise ValueError(f"there is no {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     return factory(
-        *(ast.literal_eval(argument) for argument in call.args),
-        **{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords},
+        *(_argument(argument) for argument in call.args),
+        **{str(keyword.arg): _argument(keyword.value) for keyword in call.keywords},
     )
 
 
 _NO_FACTORS = ("at_once", "gauss_newton_rows", "in_order", "input_gram", "input_rows", "mean_loss", "observe", "recorded")
 _STATISTICS = [name for name in evidence.__all__ if name not in _NO_FACTORS]
+
+
+def _argument(node: ast.expr) -> Any:
+    """A literal, or a criterion within a criterion: ``normalised(taylor())``."""
+    return _product(node) if isinstance(node, (ast.Call, ast.BinOp, ast.Name)) else ast.literal_eval(node)
 
 
 def parsed_allocator(text: str) -> partial[Allocator]:

@@ -4,6 +4,7 @@ from secateurs.criteria.activations import activation, apoz, variance
 from secateurs.criteria.comparing import cosine, fpgm, lamp
 from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, snip, synflow, taylor
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
+from secateurs.criteria.normalised import normalised
 from secateurs.criteria.random import random
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "hessian_trace",
     "lamp",
     "magnitude",
+    "normalised",
     "obd",
     "random",
     "snip",

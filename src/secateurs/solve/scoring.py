@@ -31,6 +31,11 @@ def scores_of(site: Site, criterion: Criterion, stats: Stats) -> Scores:
 
 
 def _scores(site: Site, criterion: Criterion, stats: Stats) -> Scores:
+    scores = _plain_scores(site, criterion, stats)
+    return scores if criterion.normalise is None else criterion.normalise(scores, site.alive)
+
+
+def _plain_scores(site: Site, criterion: Criterion, stats: Stats) -> Scores:
     if criterion.factors:
         left, right = (_scores(site, factor, stats) for factor in criterion.factors)
         return left * right

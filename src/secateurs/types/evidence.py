@@ -148,6 +148,8 @@ class Criterion:
     which is ``magnitude(p=1) * input_norm()``, or unit by unit where one of them knows no elements. Where many weights are coupled in
     a unit, ``members`` says whose elements count: those that make it (1608.08710), those that read it, or all (2301.12900).
 
+    ``normalise(scores, alive)`` has the last word over the scores of a whole site: see `secateurs.criteria.normalised`.
+
     >>> from secateurs.criteria import magnitude, random
     >>> (magnitude(p=1) * random(seed=0)).name
     'magnitude(p=1) * random(seed=0)'
@@ -161,6 +163,7 @@ class Criterion:
     compare: Callable[[Tensor], Tensor] | None = None
     units: Statistic | None = None
     factors: tuple[Criterion, ...] = ()
+    normalise: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -168,7 +171,7 @@ class Criterion:
     @property
     def by_elements(self) -> bool:
         """Whether it scores single weights and joins them."""
-        return self.compare is None and self.units is None and not self.factors
+        return self.compare is None and self.units is None and not self.factors and self.normalise is None
 
     def __mul__(self, other: Criterion | Statistic) -> Criterion:
         if isinstance(other, Statistic):
@@ -181,7 +184,7 @@ class Criterion:
         name, needs = f"{self.name} * {other.name}", tuple(dict.fromkeys(self.needs + other.needs))
         if self.by_elements and other.by_elements:
             return replace(self, name=name, element=_Times(self.element, other.element), needs=needs)
-        return replace(self, name=name, needs=needs, compare=None, units=None, factors=(self, other))
+        return replace(self, name=name, needs=needs, compare=None, units=None, normalise=None, factors=(self, other))
 
 
 @dataclass(frozen=True)
