@@ -85,6 +85,7 @@ from .shrink import Shrunk as Shrunk
 from .shrink import shrink_ as shrink_
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
+from .solve import SparseGPT as SparseGPT
 from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
 from .tried import trial as trial

@@ -34,11 +34,17 @@ def wanda_(
     >>> masks["fc1.weight"].sum(1).unique(), "fc2.weight" in masks
     (tensor([256]), False)
     """
-    if only is None:
-        head = dict.fromkeys(
-            output_head(model, task.example), "the output head, which Wanda leaves dense; name it in only= to prune it"
-        )
-        named: dict[str, str] = {} if skip is None else select(model, find_weights(model, task.example)[0], skip, "skip=")
-        skip = head | named
+    skip = without_head(model, task, only, skip, "Wanda")
     allocate = uniform(sparsity=sparsity) if sparsity is not None else None
     return prune_(model, pattern, TopK(magnitude(p=1) * input_norm()), allocate, task, only=only, skip=skip)
+
+
+def without_head(model: nn.Module, task: Task, only: Selection | None, skip: Selection | None, who: str) -> Selection | None:
+    """What is skipped, and the output head with it where nothing is said of what takes part."""
+    if only is not None:
+        return skip
+    head = dict.fromkeys(
+        output_head(model, task.example), f"the output head, which {who} leaves dense; name it in only= to prune it"
+    )
+    named: dict[str, str] = {} if skip is None else select(model, find_weights(model, task.example)[0], skip, "skip=")
+    return head | named

@@ -3,12 +3,14 @@
 from secateurs.solve.reconstruct import LeastSquares
 from secateurs.solve.regression import Lasso, ThiNet
 from secateurs.solve.scoring import evidence_of, joined, scores_of
+from secateurs.solve.sparsegpt import SparseGPT
 from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
 from secateurs.solve.topk import TopK, highest
 
 __all__ = [
     "Lasso",
     "LeastSquares",
+    "SparseGPT",
     "Surgeon",
     "ThiNet",
     "TopK",

@@ -91,9 +91,9 @@ def readers(site: Site, stats: Stats) -> list[int]:
     return [index for index in readers if GRAM in stats.get(site.members[index].parameter, {})]
 
 
-def gram_of(member: Member, stats: Stats) -> Tensor:
-    """The products of a weight's inputs, ``(groups, features + 1, features + 1)``, float64; raises where they are not finite."""
-    gram = stats[member.parameter][GRAM].double()
+def gram_of(member: Member, stats: Stats, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The products of a weight's inputs, ``(groups, features + 1, features + 1)``; raises where they are not finite."""
+    gram = stats[member.parameter][GRAM].to(dtype)
     if not bool(torch.isfinite(gram).all()):
         raise NonFiniteError(f"{member.parameter}: the products of its inputs are NaN or infinite: look at the calibration batches")
     return gram.expand(member.shape[0], -1, -1)
