@@ -1,18 +1,31 @@
 """Published methods, each a short composition of the parts: they differ in arguments, not in machinery."""
 
+from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
+from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
+from secateurs.methods.molchanov import taylor_
 from secateurs.methods.obs import obs_
+from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
+from secateurs.methods.slimming import network_slimming_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
 
 __all__ = [
+    "fpgm_",
     "gradual_magnitude_",
+    "grasp_",
+    "he2017_",
     "iterative_magnitude_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
+    "network_slimming_",
     "obs_",
+    "snip_",
     "sparsegpt_",
+    "synflow_",
+    "taylor_",
+    "thinet_",
     "wanda_",
 ]
