@@ -85,9 +85,11 @@ from .shrink import Shrunk as Shrunk
 from .shrink import shrink_ as shrink_
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
+from .solve import Merge as Merge
 from .solve import SparseGPT as SparseGPT
 from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
+from .solve import ZipLM as ZipLM
 from .tried import trial as trial
 from .types import Budget as Budget
 from .types import Constraint as Constraint

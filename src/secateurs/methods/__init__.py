@@ -1,6 +1,7 @@
 """Published methods, each a short composition of the parts: they differ in arguments, not in machinery."""
 
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
+from secateurs.methods.castellano import castellano_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.molchanov import taylor_
@@ -13,6 +14,7 @@ from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
 
 __all__ = [
+    "castellano_",
     "fpgm_",
     "gradual_magnitude_",
     "grasp_",

@@ -1,5 +1,7 @@
 """Which units stay, and what becomes of them."""
 
+from secateurs.solve.elimination import ZipLM
+from secateurs.solve.merging import Merge
 from secateurs.solve.reconstruct import LeastSquares
 from secateurs.solve.regression import Lasso, ThiNet
 from secateurs.solve.scoring import evidence_of, joined, scores_of
@@ -10,10 +12,12 @@ from secateurs.solve.topk import TopK, highest
 __all__ = [
     "Lasso",
     "LeastSquares",
+    "Merge",
     "SparseGPT",
     "Surgeon",
     "ThiNet",
     "TopK",
+    "ZipLM",
     "evidence_of",
     "highest",
     "in_shape",

@@ -47,7 +47,7 @@ class Lasso:
         as_many = (path.coefficients != 0).sum(1) == kept
         by_entry = highest(path.entries[None], kept)[0]  # where the path passes over this number
         chosen = path.coefficients[int(as_many.int().argmax())] != 0 if bool(as_many.any()) else by_entry
-        return _with_least_squares(site, chosen[None], stats, self.damping)
+        return with_least_squares(site, chosen[None], stats, self.damping)
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,26 @@ class ThiNet:
         kept, (order, _) = site.each_of(kept), _removals(site, stats)
         chosen = torch.zeros(1, site.units, dtype=torch.bool)
         chosen[0, order[len(order) - kept :]] = True
-        return _with_least_squares(site, chosen, stats, self.damping)
+        return with_least_squares(site, chosen, stats, self.damping)
 
 
-def _with_least_squares(site: Site, chosen: Tensor, stats: Stats, damping: float) -> Solution:
+def with_least_squares(site: Site, chosen: Tensor, stats: Stats, damping: float) -> Solution:
+    """A choice of units, and least squares for the weights that read them."""
     chosen = chosen if site.alive is None else chosen & site.alive
     solution = Solution(chosen)
     return Solution(chosen, reconstructed(site, solution, stats, damping))
 
 
-def _products(site: Site, stats: Stats, who: str) -> Tensor:
+def require_read_units(site: Site, who: str) -> None:
+    """Raise `PatternError` where units are not such that other layers read them."""
     if site.contest_count > 1 or len(site.members) == 1:
         raise PatternError(
             f"{site.name}: {who} chooses units that other layers read, so it needs Channel() or Head(), not {site.pattern}"
         )
+
+
+def _products(site: Site, stats: Stats, who: str) -> Tensor:
+    require_read_units(site, who)
     return unit_products(site, stats)
 
 
@@ -109,7 +115,7 @@ def _path(site: Site, stats: Stats) -> _Path:
     from sklearn.linear_model import lars_path_gram
 
     products = _products(site, stats, "Lasso").cpu()
-    alive = _alive(site)
+    alive = alive_units(site)
     gram = (products[alive][:, alive] / (float(products.diagonal().mean()) or 1.0)).numpy()
     gram[np.diag_indices_from(gram)] += 1e-12  # of units that are alike one comes in
     penalties, _, found = lars_path_gram(gram.sum(1), gram, n_samples=1, method="lasso")
@@ -126,7 +132,7 @@ def _path(site: Site, stats: Stats) -> _Path:
 
 def _removals(site: Site, stats: Stats) -> tuple[list[int], Scores]:
     """The units in the order in which they go, and how much the answers have changed by then."""
-    products, there = _products(site, stats, "ThiNet").cpu(), _alive(site)
+    products, there = _products(site, stats, "ThiNet").cpu(), alive_units(site)
     scores = torch.full((site.units,), -torch.inf, dtype=torch.float64)
     with_gone, changed, order = torch.zeros(site.units, dtype=torch.float64), 0.0, []
     for _ in range(int(there.sum())):
@@ -140,5 +146,6 @@ def _removals(site: Site, stats: Stats) -> tuple[list[int], Scores]:
     return order, scores.float()
 
 
-def _alive(site: Site) -> Tensor:
+def alive_units(site: Site) -> Tensor:
+    """Which units of a site of one contest are left, ``(units,)``."""
     return torch.ones(site.units, dtype=torch.bool) if site.alive is None else site.alive[0].cpu().clone()
