@@ -36,7 +36,7 @@ from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
 from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
-from secateurs.solve import Lasso, LeastSquares, Merge, SparseGPT, ThiNet, TopK, ZipLM
+from secateurs.solve import ALPS, Lasso, LeastSquares, Merge, SparseGPT, Swaps, ThiNet, TopK, ZipLM
 from secateurs.testing import (
     COUPLED,
     LAYERS,
@@ -175,8 +175,9 @@ SOLVERS: list[Solver] = [
     ThiNet(),
     ZipLM(),
     Merge(),
-    SparseGPT(),
     SparseGPT(block=3, order="activation"),
+    Swaps(TopK(magnitude(p=1) * input_norm())),
+    ALPS(iterations=9),
     Doubling(magnitude()),
 ]
 
@@ -250,9 +251,8 @@ def test_each_criterion_keeps_its_laws(criterion, laws):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: repr(solver)[:60])
 def test_each_solver_keeps_its_laws(solver):
-    assert (
-        check_solver(solver, by_score=not isinstance(solver, (Lasso, Merge, SparseGPT, ThiNet, ZipLM))) is None
-    )  # these choose together
+    together = isinstance(solver, (ALPS, Lasso, Merge, SparseGPT, Swaps, ThiNet, ZipLM))
+    assert check_solver(solver, by_score=not together) is None
 
 
 @pytest.mark.parametrize("specimen", [specimen for specimen in LAYERS if specimen.name in OBSERVED], ids=repr)

@@ -83,10 +83,12 @@ from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .shrink import Shrunk as Shrunk
 from .shrink import shrink_ as shrink_
+from .solve import ALPS as ALPS
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
 from .solve import Merge as Merge
 from .solve import SparseGPT as SparseGPT
+from .solve import Swaps as Swaps
 from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
 from .solve import ZipLM as ZipLM

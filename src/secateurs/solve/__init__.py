@@ -1,5 +1,6 @@
 """Which units stay, and what becomes of them."""
 
+from secateurs.solve.alps import ALPS
 from secateurs.solve.elimination import ZipLM
 from secateurs.solve.merging import Merge
 from secateurs.solve.reconstruct import LeastSquares
@@ -7,14 +8,17 @@ from secateurs.solve.regression import Lasso, ThiNet
 from secateurs.solve.scoring import evidence_of, joined, scores_of
 from secateurs.solve.sparsegpt import SparseGPT
 from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
+from secateurs.solve.swaps import Swaps
 from secateurs.solve.topk import TopK, highest
 
 __all__ = [
+    "ALPS",
     "Lasso",
     "LeastSquares",
     "Merge",
     "SparseGPT",
     "Surgeon",
+    "Swaps",
     "ThiNet",
     "TopK",
     "ZipLM",

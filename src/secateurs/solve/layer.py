@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateurs.patterns import as_units, marked, weight_of
 from secateurs.solve.reconstruct import GRAM, gram_of
+from secateurs.solve.topk import highest
 from secateurs.types import NonFiniteError, PatternError, SecateursError, Site, Solution, Stats
 
 LAYER, ROWS, COLUMNS = "layer", "rows", "columns"
@@ -38,6 +39,16 @@ class Layer:
     def candidates(self) -> Tensor:
         """What may still go."""
         return self.units & self.alive
+
+    def stays(self, kept: Tensor) -> Tensor:
+        """A choice of units, ``(contests, competitors)``, as one of ``(groups, outputs, features)``; what is in no unit stays."""
+        member = self.site.members[0]
+        return member.canonical(marked(self.site, kept.to(self.weight.device))).flatten(2)
+
+    def largest(self, values: Tensor, each: int) -> Tensor:
+        """Which of ``(groups, outputs, features)`` stay where every contest keeps the `each` units of the largest sums, or all it has."""
+        chosen = highest(self.scores(values), each)
+        return self.stays(chosen if self.site.alive is None else chosen & self.site.alive.to(chosen.device))
 
     def scores(self, losses: Tensor) -> Tensor:
         """Scores of units, ``(contests, competitors)``, from losses ``(groups, outputs, features)``; of what is gone already −∞."""

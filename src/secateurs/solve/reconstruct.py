@@ -72,7 +72,7 @@ def reconstructed(site: Site, solution: Solution, stats: Stats, damping: float) 
     for index in readers(site, stats):
         member = site.members[index]
         gram = gram_of(member, stats)
-        dense = solution.weights.get(member.parameter, weight_of(member)).double()
+        dense = weight_of(member).double()  # whatever the choice made of it: its answers are to stay as they were
         stays = marked(site, solution.kept.to(dense.device), index)
         if site.alive is not None:
             stays &= dense != 0  # what an earlier pruning removed
@@ -139,10 +139,14 @@ def least_squares(rows: Tensor, kept: Tensor, gram: Tensor, damping: float, name
     step, solved = max(1, _ROWS // len(gram) ** 2), torch.zeros_like(rows)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        some = kept[part]
-        both = some[:, :, None] & some[:, None, :]
-        systems = torch.where(both, system, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        solved[part] = _cholesky_solve(systems, (wanted[part] * some)[:, :, None], name)[:, :, 0] * some
+        most = int(kept[part].sum(1).max())  # what stays of each row first: the others need no equations
+        there, index = kept[part].int().sort(dim=1, descending=True, stable=True)
+        there, index = there[:, :most].bool(), index[:, :most]
+        both = there[:, :, None] & there[:, None, :]
+        eye = torch.eye(most, dtype=gram.dtype, device=gram.device)
+        systems = torch.where(both, system[index[:, :, None], index[:, None]], eye)
+        found = _cholesky_solve(systems, (wanted[part].gather(1, index) * there)[:, :, None], name)[:, :, 0]
+        solved[part] = torch.zeros_like(solved[part]).scatter_(1, index, found * there)
     return solved
 
 

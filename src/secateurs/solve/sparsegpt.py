@@ -61,16 +61,19 @@ class SparseGPT:
     def scores(self, sites: Iterable[Site], stats: Stats) -> Iterator[Scores]:
         """By how much a layer's answers change in mean square when one unit goes and the others make up for it, w²/[H⁻¹]ⱼⱼ."""
         for site in sites:
-            layer = layer_of(site, stats, "SparseGPT")
-            inverse = torch.cholesky_inverse(factor(damped(layer, self.damping), site.name)).diagonal(dim1=1, dim2=2)
-            losses = layer.weight.square() / inverse[:, None, : layer.weight.shape[2]]
-            yield layer.scores(losses)
+            yield losses_alone(layer_of(site, stats, "SparseGPT"), self.damping)
 
     def __call__(self, site: Site, kept: int, stats: Stats) -> Solution:
         each, layer = site.each_of(kept), layer_of(site, stats, "SparseGPT")
         if layer.among is COLUMNS:
             return remove_columns(layer, each, factor(damped(layer, self.damping), site.name))
         return _Sweep(layer, self).solution(each)
+
+
+def losses_alone(layer: Layer, damping: float) -> Scores:
+    """By how much the answers change in mean square when one unit goes and all others make up for it, ``(contests, competitors)``."""
+    inverse = torch.cholesky_inverse(factor(damped(layer, damping), layer.site.name)).diagonal(dim1=1, dim2=2)
+    return layer.scores(layer.weight.square() / inverse[:, None, : layer.weight.shape[2]])
 
 
 def damped(layer: Layer, damping: float) -> Tensor:
