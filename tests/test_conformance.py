@@ -24,8 +24,10 @@ from secateurs.criteria import (
     hessian_trace,
     lamp,
     magnitude,
+    movement,
     normalised,
     obd,
+    pcas,
     random,
     snip,
     synflow,
@@ -116,8 +118,12 @@ COUPLINGS: list[tuple[Coupling, set[str]]] = [
     (Head(within="model"), {"transformer block"}),
 ]
 
+# What training may have recorded of one specimen.
+MOVED = {name: torch.randn(parameter.shape) for name, parameter in NETWORKS[0].model().named_parameters()}
+GATES = {"0": torch.rand(12), "2": torch.rand(8)}
+
 # Each criterion, and which of the laws that not every criterion has are its laws.
-CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
+CRITERIA: list[tuple[Criterion, dict[str, object]]] = [
     *((magnitude(p), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
     *((magnitude(p, mean=True), {"keeps_order_when_scaled": True}) for p in (0.5, 1, 2, 3, inf)),
     (magnitude(members="all"), {"keeps_order_when_scaled": True}),
@@ -144,6 +150,8 @@ CRITERIA: list[tuple[Criterion, dict[str, bool]]] = [
     (grasp(), {}),
     (synflow(), {"keeps_order_when_scaled": True}),
     (head_importance(), {}),
+    (movement(MOVED), {"on": NETWORKS[:1]}),
+    (pcas(GATES), {"on": NETWORKS[:1]}),
     (apoz(), {}),
     (activation(), {}),
     (activation(p=2), {}),

@@ -148,6 +148,26 @@ def test_a_fresh_network_is_pruned_and_trains_better_than_a_random_one(method: C
     assert accuracy(model, task) > max(0.5, randomly_pruned + 0.2)
 
 
+@pytest.mark.parametrize(("sparsity", "at_least"), [(0.9, 0.85), (0.97, 0.4)])
+def test_movement_fine_tunes_what_it_keeps(sparsity, at_least, trained, task):
+    model = copy.deepcopy(trained)
+    run = methods.movement_(model, task, adam(model), 6, sparsity=sparsity, show=False)
+    assert run.masks.sparsity == pytest.approx(sparsity, abs=1e-3)
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in run.masks.items())
+    assert accuracy(model, task) > max(at_least, by_chance(trained, task, sc.Element(), sparsity, epochs=3) + 0.2)
+
+
+def test_gates_choose_channels_of_the_whole_network_or_of_each_layer(trained, task):
+    model = copy.deepcopy(trained)
+    run = methods.pcas_(model, task, adam(model), sparsity=0.6, gate_epochs=2, epochs=1, show=False)
+    assert sum(channels_left(run.masks).values()) == round(0.4 * (16 + 32 + 64))
+    model = copy.deepcopy(trained)
+    run = methods.pcas_(model, task, adam(model), sparsity=0.5, gate_epochs=4, epochs=3, allocate=sc.uniform, show=False)
+    assert channels_left(run.masks) == {"conv1.bias": 8, "conv2.bias": 16, "fc1.bias": 32}
+    assert accuracy(model, task) > 0.94
+    assert not sc.shrink_(model, run.masks).skipped
+
+
 def test_rounds_save_layers_that_one_round_loses_as_a_whole():
     """At 16 of 2,148 weights, one round takes the large layer whole, though nothing flows then; many rounds keep a way through."""
     torch.manual_seed(0)

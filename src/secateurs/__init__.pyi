@@ -34,8 +34,10 @@ from .criteria import head_importance as head_importance
 from .criteria import hessian_trace as hessian_trace
 from .criteria import lamp as lamp
 from .criteria import magnitude as magnitude
+from .criteria import movement as movement
 from .criteria import normalised as normalised
 from .criteria import obd as obd
+from .criteria import pcas as pcas
 from .criteria import random as random
 from .criteria import snip as snip
 from .criteria import synflow as synflow
@@ -66,7 +68,9 @@ from .patterns import Vector as Vector
 from .patterns import find_sites as find_sites
 from .prune import prune_ as prune_
 from .ranks import alone as alone
+from .recover import Movement as Movement
 from .recover import adjust_dropout_ as adjust_dropout_
+from .recover import channel_attention as channel_attention
 from .recover import clip_gradients as clip_gradients
 from .recover import cubic as cubic
 from .recover import distill as distill
@@ -76,6 +80,7 @@ from .recover import geometric as geometric
 from .recover import gradual as gradual
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
+from .recover import movement_pruning as movement_pruning
 from .recover import one_shot as one_shot
 from .recover import penalty as penalty
 from .recover import per_step as per_step

@@ -120,7 +120,18 @@ def _product(node: ast.expr) -> Any:
     )
 
 
-_NO_FACTORS = ("at_once", "gauss_newton_rows", "in_order", "input_gram", "input_rows", "mean_loss", "observe", "recorded")
+_NO_FACTORS = (
+    "at_once",
+    "by_unit",
+    "gauss_newton_rows",
+    "in_order",
+    "input_gram",
+    "input_rows",
+    "mean_loss",
+    "observe",
+    "readers_of",
+    "recorded",
+)
 _STATISTICS = [name for name in evidence.__all__ if name not in _NO_FACTORS]
 
 

@@ -6,6 +6,7 @@ from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.normalised import normalised
 from secateurs.criteria.random import random
+from secateurs.criteria.recorded import movement, pcas
 
 __all__ = [
     "activation",
@@ -19,8 +20,10 @@ __all__ = [
     "hessian_trace",
     "lamp",
     "magnitude",
+    "movement",
     "normalised",
     "obd",
+    "pcas",
     "random",
     "snip",
     "synflow",

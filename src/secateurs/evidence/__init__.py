@@ -18,6 +18,7 @@ from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
+from secateurs.evidence.units import by_unit, readers_of
 from secateurs.evidence.walks import at_once, in_order
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "activation_size",
     "activation_variance",
     "at_once",
+    "by_unit",
     "change",
     "curvature",
     "gate_gradient",
@@ -38,6 +40,7 @@ __all__ = [
     "mean_loss",
     "nonzero_activations",
     "observe",
+    "readers_of",
     "recorded",
     "squared_gradient",
     "synaptic_flow",

@@ -24,7 +24,7 @@ class Units:
         self.begun: dict[str, dict[Statistic, Accumulator]] = {
             name: {need: need.start(site) for need in needs} for name, site in (self._sites.items() if needs else ())
         }
-        self._of_values = [need for need in needs if need.watches != "weight_gradients"]
+        self._of_values = [need for need in needs if need.watches in ("values", "value_gradients")]
         self._of_weights = [need for need in needs if need.watches == "weight_gradients"]
 
     def hooks(self, backward: Backward | None) -> Iterator[RemovableHandle]:
@@ -46,7 +46,7 @@ class Units:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
             if not inputs or not isinstance(inputs[0], Tensor):
                 return None
-            values = _by_unit(inputs[0].detach(), module, features)
+            values = by_unit(inputs[0].detach(), module, features)
             for accumulator in now:
                 accumulator.add(Seen(values=values, samples=values.shape[1]))
             if not later or backward is None:
@@ -54,7 +54,7 @@ class Units:
             caught = needing_gradient(inputs[0])
 
             def deliver(gradient: Tensor, samples: int) -> None:
-                seen = Seen(values=values, gradient=_by_unit(gradient, module, features), samples=samples)
+                seen = Seen(values=values, gradient=by_unit(gradient, module, features), samples=samples)
                 for accumulator in later:
                     accumulator.add(seen)
 
@@ -129,8 +129,13 @@ def _features(site: Site, index: int) -> Tensor:
     return torch.stack([row.unique() for row in as_units(site, numbers, index).reshape(site.units, -1)])
 
 
-def _by_unit(values: Tensor, module: nn.Module, features: Tensor) -> Tensor:
-    """Inputs of a layer as ``(units, samples, numbers)``, float32."""
+def by_unit(values: Tensor, module: nn.Module, features: Tensor) -> Tensor:
+    """Inputs of a layer as ``(units, samples, numbers)``, float32.
+
+    >>> by_unit(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), nn.Linear(4, 1), torch.tensor([[0, 1], [2, 3]]))
+    tensor([[[1., 2.]],
+            [[3., 4.]]])
+    """
     values = values.float()
     if isinstance(module, _ConvNd):
         single = values.ndim < module.weight.ndim

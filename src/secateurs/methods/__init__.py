@@ -5,7 +5,9 @@ from secateurs.methods.castellano import castellano_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.molchanov import taylor_
+from secateurs.methods.movement import movement_
 from secateurs.methods.obs import obs_
+from secateurs.methods.pcas import pcas_
 from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
 from secateurs.methods.slimming import network_slimming_
@@ -22,8 +24,10 @@ __all__ = [
     "iterative_magnitude_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
+    "movement_",
     "network_slimming_",
     "obs_",
+    "pcas_",
     "snip_",
     "sparsegpt_",
     "synflow_",

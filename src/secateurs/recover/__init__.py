@@ -3,15 +3,19 @@
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.evaluate import evaluate
+from secateurs.recover.gates import channel_attention
 from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
 from secateurs.recover.loop import train_
+from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 
 __all__ = [
+    "Movement",
     "Schedule",
     "adjust_dropout_",
+    "channel_attention",
     "clip_gradients",
     "cubic",
     "distill",
@@ -22,6 +26,7 @@ __all__ = [
     "lightning_callback",
     "linear",
     "mask_gradients",
+    "movement_pruning",
     "one_shot",
     "penalty",
     "per_step",

@@ -26,7 +26,7 @@ Counted = Literal["producers", "consumers", "norms", "all"]
 normalisations that it passes, or every one."""
 
 _OF_WEIGHTS = ("inputs", "output_gradients", "weight_gradients", "weight_curvatures", "flow", "record")
-_OF_UNITS = ("weight_gradients", "values", "value_gradients")
+_OF_UNITS = ("weight_gradients", "record", "values", "value_gradients")
 
 
 @dataclass(frozen=True)
