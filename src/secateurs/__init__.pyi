@@ -86,7 +86,9 @@ from .recover import penalty as penalty
 from .recover import per_step as per_step
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
+from .shrink import LowRank as LowRank
 from .shrink import Shrunk as Shrunk
+from .shrink import low_rank_ as low_rank_
 from .shrink import shrink_ as shrink_
 from .solve import ALPS as ALPS
 from .solve import Lasso as Lasso

@@ -11,7 +11,7 @@ from secateurs.costs import checked, tensor_bytes
 from secateurs.files import container
 from secateurs.files.layouts import BITS, entry_of_staying
 from secateurs.files.model_file import document_of, stored_once
-from secateurs.shrink.replay import steps_of
+from secateurs.shrink.remembered import steps_of
 from secateurs.types import Cost, Plan, Product
 
 _NAMES = 256

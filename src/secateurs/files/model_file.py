@@ -19,7 +19,8 @@ from secateurs.given import COUNT, MASKS, METRIC, MODEL, MODEL_OR_MAKER, PATH, r
 from secateurs.masks.masks import Masks
 from secateurs.masks.origin import UNKNOWN, Origin
 from secateurs.ranks import any_sharded, by_first, shard_of, sharded_as, whole
-from secateurs.shrink.replay import replay_, steps_of
+from secateurs.shrink.remembered import steps_of
+from secateurs.shrink.replay import replay_
 from secateurs.shrink.step import Step
 from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError

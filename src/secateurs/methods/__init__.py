@@ -6,6 +6,7 @@ from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
+from secateurs.methods.oats import oats_
 from secateurs.methods.obs import obs_
 from secateurs.methods.pcas import pcas_
 from secateurs.methods.reconstruction import he2017_, thinet_
@@ -26,6 +27,7 @@ __all__ = [
     "lottery_ticket_",
     "movement_",
     "network_slimming_",
+    "oats_",
     "obs_",
     "pcas_",
     "snip_",

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from operator import setitem
 from typing import Any
 
 from torch import nn
 
 from secateurs.forward import modules_in
+from secateurs.shrink.factors import factor_
 from secateurs.shrink.layer_sizes import SIZES
+from secateurs.shrink.remembered import remember_
 from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import cut_, no_module, places_in, require_outermost, rewrite_, set_attributes_, take_out_
 from secateurs.shrink.undo import Undo
 from secateurs.types import FileError
-
-_STEPS = "_secateurs_steps"
-
-
-# ---------------------------------------------------------------- doing it again
-
-
-def steps_of(model: nn.Module) -> list[Step]:
-    """What was done to make this model smaller than its class makes it."""
-    return list(model.__dict__.get(_STEPS, []))
-
-
-def remember_(model: nn.Module, step: Step, undo: Undo) -> None:
-    """Note a step on the model, so that it can be saved with it."""
-    slots, before = model.__dict__, model.__dict__.get(_STEPS)
-    undo.add(partial(slots.pop, _STEPS) if before is None else partial(setitem, slots, _STEPS, before))
-    slots[_STEPS] = [*(before or []), step]
-
 
 _STEPS_AT_MOST = 1000
 """More than a model was ever shrunk in; each takes a look at the whole model."""
@@ -51,6 +33,7 @@ def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
             require_outermost(model, [*step.identities, *step.zeros])
             take_out_(model, step, undo)
             _require_same(model, step)
+            factor_(model, step.factors, undo)
             cut_(model, step.cuts, undo)
             set_attributes_(model, step.attributes, undo)
             _require_implied(model, step)

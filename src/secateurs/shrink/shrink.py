@@ -22,7 +22,7 @@ from secateurs.shrink.fold_constants import constant_units, fold_constants_
 from secateurs.shrink.idle_modules import idle_modules
 from secateurs.shrink.layer_sizes import implied
 from secateurs.shrink.needed_units import Nonzero, present_units
-from secateurs.shrink.replay import remember_
+from secateurs.shrink.remembered import remember_
 from secateurs.shrink.rewrites import rewrites_for, sizes_stay, unfused
 from secateurs.shrink.same_answers import Check, Incomparable
 from secateurs.shrink.size_changes import attributes_of_code, rescale_

@@ -28,10 +28,18 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """A layer that became two, with a middle of width ``rank``; ``sparse``: and a third beside them, of which most is zero."""
+
+    rank: int
+    sparse: bool = False
+
+
+@dataclass(frozen=True)
 class Step:
     """One shrinking: everything that it takes to do it again on a model as it was before.
 
-    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out.
+    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out; ``factors`` are layers that became two.
     """
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -40,12 +48,16 @@ class Step:
     rewrites: dict[str, list[Rewrite]] = field(default_factory=dict)
     identities: list[str] = field(default_factory=list)
     zeros: list[str] = field(default_factory=list)
+    factors: dict[str, Factors] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """What JSON can hold; lists of kept indices that occur again and again are written once."""
         lists: list[list[int]] = []
         cuts = {name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()}
-        return {**asdict(self), "cuts": cuts, "kept": lists}
+        told = {**asdict(self), "cuts": cuts, "kept": lists}
+        if not self.factors:
+            del told["factors"]
+        return told
 
     @staticmethod
     def from_document(document: Any) -> Step:
@@ -62,8 +74,9 @@ class Step:
                 for name, changes in document["attributes"].items()
             }
             shapes = {str(name): [_natural(size) for size in shape] for name, shape in document["shapes"].items()}
-            gone = [[str(name) for name in document[key]] for key in ("identities", "zeros")]
-            return Step(shapes, cuts, attributes, rewrites, *gone)
+            identities, zeros = ([str(name) for name in document[key]] for key in ("identities", "zeros"))
+            factors = {str(name): _factors(entry) for name, entry in document.get("factors", {}).items()}
+            return Step(shapes, cuts, attributes, rewrites, identities, zeros, factors)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise FileError(f"the record of how the model was shrunk is damaged ({repr(error)[:200]})") from error
 
@@ -92,6 +105,12 @@ def _size(value: Any) -> Any:
     if not all(type(item) in (int, float, type(None)) for item in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{value!r} is no size")
     return value
+
+
+def _factors(entry: Any) -> Factors:
+    if set(entry) != {"rank", "sparse"} or type(entry["sparse"]) is not bool:
+        raise ValueError(f"{entry!r} tells no rank")
+    return Factors(_natural(entry["rank"]), entry["sparse"])
 
 
 def _rewrite(entry: Any) -> Rewrite:

@@ -17,6 +17,10 @@ class Undo:
     def add(self, back: Callable[[], Any]) -> None:
         self._back.append(back)
 
-    def __call__(self) -> None:
-        while self._back:
+    def back_to(self, count: int) -> None:
+        """Put back all but the first so many changes."""
+        while len(self._back) > count:
             self._back.pop()()
+
+    def __call__(self) -> None:
+        self.back_to(0)
