@@ -158,6 +158,16 @@ def test_a_criterion_is_written_as_in_python(run, tmp_path: Path, pattern: str, 
     assert plan is not None and all(abs(share.kept / share.units - 0.5) < 0.1 for share in plan.shares.values())
 
 
+def test_a_solver_is_written_as_in_python(run, tmp_path: Path) -> None:
+    arguments = ("--solver", "LeastSquares(SparseGPT(block=64))", "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1")
+    status, _, err = run("prune", "digits_cnn", "--task", "digits", *arguments)
+    assert status == 0, err
+    plan = sc.read_saved(tmp_path / "secateurs-out" / "pruned.safetensors").plan
+    assert plan is not None
+    kept, units = (sum(getattr(share, name) for share in plan.shares.values()) for name in ("kept", "units"))
+    assert kept == pytest.approx(units / 2, abs=1)
+
+
 def test_channels_go_in_rounds_down_to_the_sparsity_asked_for(run, tmp_path: Path) -> None:
     arguments = ("--pattern", "channel(round_to=2)", "--sparsity", "0.5", "--rounds", "4", "--epochs-per-round", "1")
     run("prune", "digits_cnn", "--task", "digits", *arguments)

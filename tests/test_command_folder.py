@@ -135,6 +135,11 @@ def test_a_folder_that_holds_a_run_is_neither_written_over_nor_forgotten(place: 
         (("--pattern", "Kernel()"), "Kernel()"),
         (("--criterion", "magnitude(p=-1)"), "p must be in"),
         (("--criterion", "tailor"), "did you mean taylor"),
+        (("--solver", "SparseGTP"), "did you mean SparseGPT"),
+        (("--solver", "SparseGPT(block=0)"), "block=0 is no number of columns"),
+        (("--solver", "LeastSquares(__import__('os'))"), "is no solver"),
+        (("--solver", "SparseGPT", "--criterion", "taylor"), "says itself how it chooses: leave --criterion"),
+        (("--solver", "ALPS", "--pattern", "filter"), "ALPS chooses single weights, or whole columns"),
         (("--criterion", "input_norm()"), "a statistic alone scores nothing"),
         (("--criterion", "__import__('os')"), "there is no '__import__'"),
         (("--criterion", "(" * 500), "is no criterion"),
@@ -271,7 +276,7 @@ ARGUMENTS = ["Block(True, [])", "Vector({})", "channel(round_to='a')", "Element(
 words = st.sampled_from([*NAMES, *MARKS, *NUMBERS, *PATTERNS, *ARGUMENTS]) | st.text(max_size=8)
 OPTIONS = {
     "inspect": "--pattern --input-shape --task --weights --channels --heads --nope",
-    "prune": "--pattern --criterion --sparsity --keep-macs --rounds --lr --seed --only --skip --threads --out --resume",
+    "prune": "--pattern --criterion --solver --sparsity --keep-macs --rounds --lr --seed --only --skip --threads --out --resume",
     "report": "--out",
     "bench": "--model --threads --batch --input-shape --seconds",
     "export": "--input-shape --dynamic --opset --sparse",

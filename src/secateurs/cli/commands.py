@@ -36,9 +36,9 @@ from secateurs.cli.parts import (
     amount_removed,
     compares_all,
     parsed_allocator,
-    parsed_criterion,
     parsed_pattern,
     parsed_tiling,
+    solver_of,
     usual_allocator,
 )
 from secateurs.comparing import FailedJobsError, compare
@@ -52,8 +52,7 @@ from secateurs.report.words import printable
 from secateurs.run.clock.timing import torch_threads
 from secateurs.run.forecast import bench
 from secateurs.session.folder import CHECKPOINT, DENSE_CHECKPOINT
-from secateurs.solve import TopK
-from secateurs.types import Allocator, Criterion, Pattern, SecateursError, Task
+from secateurs.types import Allocator, Pattern, SecateursError, Solver, Task
 
 app = App(
     name="secateurs",
@@ -157,7 +156,8 @@ def prune(
     task: str,
     weights: Path | None = None,
     pattern: str = "Element()",
-    criterion: str = "magnitude",
+    criterion: str | None = None,
+    solver: str = "TopK",
     allocator: str | None = None,
     sparsity: float | None = None,
     keep_macs: float | None = None,
@@ -192,7 +192,11 @@ def prune(
         coupled to it, "channel", "channel(round_to=8)", "head".
     criterion
         How units are scored, as one writes it in Python: magnitude, "magnitude(p=1)", taylor, fisher, apoz, lamp, fpgm, random …, or a
-        product such as "magnitude(p=1) * input_norm()".
+        product such as "magnitude(p=1) * input_norm()". Magnitude where nothing is said.
+    solver
+        Which ones, and what the others become, as one writes it in Python: TopK (the highest scores stay, nothing else changes),
+        "SparseGPT(block=64)", ALPS, LeastSquares, "LeastSquares(Swaps(TopK(taylor)))", and for channels Lasso, ThiNet … Where a solver
+        chooses by a criterion and names none, it is that of --criterion.
     allocator
         How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels) or erdos-renyi,
         with arguments where it takes some: "global(ceiling=0.9)".
@@ -245,7 +249,7 @@ def prune(
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     how: dict[str, Any] = {
         "pattern": shape,
-        "criterion": parsed_criterion(criterion, seed, of_all_sizes=shape.removable and compares_all(spread)),
+        "solver": solver_of(solver, criterion, seed, of_all_sizes=shape.removable and compares_all(spread)),
         "allocate": allocator_for(spread, shape, cost),
         "only": only or None,
         "skip": skip or None,
@@ -610,13 +614,13 @@ def _rehearse(
     work: Task,
     sparsity: float,
     pattern: Pattern,
-    criterion: Criterion,
+    solver: Solver,
     allocate: Callable[..., Allocator],
     **chosen: Any,
 ) -> None:
     """Prune a copy as far as the last round will, so that what cannot be is said before anything is trained or written."""
     with torch.random.fork_rng():
-        prune_(copy.deepcopy(network), pattern, TopK(criterion), allocate(sparsity=sparsity), work, **chosen)
+        prune_(copy.deepcopy(network), pattern, solver, allocate(sparsity=sparsity), work, **chosen)
 
 
 def _print_reasons(why: Iterable[tuple[str, str]]) -> None:

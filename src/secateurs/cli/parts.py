@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from secateurs import allocate, costs, criteria, evidence, patterns
+from secateurs import allocate, costs, criteria, evidence, patterns, solve
 from secateurs.report.words import shortened
-from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, SecateursError
+from secateurs.types import Allocator, Budget, Cost, Criterion, Pattern, SecateursError, Solver
 
 
 def parsed_pattern(text: str) -> Pattern:
@@ -138,6 +138,64 @@ _STATISTICS = [name for name in evidence.__all__ if name not in _NO_FACTORS]
 def _argument(node: ast.expr) -> Any:
     """A literal, or a criterion within a criterion: ``normalised(taylor())``."""
     return _product(node) if isinstance(node, (ast.Call, ast.BinOp, ast.Name)) else ast.literal_eval(node)
+
+
+def parsed_solver(text: str, criterion: Criterion | None) -> Solver:
+    """A solver as one writes it in Python: ``SparseGPT(block=64)``, ``LeastSquares(Swaps(TopK(taylor())))``.
+
+    What chooses by a criterion, or starts from another solver, and says none, takes `criterion`. Raises `SecateursError` that lists the
+    names, and where a criterion was given that the solver has no use for.
+
+    >>> from secateurs.criteria import lamp
+    >>> parsed_solver("LeastSquares(damping=0.1)", lamp()), parsed_solver("TopK", lamp())
+    (LeastSquares(choice=TopK(criterion=lamp()), damping=0.1), TopK(criterion=lamp()))
+    """
+    given = [] if criterion is None else [criterion]
+    try:
+        made = _solver(ast.parse(text, mode="eval").body, given)
+    except SecateursError:
+        raise
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise SecateursError(
+            f"{shortened(text, 60)!r} is no solver ({shortened(str(error), 200)}); write one of {', '.join(_SOLVERS)}, with arguments "
+            "where it takes some: LeastSquares(TopK(taylor()))"
+        ) from error
+    if given:
+        raise SecateursError(f"--solver {shortened(text, 60)} says itself how it chooses: leave --criterion {criterion} away")
+    return made
+
+
+def solver_of(text: str, criterion: str | None, seed: int, of_all_sizes: bool) -> Solver:
+    """What ``--solver`` and ``--criterion`` say together."""
+    if criterion is not None:
+        return parsed_solver(text, parsed_criterion(criterion, seed, of_all_sizes))
+    if text == "TopK":
+        return solve.TopK(parsed_criterion("magnitude", seed, of_all_sizes))
+    return parsed_solver(text, None)
+
+
+def _solver(node: ast.expr, given: list[Criterion]) -> Any:
+    """A solver from what was written; a criterion that it uses is taken out of `given`."""
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or call.func.id not in _SOLVERS:
+        name = ast.unparse(call.func)
+        close = get_close_matches(name, _SOLVERS, n=2)
+        raise ValueError(f"there is no {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    factory = getattr(solve, call.func.id)
+
+    def argument(node: ast.expr) -> Any:
+        inner = node.func if isinstance(node, ast.Call) else node
+        return _solver(node, given) if isinstance(inner, ast.Name) and inner.id in _SOLVERS else _argument(node)
+
+    named = {str(keyword.arg): argument(keyword.value) for keyword in call.keywords}
+    first = next(iter(inspect.signature(factory).parameters), None)
+    if first in ("criterion", "choice", "start") and not call.args and first not in named:
+        chosen = given.pop() if given else criteria.magnitude()
+        named[first] = chosen if first == "criterion" else solve.TopK(chosen)
+    return factory(*(argument(each) for each in call.args), **named)
+
+
+_SOLVERS = [name for name in solve.__all__ if name[0].isupper() and name != "Surgeon"]
 
 
 def parsed_allocator(text: str) -> partial[Allocator]:

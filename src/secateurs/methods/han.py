@@ -13,7 +13,7 @@ from secateurs.criteria import magnitude
 from secateurs.patterns import Element, Selection
 from secateurs.recover import geometric, gradual, train_
 from secateurs.solve import TopK
-from secateurs.types import Allocator, Criterion, Hook, Pattern, Run, Task
+from secateurs.types import Allocator, Criterion, Hook, Pattern, Run, Solver, Task
 
 
 def iterative_magnitude_(
@@ -27,6 +27,7 @@ def iterative_magnitude_(
     last_epochs: int = 0,
     pattern: Pattern = Element(),  # noqa: B008 (frozen)
     criterion: Criterion | None = None,
+    solver: Solver | None = None,
     allocate: Callable[..., Allocator] = global_threshold,
     only: Selection | None = None,
     skip: Selection | None = None,
@@ -37,7 +38,8 @@ def iterative_magnitude_(
 
     Dropout rates follow the capacity (eq. 2 of the paper), and neurons that lost all their inputs or outputs are zeroed at the last
     pruning. ``last_epochs`` are added after the rounds; ``training`` goes to `train_` (``scheduler=``, ``checkpoint=``, ``amp=`` …).
-    Other patterns, criteria (by default the 2-norm) and allocators may take the paper's place.
+    Other patterns, criteria (by default the 2-norm) and allocators may take the paper's place, and a ``solver`` that of
+    the criterion.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -48,6 +50,6 @@ def iterative_magnitude_(
     True
     """
     end = rounds * epochs_per_round
-    solver = TopK(criterion or magnitude())
-    prune = gradual(pattern, solver, allocate, geometric(sparsity), end=end, every=epochs_per_round, only=only, skip=skip)
+    chosen = solver or TopK(criterion or magnitude())
+    prune = gradual(pattern, chosen, allocate, geometric(sparsity), end=end, every=epochs_per_round, only=only, skip=skip)
     return train_(model, task, optimizer, end + last_epochs, hooks=[prune, *hooks], **training)
