@@ -23,28 +23,25 @@ import argparse
 import copy
 import importlib
 import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from cifar import Part, batches_of, inside, published, tune
 from tables import RESULTS, markdown, write
 from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.models import resnet_56
 from secateurs.tasks import Batches, cifar10
-from secateurs.tasks.images import data_file
 
 KEEPS = (0.5, 0.39)
 SPREADS = ("uniform", "global")
@@ -71,20 +68,6 @@ class Spending:
     images: int = 20_000
 
 
-@dataclass(frozen=True)
-class Part:
-    """As many batches of a shuffled walk as hold the given number of images; each walk draws others."""
-
-    batches: Batches
-    images: int
-
-    def __len__(self) -> int:
-        return min(len(self.batches), math.ceil(self.images / self.batches.batch_size))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(iter(self.batches), len(self))
-
-
 # ---------------------------------------------------------------- the data, the dense network
 
 
@@ -93,23 +76,13 @@ def task_of(images: int) -> sc.Task:
     whole = cifar10(batch_size=BATCH)
     test = whole.test
     assert isinstance(test, Batches) and isinstance(whole.train, Batches)
-    choosing = replace(test, inputs=test.inputs[:CHOOSING_IMAGES], targets=test.targets[:CHOOSING_IMAGES])
-    reporting = replace(test, inputs=test.inputs[CHOOSING_IMAGES:], targets=test.targets[CHOOSING_IMAGES:])
+    choosing, reporting = batches_of(test, 0, CHOOSING_IMAGES, BATCH), batches_of(test, CHOOSING_IMAGES, len(test.targets), BATCH)
     return replace(whole, example=whole.example.to(DEVICE), train=Part(whole.train, images), validation=choosing, test=reporting)
 
 
 def placed(model: nn.Module) -> nn.Module:
     """The model on the device, its convolutions' weights in the order that is fastest there."""
     return model.to(device=DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def tune(model: nn.Module, task: sc.Task, lr: float, epochs: int, checkpoint: Path | None = None) -> None:
-    """SGD with momentum, one cosine over all steps, bfloat16 mixed precision."""
-    assert isinstance(task.train, Part)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    cosine = sc.per_step(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * len(task.train))))
-    task = replace(task, validation=None)  # it would cost time after each epoch
-    sc.train_(model, task, optimizer, epochs, hooks=[cosine], amp=torch.bfloat16, checkpoint=checkpoint, show=False)
 
 
 def accuracy(model: nn.Module, task: sc.Task) -> float:
@@ -140,8 +113,7 @@ def fine_tune_dense(spending: Spending, threads: int) -> Cell:
         return done
     DENSE.parent.mkdir(parents=True, exist_ok=True)
     task, start = task_of(spending.images), time.time()
-    model = resnet_56()
-    model.load_state_dict(load_file(data_file("resnet56_cifar10.safetensors")))
+    model = published(resnet_56(), "resnet56_cifar10.safetensors")
     before = accuracy(placed(model), task)
     torch.manual_seed(CHOOSING_SEED)
     checkpoint = DENSE.with_name("dense-" + "-".join(map(str, spent.values())) + ".checkpoint")
@@ -164,11 +136,6 @@ def torch_pruning() -> Any:
     if str(BUILD / "bench") not in sys.path:
         sys.path.insert(0, str(BUILD / "bench"))
     return importlib.import_module("torch_pruning")
-
-
-def inside(name: str, module: nn.Module) -> bool:
-    """Whether a layer is the first convolution of a block: its outputs are the channels that may go."""
-    return name.startswith("layer") and name.endswith(".conv1")
 
 
 def by_secateurs(model: nn.Module, task: sc.Task, keep: float, spread: str) -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
-from secateurs.comparing import Comparison, Outcome, comparison_html, plot, read_comparison
+from secateurs.comparing import Comparison, Outcome, comparison_html, plot, read_comparison, together
 from secateurs.comparing.described import digest
 from secateurs.comparing.folder import JOBS
 from secateurs.comparing.recipe import named
@@ -242,6 +242,22 @@ def test_processes_give_the_same_outcomes_and_one_that_dies_costs_one_job(tmp_pa
     here = compared(recipes[1:], model, digits, keep=[0.5, 0.2])
     same = [(each.name, each.cut, each.parameters) for each in here.outcomes]
     assert [(each.name, each.cut, each.parameters) for each in caught.value.comparison.outcomes][2:] == same
+
+
+def test_when_it_is_stopped_the_processes_are_ended_at_once(small_cnn, cnn_task, tmp_path, monkeypatch) -> None:
+    ended: list[bool] = []
+
+    def outcomes(jobs, setting, processes):
+        try:
+            yield from (job.blank() for job in jobs)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(together, "_outcomes", outcomes)
+    monkeypatch.setattr(together.files, "keep", lambda *told: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as held:
+        compared([sc.Recipe("m", cut())], small_cnn, cnn_task, tmp_path)
+    assert ended == [True] and held.tb is not None  # which holds the frames of all that was at work
 
 
 def test_what_cannot_go_to_another_process_is_named(small_cnn, cnn_task) -> None:

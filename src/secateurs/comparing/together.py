@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,11 @@ def compare(
     missing = [job for job in jobs if job.name not in found]
     if found:
         tell(f"{len(found)} of {len(jobs)} jobs were done before", show)
-    for outcome in _shown(missing, _outcomes(missing, setting, processes), work, show):
-        found[outcome.name] = outcome
-        if folder is not None:
-            files.keep(folder, next(job for job in missing if job.name == outcome.name), outcome)
+    with closing(_shown(missing, _outcomes(missing, setting, processes), work, show)) as walk:
+        for outcome in walk:
+            found[outcome.name] = outcome
+            if folder is not None:
+                files.keep(folder, next(job for job in missing if job.name == outcome.name), outcome)
     made = made_here(
         title or f"{len(recipes)} recipe{'s' * (len(recipes) > 1)} on {work.name}",
         [found[job.name] for job in jobs],
@@ -157,7 +158,7 @@ def _shared(setting: Setting, work: Task, seed: int) -> dict[str, Any]:
     }
 
 
-def _outcomes(jobs: Sequence[Job], setting: Setting, processes: int | None) -> Iterator[Outcome]:
+def _outcomes(jobs: Sequence[Job], setting: Setting, processes: int | None) -> Generator[Outcome, None, None]:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     number_of = min(processes if processes is not None else max(1, cores // setting.threads), len(jobs))
     if processes == 1 or number_of == 0:
@@ -165,10 +166,11 @@ def _outcomes(jobs: Sequence[Job], setting: Setting, processes: int | None) -> I
     return done_in_processes(jobs, setting, number_of)
 
 
-def _shown(jobs: Sequence[Job], outcomes: Iterator[Outcome], work: Task, show: bool) -> Iterator[Outcome]:
-    """The outcomes, with a bar on a terminal and a line each elsewhere."""
+def _shown(jobs: Sequence[Job], outcomes: Generator[Outcome, None, None], work: Task, show: bool) -> Generator[Outcome, None, None]:
+    """The outcomes, with a bar on a terminal and a line each elsewhere; whatever happens, the processes that make them are ended."""
     last: list[str] = []
-    with closing(track(outcomes, "comparing", total=len(jobs), show=show, status=lambda: last[-1] if last else "")) as walk:
+    bar = track(outcomes, "comparing", total=len(jobs), show=show, status=lambda: last[-1] if last else "")
+    with closing(outcomes), closing(bar) as walk:
         for count, outcome in enumerate(walk, start=1):
             value = outcome.metric
             reached = number(value) if value is None or not 0 <= value <= 1 or not work.higher_is_better else percent(value)

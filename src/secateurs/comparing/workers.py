@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ from secateurs.types import SecateursError
 _ALONE = "or compare with processes=1, which runs everything in this process"
 
 
-def done_here(jobs: Sequence[Job], setting: Setting) -> Iterator[Outcome]:
+def done_here(jobs: Sequence[Job], setting: Setting) -> Generator[Outcome, None, None]:
     """The outcomes of jobs, one after the other in this process."""
     import torch
 
@@ -51,7 +51,7 @@ def packed(jobs: Sequence[Job], setting: Setting) -> bytes:
     return pickle.dumps((setting, list(jobs)))
 
 
-def done_in_processes(jobs: Sequence[Job], setting: Setting, processes: int) -> Iterator[Outcome]:
+def done_in_processes(jobs: Sequence[Job], setting: Setting, processes: int) -> Generator[Outcome, None, None]:
     """The outcomes of jobs as they come, from so many processes; they end when this generator is closed.
 
     A process that dies, out of memory say, makes a failed outcome of its job. Raises `SecateursError` where none can begin.
