@@ -235,5 +235,5 @@ def test_the_command_line_says_that_training_must_record_it():
 
     with pytest.raises(SecateursError, match=r"movement\(\) needs what was recorded in training"):
         parsed_criterion("movement", 0, False)
-    for name in ("obd('exact')", "grasp", "synflow", "head_importance(normalised=False)", "hessian_trace(probes=2) * magnitude()"):
+    for name in ("obd('exact')", "grasp", "synflow", "head_importance(normalise=False)", "hessian_trace(probes=2) * magnitude()"):
         assert parsed_criterion(name, 0, False).name

@@ -277,7 +277,7 @@ def test_head_importance_is_the_mean_size_of_the_gradient_by_a_gate(sizes):
         double.gates = gates
         loss = cross_entropy(double(x.double()), y, reduction="sum")
         expected += torch.autograd.grad(loss, gates)[0].abs().sum(0) / sum(sizes)
-    got = scores(model, sc.Head(), head_importance(normalised=False), task_of(data))
+    got = scores(model, sc.Head(), head_importance(normalise=False), task_of(data))
     assert torch.allclose(got.double(), expected[None], rtol=1e-4)
     assert torch.allclose(got, scores(model, sc.Head(), taylor(activations=True), task_of(data)))
     normalised = scores(model, sc.Head(), head_importance(), task_of(data))
@@ -294,7 +294,7 @@ def test_head_importance_of_a_bert_like_encoder():
     data = [{"input_ids": torch.randint(0, 20, (4, 7)), "labels": torch.tensor([0, 1, 2, 0])} for _ in range(2)]
     task = sc.Task(example={"input_ids": data[0]["input_ids"][:1]}, calibration=data)
     sites = find_sites(model, sc.Head(), task.example)
-    criterion = head_importance(normalised=False)
+    criterion = head_importance(normalise=False)
     stats = observe(model, sites, [*criterion.needs], task)
     for number, site in enumerate(sites):
         expected, layer = torch.zeros(4), model.bert.encoder.layer[number].attention.output.dense

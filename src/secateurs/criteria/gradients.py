@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from secateurs.criteria.normalised import normalised
 from secateurs.criteria.parts import mean, total, weights_alone
 from secateurs.evidence import (
     activation_change,
     change,
     curvature,
-    gate_gradient,
     gradient,
     hessian_gradient,
     squared_gradient,
@@ -119,16 +119,21 @@ def synflow(members: Counted = "producers") -> Criterion:
     return Criterion("synflow()", _Product(statistic, 1), total, (statistic,), members)
 
 
-def head_importance(normalised: bool = True) -> Criterion:
+def head_importance(normalise: bool = True) -> Criterion:
     """The mean over samples of |∂L/∂ξ|, ξ = 1 being a gate on what a head answers (1905.10650); for `Head`, and `Channel` too.
 
-    As in the paper the scores of a layer are divided by their 2-norm, unless ``normalised=False``: then they are those of
-    ``taylor(activations=True)``. Needs the task's loss.
+    As in the paper the scores of a layer are divided by their 2-norm (``normalise=False``: they are not): it is
+    ``normalised(taylor(activations=True), by="norm")``. Needs the task's loss.
 
     >>> head_importance().name
     'head_importance()'
     """
-    return _of_units(f"head_importance({'' if normalised else 'normalised=False'})", gate_gradient(normalised))
+    gates = taylor(activations=True)
+    return (
+        replace(normalised(gates, "norm"), name="head_importance()")
+        if normalise
+        else replace(gates, name="head_importance(normalise=False)")
+    )
 
 
 def _of_units(name: str, statistic: Statistic) -> Criterion:

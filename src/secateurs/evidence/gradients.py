@@ -123,21 +123,6 @@ def activation_change() -> Statistic:
     return Statistic("activation_change", _Start(_change_of_samples, _same), "value_gradients", "units")
 
 
-def _normalised_changes(mean: Tensor) -> Tensor:
-    return mean / torch.linalg.vector_norm(mean).clamp_min(torch.finfo(mean.dtype).tiny)
-
-
-def gate_gradient(normalised: bool = True) -> Statistic:
-    """`activation_change`, which is the mean size of the gradient by a gate on each unit, by default as a part of the norm of all of its
-    site (1905.10650).
-
-    >>> gate_gradient()
-    Statistic(name='gate_gradient(normalised=True)')
-    """
-    start = _Start(_change_of_samples, _normalised_changes if normalised else _same)
-    return Statistic(f"gate_gradient(normalised={normalised})", start, "value_gradients", "units")
-
-
 # ---------------------------------------------------------------- second derivatives
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateurs.allocate import global_threshold
-from secateurs.criteria import taylor
+from secateurs.criteria import normalised, taylor
 from secateurs.patterns import Channel, Selection
 from secateurs.recover import gradual, linear, train_
 from secateurs.solve import TopK
@@ -32,8 +32,8 @@ def taylor_(
 ) -> Run:
     """In each round remove as many channels, those of the whole network that matter least to the loss to first order, and train.
 
-    By (Σ g·w)² of the weights (1906.10771), or with ``activations=True`` by |Σ g·a| (1611.06440). ``last_epochs`` are added after the
-    rounds; `shrink_` takes out what was removed. ``training`` goes to `train_`.
+    By (Σ g·w)² of the weights (1906.10771), or with ``activations=True`` by |Σ g·a|, over the norm of its layer's (1611.06440).
+    ``last_epochs`` are added after the rounds; `shrink_` takes out what was removed. ``training`` goes to `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -42,7 +42,8 @@ def taylor_(
     >>> sum(int(run.masks[name].sum()) for name in ("conv1.bias", "conv2.bias", "fc1.bias"))
     56
     """
-    end, solver = rounds * epochs_per_round, TopK(taylor(activations=activations))
+    criterion = normalised(taylor(activations=True), "norm") if activations else taylor()
+    end, solver = rounds * epochs_per_round, TopK(criterion)
     prune = gradual(
         pattern,
         solver,
