@@ -92,12 +92,13 @@ class Straight(torch.autograd.Function):
         return gradient, None
 
 
-def test_movement_pruning_is_straight_through_scores_written_out():
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_movement_pruning_is_straight_through_scores_written_out(momentum):
     model, task = problem()
     weights = [model[0].weight.detach().clone().requires_grad_(), model[2].weight.detach().clone().requires_grad_()]
     biases = [model[0].bias.detach().clone().requires_grad_(), model[2].bias.detach().clone().requires_grad_()]
     scores = [torch.zeros_like(weight).requires_grad_() for weight in weights]
-    optimizer = torch.optim.SGD([{"params": [*weights, *biases], "lr": 0.2}, {"params": scores, "lr": 1.0}])
+    optimizer = torch.optim.SGD([{"params": [*weights, *biases], "lr": 0.1, "momentum": momentum}, {"params": scores, "lr": 1.0}])
     left = [[24, 12], [12, 6]]  # sparsity 0.5, then 0.75
     for kept in left:
         for x, y in task.train:
@@ -107,7 +108,7 @@ def test_movement_pruning_is_straight_through_scores_written_out():
             optimizer.step()
     expected = [Straight.apply(score, k).bool() for score, k in zip(scores, left[-1], strict=True)]
     hook = sc.movement_pruning(sc.linear(0.75, initial=0.25), end=2)
-    run = sc.train_(model, task, torch.optim.SGD(model.parameters(), lr=0.2), 2, hooks=[hook], show=False)
+    run = sc.train_(model, task, torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum), 2, hooks=[hook], show=False)
     for layer, mask, weight in zip((0, 2), expected, weights, strict=True):
         assert torch.equal(run.masks[f"{layer}.weight"], mask)
         assert torch.allclose(model[layer].weight, weight.detach() * mask, atol=1e-6)

@@ -70,9 +70,9 @@ def movement_pruning(
     """A hook that prunes by movement while it is learned, with weights that come back (hard movement pruning, 2005.07683).
 
     The network computes with W ⊙ M. In each step the scores, zero at first, take S ← S − ∂L/∂(W ⊙ M) · W, straight through the mask M
-    of the highest ones, so that those of removed weights move too; W takes ∂L/∂(W ⊙ M) ⊙ M, and removed weights wait with the values
-    that they had. M is chosen anew after each step, as many as ``schedule((epoch + 1) / end)`` leaves. At the start of epoch `end`
-    (by default after three quarters of all) the masks become those of the run, and what is removed is gone.
+    of the highest ones, so that those of removed weights move too; W takes ∂L/∂(W ⊙ M) ⊙ M, so that removed weights wait where they
+    are, but for the optimizer's momentum. M is chosen anew after each step, as many as ``schedule((epoch + 1) / end)`` leaves. At the
+    start of epoch `end` (by default after three quarters of all) the masks become those of the run, and what is removed is gone.
 
     Raises `SecateursError` for an end below 1, and when training begins with masks already.
 
@@ -170,7 +170,8 @@ class _Pruning:
         if self.over:
             return
         for name, weight in self._weights():
-            self.whole[name] = torch.where(self.masks[name], weight.detach(), self.whole[name])
+            moved = self.whole[name] + weight.detach()  # from zero: what momentum does to a removed weight
+            self.whole[name] = torch.where(self.masks[name], weight.detach(), moved)
         self._choose(run)
 
     def _finish(self, run: Run) -> None:
