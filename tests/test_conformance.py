@@ -146,6 +146,7 @@ CRITERIA: list[tuple[Criterion, dict[str, object]]] = [
     (taylor(activations=True), {}),
     (obd(probes=1), {}),
     (obd("gauss_newton", probes=1), {}),
+    (obd(probes=1, together=True), {}),
     (hessian_trace(probes=1) * magnitude(), {}),
     (grasp(), {}),
     (synflow(), {"keeps_order_when_scaled": True}),

@@ -304,7 +304,8 @@ def test_bad_input_is_told():
     with pytest.raises(NonFiniteError, match=r"^0.weight: gradient is NaN or infinite: look at the calibration batches"):
         scores(model, sc.Channel(), snip(), task_of([(torch.full((2, 2, 6, 6), float("nan")), torch.zeros(2, dtype=torch.long))]))
     with pytest.raises(
-        sc.SecateursError, match=r"^odd: of units one can watch weight_gradients, record, values, value_gradients, not 'inputs'"
+        sc.SecateursError,
+        match=r"^odd: of units one can watch weight_gradients, weight_curvatures, record, values, value_gradients, not 'inputs'",
     ):
         Statistic("odd", print, "inputs", "units")
     with pytest.raises(sc.SecateursError, match=r"activation\(p=3\): p is 1 or 2"):

@@ -14,6 +14,7 @@ from secateurs.evidence import (
     activation_change,
     change,
     curvature,
+    curvature_of_units,
     gradient,
     hessian_gradient,
     squared_gradient,
@@ -61,17 +62,21 @@ def obd(
     probes: int = 4,
     seed: int = 0,
     members: Counted = "producers",
+    together: bool = False,
 ) -> Criterion:
     """½·h·w² summed over a unit, h the diagonal of the second derivatives of the loss: optimal brain damage (LeCun, Denker & Solla 1989).
 
-    The change of the loss where its gradient is zero, and weights do not act together; below zero where the loss curves downwards, which
-    Gauss–Newton never says. ``hessian`` says how h is found: see `secateurs.evidence.curvature`. Needs the task's loss.
+    The change of the loss where its gradient is zero, and weights do not act together; with ``together=True`` those of a unit do: ½·wᵀHw.
+    Below zero where the loss curves downwards, which Gauss–Newton never says. ``hessian`` says how h is found: see
+    `secateurs.evidence.curvature`. Needs the task's loss.
 
     >>> obd("exact").name
     "obd('exact')"
     """
     statistic = curvature(hessian, probes, seed, members)
     name = f"obd{statistic.name.removeprefix('curvature')}"
+    if together:
+        return _of_units(f"{name[:-1]}, together=True)", curvature_of_units(hessian, probes, seed, members))
     return Criterion(name, _Product(statistic, 2), total, (statistic,), members)
 
 

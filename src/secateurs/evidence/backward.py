@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.evidence.second_order import Curvatures
+from secateurs.evidence.second_order import Curvatures, Parts
 from secateurs.ranks import is_sharded
 from secateurs.types import Accumulator, Curvature, Member, SecateursError, Seen
 
@@ -63,6 +63,15 @@ class Backward:
                 accumulator.add(Seen(curvature=member.canonical(found).float(), samples=samples))
 
         self.curved.add(curvature, member.weight, give)
+
+    def of_units(self, units: Parts, curvature: Curvature, shape: tuple[int, int], accumulator: Accumulator) -> None:
+        """Once a batch, wᵀHw of the units of a site, of shape ``(contests, competitors)``."""
+
+        def give(found: Tensor, samples: int) -> None:
+            with torch.no_grad():
+                accumulator.add(Seen(curvature=found.reshape(shape), samples=samples))
+
+        self.curved.add_units(curvature, units, give)
 
     def of_output(self, inputs: tuple[Any, ...], output: Any, accumulators: Sequence[Accumulator]) -> Any:
         """What a layer answers, copied, so that nothing writes into what is caught here; of several tensors the first."""

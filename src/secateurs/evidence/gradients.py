@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -126,6 +126,10 @@ def activation_change() -> Statistic:
 # ---------------------------------------------------------------- second derivatives
 
 
+def _halved(value: Tensor) -> Tensor:
+    return value / 2
+
+
 def _curvature(seen: Seen) -> Tensor:
     assert seen.curvature is not None
     return seen.curvature
@@ -159,6 +163,22 @@ def curvature(
     drawn = "" if hessian == "exact" else f", probes={probes}, seed={seed}"
     name = f"curvature({hessian!r}{drawn})"
     return Statistic(name, _Start(_curvature, _same), "weight_curvatures", members=members, curvature=which)
+
+
+def curvature_of_units(
+    hessian: Literal["hutchinson", "gauss_newton", "exact"] = "hutchinson",
+    probes: int = 4,
+    seed: int = 0,
+    members: Counted = "producers",
+) -> Statistic:
+    """½·wᵀHw of each unit, all its weights together, over all calibration batches; found as `curvature` is, with one random sign a unit.
+
+    >>> curvature_of_units("gauss_newton").of
+    'units'
+    """
+    single = curvature(hessian, probes, seed, members)
+    name = f"curvature_of_units{single.name.removeprefix('curvature')}"
+    return replace(single, name=name, start=_Start(_curvature, _halved), of="units")
 
 
 def hessian_gradient(members: Counted = "producers") -> Statistic:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,9 @@ from secateurs.types import Curvature, NonFiniteError, SecateursError
 
 _MOST_EXACT, _MOST_ANSWERS = 1 << 14, 1 << 10
 
+Parts = list[tuple[Tensor, Tensor]]
+"""Weights, each with the unit in which each of its numbers lies, of the weight's shape; −1 for none."""
+
 Give = Callable[[Tensor, int], None]
 """What becomes of the second derivatives by one weight, of the weight's shape, and of the number of samples."""
 
@@ -24,6 +27,7 @@ class Curvatures:
     """The weights by which second derivatives are wanted, and which. Random vectors go on from batch to batch."""
 
     wanted: dict[Curvature, list[tuple[Tensor, Give]]] = field(default_factory=dict)
+    units: dict[Curvature, list[tuple[Parts, Give]]] = field(default_factory=dict)
     generators: dict[Curvature, torch.Generator] = field(default_factory=dict)
 
     def add(self, curvature: Curvature, weight: Tensor, give: Give) -> None:
@@ -31,8 +35,18 @@ class Curvatures:
         self.wanted.setdefault(curvature, []).append((weight, give))
         self.generators.setdefault(curvature, torch.Generator().manual_seed(curvature.seed))
 
+    def add_units(self, curvature: Curvature, parts: Parts, give: Give) -> None:
+        """From now on tell wᵀHw of each of some units, in the order of their numbers."""
+        self.units.setdefault(curvature, []).append((parts, give))
+        self.generators.setdefault(curvature, torch.Generator().manual_seed(curvature.seed))
+
     def __call__(self, loss: Tensor, output: Any, samples: int) -> None:
         """Of the loss of one batch, whose graph stays as it is."""
+        for curvature, sites in self.units.items():
+            with _told():
+                found = of_units(curvature, loss, output, [parts for parts, _ in sites], self.generators[curvature])
+            for value, (_, give) in zip(found, sites, strict=True):
+                give(value, samples)
         for curvature, asked in self.wanted.items():
             weights = list({id(weight): weight for weight, _ in asked}.values())
             with _told():
@@ -123,16 +137,75 @@ def _gauss_newton(
     loss: Tensor, answers: Tensor, weights: Sequence[Tensor], probes: int, generator: torch.Generator
 ) -> list[Tensor]:
     """The mean of (JᵀSz)² over vectors of random signs, S Sᵀ being the second derivatives of the loss by the answers."""
-    roots = roots_of(loss, answers)
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    for found in _answers_back(loss, answers, weights, probes, generator):
+        sums = [total + each.square() / probes for total, each in zip(sums, found, strict=True)]
+    return sums
+
+
+def _answers_back(
+    loss: Tensor, answers: Tensor, weights: Sequence[Tensor], probes: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """JᵀSz for vectors z of random signs."""
+    roots = roots_of(loss, answers)
     for _ in range(probes):
         signs = _signs(roots.shape[::2], generator).to(roots)
         vector = (roots @ signs.unsqueeze(2)).reshape(answers.shape).to(answers.dtype)
         found = torch.autograd.grad(answers, list(weights), vector, retain_graph=True, allow_unused=True)
-        for place, each in enumerate(found):
-            if each is not None:
-                sums[place] = sums[place] + _wide(each).square() / probes
+        yield [
+            torch.zeros_like(weight, dtype=torch.float32) if each is None else _wide(each)
+            for weight, each in zip(weights, found, strict=True)
+        ]
+
+
+def of_units(curvature: Curvature, loss: Tensor, output: Any, sites: Sequence[Parts], generator: torch.Generator) -> list[Tensor]:
+    """wᵀHw of each unit of each site, all weights of the unit together.
+
+    Each random vector has one sign a unit: the mean of v·w·(H Σ v·w) over them has this expectation, that of other units being zero.
+    """
+    weights = list({id(weight): weight for parts in sites for weight, _ in parts}.values())
+    place = {id(weight): number for number, weight in enumerate(weights)}
+    counts = [int(max(unit.max() for _, unit in parts)) + 1 for parts in sites]
+    sums = [torch.zeros(count, device=parts[0][0].device) for count, parts in zip(counts, sites, strict=True)]
+
+    def told(signs: Sequence[Tensor], vectors: Sequence[Tensor], square: bool) -> None:
+        for number, (sign, parts) in enumerate(zip(signs, sites, strict=True)):
+            found = torch.zeros_like(sums[number])
+            for weight, unit in parts:
+                product = _wide(weight.detach()) * vectors[place[id(weight)]]
+                found.index_add_(0, unit[unit >= 0], product[unit >= 0].float())
+            sums[number] += found.square() / curvature.probes if square else sign * found / curvature.probes
+
+    if curvature.of == "gauss_newton":
+        for gradients in _answers_back(loss, answers_of(loss, output), weights, curvature.probes, generator):
+            told(sums, gradients, square=True)
+        return sums
+    products = _Products(loss, weights)
+    if curvature.of == "exact" and sum(counts) > _MOST_EXACT:
+        raise SecateursError(
+            f'hessian="exact" takes a backward pass for each of {sum(counts):,} units, and is for {_MOST_EXACT:,} at most'
+        )
+    for signs in _one_by_one(counts) if curvature.of == "exact" else _drawn(counts, curvature.probes, generator):
+        signs = [sign.to(total) for sign, total in zip(signs, sums, strict=True)]
+        vectors = [torch.zeros_like(weight) for weight in weights]
+        for sign, parts in zip(signs, sites, strict=True):
+            for weight, unit in parts:
+                vectors[place[id(weight)]] += torch.cat([sign, sign.new_zeros(1)])[unit].to(weight.dtype) * weight.detach()
+        told(signs, products(vectors), square=False)
     return sums
+
+
+def _drawn(counts: Sequence[int], probes: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    for _ in range(probes):
+        yield [_signs((count,), generator) for count in counts]
+
+
+def _one_by_one(counts: Sequence[int]) -> Iterator[list[Tensor]]:
+    for site, count in enumerate(counts):
+        for unit in range(count):
+            chosen = [torch.zeros(each) for each in counts]
+            chosen[site][unit] = 1
+            yield chosen
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ class Units:
             name: {need: need.start(site) for need in needs} for name, site in (self._sites.items() if needs else ())
         }
         self._of_values = [need for need in needs if need.watches in ("values", "value_gradients")]
-        self._of_weights = [need for need in needs if need.watches == "weight_gradients"]
+        self._of_weights = [need for need in needs if need.watches in ("weight_gradients", "weight_curvatures")]
 
     def hooks(self, backward: Backward | None) -> Iterator[RemovableHandle]:
         """Hooks on every reader of the units."""
@@ -67,14 +67,38 @@ class Units:
         """Ask for the gradients by all weights that count in a unit."""
         for name, site in self._sites.items():
             for need in self._of_weights:
-                backward.joint.append(_weights_of(site, need.members, self.begun[name][need]))
+                accumulator = self.begun[name][need]
+                if need.curvature is None:
+                    backward.joint.append(_weights_of(site, need.members, accumulator))
+                else:
+                    shape = (site.contest_count, site.units // site.contest_count)
+                    backward.of_units(_numbered(site, need.members), need.curvature, shape, accumulator)
 
 
-def _weights_of(site: Site, counted: Counted, accumulator: Accumulator) -> tuple[list[Tensor], Callable[[list[Tensor], int], None]]:
-    roles = {"producers": ("producer",), "consumers": ("consumer",), "all": ("producer", "consumer", "scale")}[counted]
+def _members_of(site: Site, counted: Counted) -> list[tuple[int, Member]]:
+    roles = {"producers": ("producer",), "consumers": ("consumer",), "all": ("producer", "consumer", "scale")}.get(counted)
+    if roles is None:
+        raise SecateursError(f'members={counted!r}: the weights of whole units are "producers", "consumers" or "all"')
     members = [(index, member) for index, member in enumerate(site.members) if member.role in roles]
     for _, member in members:
         require_gradients(member)
+    return members
+
+
+def _numbered(site: Site, counted: Counted) -> list[tuple[Tensor, Tensor]]:
+    """The weights that count in a unit, each with the unit in which each of its numbers lies; −1 for none."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for _, member in _members_of(site, counted):
+        numbers = torch.full(member.weight.shape, -1, device=member.weight.device)
+        view = member.cut(member.canonical(numbers))
+        units = torch.arange(site.units, device=numbers.device).view(*site.contests, *site.competitors)
+        view.copy_(units.view(*units.shape, *(1,) * (view.ndim - units.ndim)).expand(view.shape))
+        found.append((member.weight, numbers))
+    return found
+
+
+def _weights_of(site: Site, counted: Counted, accumulator: Accumulator) -> tuple[list[Tensor], Callable[[list[Tensor], int], None]]:
+    members = _members_of(site, counted)
 
     def in_rows(tensors: Sequence[Tensor]) -> Tensor:
         parts = [as_units(site, tensor, index).float() for (index, _), tensor in zip(members, tensors, strict=True)]

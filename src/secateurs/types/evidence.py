@@ -26,7 +26,7 @@ Counted = Literal["producers", "consumers", "norms", "all"]
 normalisations that it passes, or every one."""
 
 _OF_WEIGHTS = ("inputs", "output_gradients", "weight_gradients", "weight_curvatures", "flow", "record")
-_OF_UNITS = ("weight_gradients", "record", "values", "value_gradients")
+_OF_UNITS = ("weight_gradients", "weight_curvatures", "record", "values", "value_gradients")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Seen:
       the output too, of the output's shape
     - ``weight_gradients``: once a batch, the ``gradient`` of the loss by the weight in its canonical view, float32. Of units:
       ``values`` are the weights and ``gradient`` their gradients, both ``(contests, competitors, elements)``, all members in a row
-    - ``weight_curvatures``: once a batch, ``curvature``, of the weight's canonical view, float32: what a `Curvature` says
+    - ``weight_curvatures``: once a batch, ``curvature``, of the weight's canonical view, float32: what a `Curvature` says. Of units: wᵀHw
+      of each, all its weights together, ``(contests, competitors)``
     - ``flow``: once, the ``gradient`` of what flows through the network of absolute weights by each of them, as a part of that flow
     - ``values``: the numbers that one reader of the units is given in one call, ``(units, samples, numbers)``, float32; with
       ``value_gradients`` the ``gradient`` of the loss by them, of the same shape
