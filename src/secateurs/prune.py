@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.evidence import at_once, observe
-from secateurs.given import ALLOCATOR, MASKS, MODEL, SOLVER, TASK, require, require_values
+from secateurs.files.partway import Kept, Partway, digest_of
+from secateurs.given import ALLOCATOR, MASKS, MODEL, PATH, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks, Origin
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
@@ -30,19 +32,21 @@ def prune_(
     skip: Selection | None = None,
     masks: Masks | None = None,
     walk: Callable[[Sites], Sequence[Sites]] = at_once,
+    checkpoint: str | Path | None = None,
 ) -> Masks:
     """Prune a model in place and return the masks of what stays.
 
     ``allocate=None`` leaves the amount to the pattern (2:4). ``only`` and ``skip`` choose layers as in `find_sites`. ``masks`` are
     those of an earlier pruning, whose removals stand. ``walk=in_order()`` observes each site with those before it pruned already, and
     keeps the statistics of one alone in memory; how much each keeps is then decided beforehand, by an allocator that asks for no scores.
-    Where anything is wrong, or it is interrupted, the model is left as it was.
+    Where anything is wrong, or it is interrupted, the model is left as it was; with ``checkpoint=``, a folder that gets a file for each
+    part, the same call with the same model goes on behind the last part that was finished.
 
     Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
     the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
 
-    Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out, and `SecateursError` where
-    the model has no values (lazy, or on the meta device).
+    Raises `PatternError`, `PlanError`, `NonFiniteError` or `TaskError`, each naming the layer and the way out, `SecateursError` where
+    the model has no values (lazy, or on the meta device), and `FileError` where a checkpoint is damaged or belongs to another pruning.
 
     >>> from secateurs import Element, TopK, magnitude, uniform
     >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -57,6 +61,8 @@ def prune_(
         require("prune_", "allocate", allocate, ALLOCATOR)
     if masks is not None:
         require("prune_", "masks", masks, MASKS)
+    if checkpoint is not None:
+        require("prune_", "checkpoint", checkpoint, PATH)
     require_values("prune_", model)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
@@ -71,7 +77,10 @@ def prune_(
             plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
         plan = of_first(plan)
         _require_these_sites(plan, sites)
-        for part in parts:
+        partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan))
+        for number, part in enumerate(parts):
+            if partway is not None and _put_back(partway, number, part, found, written, write):
+                continue
             stats = first if len(parts) == 1 else observe(model, part, solver.needs, task)
             with together():
                 for site in track(part, "pruning"):
@@ -82,8 +91,42 @@ def prune_(
                     written.update(solution.weights)
                     if len(parts) > 1:
                         write(site, {}, found, masked=True)
+            if partway is not None:
+                partway.keep(number, [site.name for site in part], _come_to(part, found))
         _require_agreement(sites, found, written)
         return _imposed_(model, sites, plan, found, earlier or {})
+
+
+def _about(model: nn.Module, pattern: Pattern, solver: Solver, plan: Plan) -> dict[str, str]:
+    """To which pruning a checkpoint belongs."""
+    asked = {"pattern": repr(pattern), "solver": repr(solver), "plan": plan.to_json()}
+    return {"model": type(model).__name__, "weights": digest_of(model), **asked}
+
+
+def _come_to(part: Sites, found: Mapping[str, Tensor]) -> Kept:
+    """All that a part may have changed, as it is now."""
+    weights = {name: whole(weight.detach()) for site in part for name, weight in _weights_of(site).items()}
+    return Kept(weights, {name: found[name] for name in weights if name in found})
+
+
+def _put_back(
+    partway: Partway, number: int, part: Sites, found: dict[str, Tensor], written: set[str], write: Callable[..., None]
+) -> bool:
+    """Give the model what a part came to before, if it did."""
+    kept = partway.kept(number, [site.name for site in part])
+    if kept is None:
+        return False
+    for site in part:
+        weights = _weights_of(site)
+        write(site, {name: kept.weights[name].to(weight.device) for name, weight in weights.items()}, {})
+        found.update({name: kept.masks[name].to(weight.device) for name, weight in weights.items() if name in kept.masks})
+    written.update(kept.weights)
+    return True
+
+
+def _weights_of(site: Site) -> dict[str, nn.Parameter]:
+    """The weights in which a site lies, and the biases beside them."""
+    return {**biases_beside(site), **{member.parameter: member.weight for member in site.members}}
 
 
 def _scores(solver: Solver, sites: Sites, stats: Stats, parts: int) -> Iterator[Scores]:
