@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateurs.patterns import as_units, marked, weight_of
-from secateurs.solve.reconstruct import GRAM, gram_of
+from secateurs.solve.reconstruct import GRAM, finite, gram_of
 from secateurs.solve.topk import highest
 from secateurs.types import NonFiniteError, PatternError, SecateursError, Site, Solution, Stats
 
@@ -94,7 +94,7 @@ def layer_of(site: Site, stats: Stats, who: str) -> Layer:
         )
     gram = gram_of(member, stats, torch.float32)
     weight = member.canonical(weight_of(member)).flatten(2).float()
-    if not bool(torch.isfinite(weight).all()):
+    if not finite(weight):
         raise NonFiniteError(f"{site.name}: weights are NaN or infinite; restore a checkpoint from before they diverged")
     nothing = torch.zeros(site.contest_count, prod(site.competitors), dtype=torch.bool, device=weight.device)
     units = ~member.canonical(marked(site, nothing)).flatten(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -94,9 +95,18 @@ def readers(site: Site, stats: Stats) -> list[int]:
 def gram_of(member: Member, stats: Stats, dtype: torch.dtype = torch.float64) -> Tensor:
     """The products of a weight's inputs, ``(groups, features + 1, features + 1)``; raises where they are not finite."""
     gram = stats[member.parameter][GRAM].to(dtype)
-    if not bool(torch.isfinite(gram).all()):
+    if not finite(gram):
         raise NonFiniteError(f"{member.parameter}: the products of its inputs are NaN or infinite: look at the calibration batches")
     return gram.expand(member.shape[0], -1, -1)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; makes no tensor of that size.
+
+    >>> finite(torch.ones(3)), finite(torch.tensor([1.0, torch.nan])), finite(torch.tensor([1.0, -torch.inf]))
+    (True, False, False)
+    """
+    return tensor.numel() == 0 or all(isfinite(float(each)) for each in torch.aminmax(tensor))
 
 
 def _solved(member: Member, dense: Tensor, stays: Tensor, gram: Tensor, damping: float) -> Mapping[str, Tensor]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from secateurs.solve.columns import remove_columns
 from secateurs.solve.layer import COLUMNS, LAYER, Layer, layer_of
 from secateurs.solve.reconstruct import GRAM, require_damping
-from secateurs.solve.topk import highest
 from secateurs.types import Scores, SecateursError, Site, Solution, Statistic, Stats
 
 _NARROW = 16  # columns whose errors are handed on one by one
@@ -119,16 +118,24 @@ class _Sweep:
         self.block = max(self.step, how.block // self.step * self.step) if self.step else how.block
         self.narrow = self.step * max(1, _NARROW // self.step) if self.step else _NARROW
         self.layer, self.order = layer, _order(layer, how.order)
-        weight, candidates, gone = layer.weight, layer.candidates, ~layer.alive
-        if layer.bias is not None:
-            never = torch.zeros_like(candidates[:, :, :1])
-            weight = torch.cat([weight, layer.bias[:, :, None]], dim=2)
-            candidates, gone = torch.cat([candidates, never], dim=2), torch.cat([gone, never], dim=2)
-        self.weight, self.candidates, self.gone = (self._arranged(each.transpose(1, 2)) for each in (weight, candidates, gone))
+        weight = layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias[:, :, None]], dim=2)
+        self.weight = self._arranged(weight.transpose(1, 2))
+        self.candidates, self.gone = self._marked(layer.candidates), self._marked(~layer.alive)
         dead = layer.gram.diagonal(dim1=1, dim2=2)[:, : weight.shape[2], None] == 0
         self.dead = self._arranged(dead) if bool(dead.any()) else None
-        system = self._arranged(self._arranged(damped(layer, how.damping)).transpose(1, 2))
+        system = damped(layer, how.damping)
+        system = system if self.order is None else self._arranged(self._arranged(system).transpose(1, 2))
         self.upper = factor(system.flip(1, 2), layer.site.name).flip(1, 2)
+
+    def _marked(self, marks: Tensor) -> Tensor:
+        """Marks ``(groups, outputs, features)`` in the order of the sweep; the bias has none."""
+        found = torch.zeros(self.weight.shape, dtype=torch.bool, device=marks.device)
+        size = marks.shape[2]
+        if bool(marks.all()):  # nothing to turn
+            found[:, :size] = True
+        elif bool(marks.any()):
+            found[:, :size] = marks.transpose(1, 2)
+        return self._arranged(found)
 
     def _arranged(self, columns: Tensor) -> Tensor:
         """``(groups, columns, …)`` in the order of the sweep, in one piece."""
@@ -210,7 +217,7 @@ def lowest(losses: Tensor, number: Tensor) -> Tensor:
     [False, True, True]
     """
     if number.ndim == 0:
-        return highest(-losses.reshape(1, -1), int(number)).view(losses.shape)
+        return _lowest_of_all(losses, int(number))
     places = torch.arange(losses.shape[1], device=losses.device)[:, None]
     if len(places) <= _FEW:  # each with each: of N:M several times faster than to sort
         one, other = losses[:, :, None], losses[:, None]
@@ -218,6 +225,16 @@ def lowest(losses: Tensor, number: Tensor) -> Tensor:
         return ahead.sum(1) < number[:, None]
     order = losses.argsort(dim=1, stable=True)
     return torch.zeros_like(losses, dtype=torch.bool).scatter_(1, order, places < number[:, None])
+
+
+def _lowest_of_all(losses: Tensor, number: int) -> Tensor:
+    if number == 0:
+        return torch.zeros_like(losses, dtype=torch.bool)
+    last = losses.flatten().kthvalue(number).values
+    found = losses < last
+    ties = (losses == last).flatten().nonzero()[: number - int(torch.count_nonzero(found)), 0]
+    found.view(-1)[ties] = True
+    return found
 
 
 def _order(layer: Layer, order: str) -> Tensor | None:
