@@ -22,6 +22,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import secateurs as sc
+from secateurs.evidence import curvature, curvature_of_units, synaptic_flow
+from secateurs.methods import obs_
 from secateurs.ranks import whole
 
 RANK, FOLDER = (int(sys.argv[1]), Path(sys.argv[2])) if __name__ == "__main__" else (0, Path())  # pytest looks for doctests here
@@ -116,6 +118,18 @@ def a_unit_that_one_process_never_sees() -> Any:
     stats = sc.observe(model, sc.find_sites(model, sc.Element(), skip=()), [norm], task())
     expected = [torch.cat([x for x, _ in batches(rank)]).norm(dim=0) for rank in (0, 1)]
     return all(torch.allclose(stats[f"layers.{rank}.weight"][norm].flatten(), expected[rank]) for rank in (0, 1))
+
+
+@check
+def second_derivatives_are_those_of_all_data() -> Any:
+    model, needs = network(), [curvature("exact"), curvature_of_units("exact"), synaptic_flow()]
+    sites = sc.find_sites(model, sc.Filter(), only="2")
+    together = sc.observe(model, sites, needs, task())
+    with sc.alone():
+        of_all, of_own = sc.observe(model, sites, needs, task(0, 1)), sc.observe(model, sites, needs, task())
+    close = [torch.allclose(together[name][need], of_all[name][need], rtol=1e-4) for name in of_all for need in of_all[name]]
+    own = [torch.allclose(together[name][need], of_own[name][need], rtol=1e-4) for name in of_own for need in of_own[name]]
+    return close, own, refused(lambda: obs_(network(), task(), keep=0.5))
 
 
 @check

@@ -54,6 +54,12 @@ def test_masks_are_chosen_by_what_all_processes_have_seen(found: Found) -> None:
     assert both(found, "a_unit_that_one_process_never_sees") is True
 
 
+def test_second_derivatives_are_summed_over_processes_and_surgery_is_for_one(found: Found) -> None:
+    as_all, as_own, told = both(found, "second_derivatives_are_those_of_all_data")
+    assert as_all == [True] * 3 and as_own == [False, True, False]  # what flows needs no data
+    assert told.startswith("SecateursError: obs_ is for one process, and here are 2: where each process has a model of its own")
+
+
 def test_what_fails_in_one_process_fails_in_all(found: Found) -> None:
     (first, unchanged), (second, also_unchanged) = (each["what_fails_in_one_fails_in_all"] for each in found)
     assert unchanged and also_unchanged

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.allocate import fraction_kept
 from secateurs.evidence import gauss_newton_rows, mean_loss
 from secateurs.forward import device_of
 from secateurs.masks import Masks
 from secateurs.patterns import Selection, find_parameters
+from secateurs.ranks import WAY_OUT, count
 from secateurs.recover import mask_gradients, train_
 from secateurs.solve import Surgeon, in_shape, write_
 from secateurs.types import Hook, SecateursError, Task
@@ -51,17 +52,11 @@ def obs_(
     >>> masks["weight"], masks["bias"]
     (tensor([[ True, False,  True, False]]), tensor([False]))
     """
-    if every < 1:
-        raise SecateursError(f"obs_: every={every} must be a number of removals, at least 1")
     parameters = find_parameters(model, only, skip)
     weights = list(parameters.values())
     alive = torch.ones(sum(weight.numel() for weight in weights), dtype=torch.bool, device=device_of(model))
-    least = _least(len(alive), keep, sparsity, max_loss)
-    masks = Masks(dict(zip(parameters, in_shape(alive, weights), strict=True)), model)
-    if max_loss is not None and (dense := mean_loss(model, task)) > max_loss:
-        raise SecateursError(
-            f"obs_: the loss is {dense:.4g} before anything is removed, above max_loss={max_loss}: allow more, or train first"
-        )
+    least, masks = _least(len(alive), keep, sparsity, max_loss), _masks(model, parameters, alive)
+    _require_possible(model, task, every, max_loss)
     beginning = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else {}
     while (left := int(alive.sum())) > least:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -69,7 +64,7 @@ def obs_(
         for _ in range(min(every, left - least)):
             surgeon.remove()
         write_(weights, in_shape(surgeon.values, weights))
-        fewer = Masks(dict(zip(parameters, in_shape(surgeon.alive, weights), strict=True)), model).apply_()
+        fewer = _masks(model, parameters, surgeon.alive).apply_()
         if optimizer is not None:
             optimizer.load_state_dict(copy.deepcopy(beginning))
             train_(model, task, optimizer, epochs, masks=fewer, hooks=[mask_gradients(), *hooks], show=False, **training)
@@ -87,3 +82,18 @@ def _least(number: int, keep: float | None, sparsity: float | None, max_loss: fl
             raise SecateursError("obs_: say when to end: keep= or sparsity= (fractions), or max_loss= (of the calibration batches)")
         return 0
     return max(1, int(fraction_kept("obs_", sparsity, keep) * number + 1e-9))
+
+
+def _require_possible(model: nn.Module, task: Task, every: int, max_loss: float | None) -> None:
+    if count() > 1:
+        raise SecateursError(f"obs_ is for one process, and here are {count()}: {WAY_OUT}")
+    if every < 1:
+        raise SecateursError(f"obs_: every={every} must be a number of removals, at least 1")
+    if max_loss is not None and (dense := mean_loss(model, task)) > max_loss:
+        raise SecateursError(
+            f"obs_: the loss is {dense:.4g} before anything is removed, above max_loss={max_loss}: allow more, or train first"
+        )
+
+
+def _masks(model: nn.Module, parameters: Mapping[str, nn.Parameter], alive: Tensor) -> Masks:
+    return Masks(dict(zip(parameters, in_shape(alive, list(parameters.values())), strict=True)), model)
