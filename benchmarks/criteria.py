@@ -327,9 +327,45 @@ def score_units(name: str, pattern: str, chosen: Collection[str], seeds: int) ->
         path.write_text(json.dumps(found) + "\n")
 
 
-def correlations(name: str, pattern: str) -> dict[str, tuple[list[float], list[float]]]:
+MORE: dict[str, tuple[Criterion, int]] = {
+    "magnitude": (sc.magnitude(), 256),
+    "Taylor, one image at a time": (sc.taylor(), 1),
+    "fisher, one image at a time": (sc.fisher(), 1),
+    "obd, Gauss-Newton": (sc.obd("gauss_newton"), 32),
+}
+"""What is asked again with more images, and images in a batch."""
+
+
+def score_units_with_more(name: str, pattern: str) -> None:
+    """Write down the scores of the same units from 1,024 images of another seed, where the definition asks so one at a time."""
+    path = CELLS / f"{name}-{pattern}-more.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    network, model = NETWORKS[name], dense(name).eval()
+    task = network.whole(seed=len(SEEDS))
+    sites = sc.find_sites(model, pattern_of(pattern, ""), task.example, only=network.only if pattern == "channels" else None)
+    found["true"] = json.loads((CELLS / f"{name}-{pattern}-units.json").read_text())["true"]
+    for title, (criterion, size) in MORE.items():
+        if title not in found:
+            calibration = batches_of(task.calibration, 0, 1024, size)
+            found[title] = [scores_of(model, sites, criterion, replace(task, calibration=calibration))]
+            path.write_text(json.dumps(found) + "\n")
+
+
+def more(name: str, pattern: str) -> str:
+    """What more images change, as a table; empty where nobody asked."""
+    if not (CELLS / f"{name}-{pattern}-more.json").exists():
+        return ""
+    found = correlations(name, pattern, "more")
+    rows = [[title, *(spread(values) for values in found[title])] for title in MORE if title in found]
+    return "With 1,024 images of one other seed:\n\n" + markdown(["criterion", "with ΔL", "with \\|ΔL\\|"], rows)
+
+
+def correlations(name: str, pattern: str, of: str = "units") -> dict[str, tuple[list[float], list[float]]]:
     """Criterion → Spearman's correlations with the true change and with its size, one a seed, from what was written down."""
-    found = json.loads((CELLS / f"{name}-{pattern}-units.json").read_text())
+    path = CELLS / f"{name}-{pattern}-{of}.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
     true = found.pop("true")
     sizes = [abs(value) for value in true]
     return {
@@ -397,19 +433,31 @@ def section(name: str, pattern: str, made: Comparison, found: Mapping[str, tuple
         ]  # the others had scores ready
         seconds = statistics.median(outcome.cut_seconds or 0.0 for outcome in first)
         memory = max(outcome.memory or 0 for outcome in first)
-        rows.append([title, *accuracies, *(spread(values) for values in found[title]), f"{seconds:.2f}", f"{memory / 1e6:.0f}"])
+        rows.append(
+            [
+                title,
+                *accuracies,
+                *(spread(values) if values else "" for values in found.get(title, ([], []))),
+                f"{seconds:.2f}",
+                f"{memory / 1e6:.0f}",
+            ]
+        )
     headings = ["criterion", *(f"{1 - keep:.0%} gone" for keep in KEEPS), "with ΔL", "with \\|ΔL\\|", "seconds", "MB"]
     level = 100 * (made.dense.mean("dense") or 0.0)
     what = "single weights" if pattern == "weights" else "channels"
     head = f"## {NETWORKS[name].title}: {what}, dense {level:.2f} %"
     picture = f"![accuracy against what is kept](criteria/{name}-{pattern}.png)"
-    return "\n\n".join([head, markdown(headings, rows), *remarks(name, pattern, made, found), picture])
+    return "\n\n".join(
+        part
+        for part in [head, markdown(headings, rows), *remarks(name, pattern, made, found), more(name, pattern), picture]
+        if part
+    )
 
 
 def remarks(name: str, pattern: str, made: Comparison, found: Mapping[str, tuple[list[float], list[float]]]) -> list[str]:
     """What a reader should not have to look for."""
     lines = []
-    for place, what in enumerate(("ΔL", "|ΔL|")):
+    for place, what in enumerate(("ΔL", "|ΔL|")) if found else ():
         means = {title: statistics.mean(values[place]) for title, values in found.items() if title in criteria_of(name, pattern)}
         second = [title for title in SECOND_ORDER if title in means]
         above = listed([title for title in second if means[title] > means["magnitude"]], means)
@@ -437,8 +485,8 @@ def report() -> None:
     sections = []
     for name, network in NETWORKS.items():
         for pattern in network.patterns:
-            made, path = read_cells(name, pattern), CELLS / f"{name}-{pattern}-units.json"
-            if made is not None and path.exists():
+            made = read_cells(name, pattern)
+            if made is not None:
                 sections.append(section(name, pattern, made, correlations(name, pattern)))
                 plot(made, CELLS / f"{name}-{pattern}.png")
     seeds = ", ".join(map(str, SEEDS))
@@ -470,6 +518,8 @@ def main() -> None:
             start = time.time()
             keep_cells(name, pattern, compared(name, pattern, given.criteria, given.processes, given.seeds))
             score_units(name, pattern, given.criteria, given.seeds)
+            if name == "lenet_5":
+                score_units_with_more(name, pattern)
             print(
                 f"{name}, {pattern}: {time.time() - start:.0f} s, {time.process_time():.0f} s of the processor up to here",
                 flush=True,

@@ -1,6 +1,6 @@
 """Pruning channels for efficient inference (Molchanov et al. 2016, 1611.06440): accuracy against MACs, pruned in steps, trained between.
 
-    SECATEURS_DATA=... python benchmarks/molchanov.py            # about 20 minutes of one core; goes on where it was stopped
+    SECATEURS_DATA=... python benchmarks/molchanov.py            # about 15 minutes of one core; goes on where it was stopped
     SECATEURS_DATA=... python benchmarks/molchanov.py --report   # only the page and the picture, from what is there
 
 A small VGG with batch normalisation is trained on CIFAR-10 (JPEG). Then, round by round, the channels that score lowest in the whole
@@ -17,11 +17,12 @@ import json
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cifar import Part, batches_of, tune
 from tables import RESULTS, markdown, write
@@ -39,6 +40,7 @@ CELLS = RESULTS / "molchanov"
 WIDTHS = (16, 16, 32, 32, 64, 64)
 SEEDS = (0, 1)
 ROUNDS, KEEP = 8, 0.82
+AT = (0.75, 0.5, 0.3, 0.2, 0.12)
 STEPS, BATCH, LR = 25, 128, 0.02
 CALIBRATION, TEST = 256, 2000
 
@@ -200,31 +202,44 @@ def report(found: list[Outcome]) -> None:
     """The page and the picture."""
     made = Comparison("A small VGG on CIFAR-10 (JPEG), channels", outcomes=tuple(found))
     plot(made, RESULTS / "molchanov.png", against="macs")
-    shown = [ROUNDS // 4, ROUNDS // 2, 3 * ROUNDS // 4, ROUNDS]
     rows, last = [], {}
     for name in METHODS:
-        own = sorted((row for row in made.rows if row.recipe == name), key=lambda row: -row.keep)
-        if len(own) == ROUNDS:
-            cells = [f"{made.shown(own[step - 1], 'tuned')} at {_left(own[step - 1])}" for step in shown]
-            rows.append([name, *cells])
-            last[name] = statistics.mean(row.mean("tuned") or 0.0 for row in own)
-    headings = ["scores", *(f"after {step} rounds" for step in shown)]
-    order = ", ".join(f"{name} {100 * value:.2f} %" for name, value in sorted(last.items(), key=lambda item: -item[1]))
+        runs = [curve(found, name, seed) for seed in SEEDS if any((each.recipe, each.seed) == (name, seed) for each in found)]
+        if runs:
+            columns = list(zip(*runs, strict=True))
+            rows.append([name, *(spread(column) for column in columns)])
+            last[name] = statistics.mean(statistics.mean(column) for column in columns)
+    headings = ["scores", *(f"{left:.0%} of the MACs" for left in AT)]
+    order = ", ".join(f"{name} {value:.2f} %" for name, value in sorted(last.items(), key=lambda item: -item[1]))
     taylor, plain = max(last[name] for name in last if "Taylor" in name), last["magnitude"]
-    said = f"Mean accuracy over all rounds: {order}. Taylor is {'above' if taylor > plain else '**not** above'} magnitude here."
+    said = f"Mean over these columns: {order}. Taylor is {'above' if taylor > plain else '**not** above'} magnitude here."
+    seeds = ", ".join(map(str, sorted({outcome.seed for outcome in found})))
+    missing = [name for name in METHODS if name not in last]
+    said += f" Not measured here: {', '.join(missing)}." if missing else ""
     about = (
         f"`SECATEURS_DATA=… python benchmarks/molchanov.py`: {ROUNDS} rounds, in each {1 - KEEP:.0%} of the channels that are left go for "
         "good, the lowest of the whole network by scores that are divided by their layer's L2 norm; then "
         f"{STEPS} steps of SGD (0.9 Nesterov, lr {LR}, cosine, batches of {BATCH}). Accuracy in % on 2,000 test images after these steps "
-        f"(dense: {100 * (found[0].dense or 0):.2f}), mean ± standard deviation of seeds {', '.join(map(str, SEEDS))}, beside the share of "
-        "the MACs that is left."
+        f"(dense: {100 * (found[0].dense or 0):.2f}), mean (± standard deviation, of several) of seeds {seeds}, where so much "
+        "of the MACs is left, on a straight line between rounds."
     )
     title = "# Accuracy against MACs, pruned in rounds (Molchanov et al. 2016)"
     write("molchanov", title, about, markdown(headings, rows), said, "![accuracy against MACs](molchanov.png)")
 
 
-def _left(row: Any) -> str:
-    return f"{100 * row.mean('macs') / row.mean('dense_macs'):.0f} %"
+def curve(found: list[Outcome], name: str, seed: int) -> list[float]:
+    """The accuracy of one run in %, between its rounds on a straight line, where so much of the MACs is left."""
+    own = [each for each in found if (each.recipe, each.seed) == (name, seed)]
+    points = sorted((each.macs or 0.0, each.tuned or 0.0) for each in own)
+    points.append((own[0].dense_macs or 0.0, own[0].dense or 0.0))
+    work, accuracy = (np.array(column) for column in zip(*points, strict=True))
+    return [float(100 * np.interp(left * work[-1], work, accuracy)) for left in AT]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    text = f"{statistics.mean(values):.2f}"
+    return text + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:
