@@ -447,9 +447,12 @@ def section(name: str, pattern: str, made: Comparison, found: Mapping[str, tuple
     what = "single weights" if pattern == "weights" else "channels"
     head = f"## {NETWORKS[name].title}: {what}, dense {level:.2f} %"
     picture = f"![accuracy against what is kept](criteria/{name}-{pattern}.png)"
+    seeds = sorted({outcome.seed for outcome in made.outcomes})
+    told = "" if len(seeds) == len(SEEDS) else f"Measured with calibration seed {', '.join(map(str, seeds))} alone so far."
+    told += "" if found or not told else " The correlations are not measured yet."
     return "\n\n".join(
         part
-        for part in [head, markdown(headings, rows), *remarks(name, pattern, made, found), more(name, pattern), picture]
+        for part in [head, told, markdown(headings, rows), *remarks(name, pattern, made, found), more(name, pattern), picture]
         if part
     )
 

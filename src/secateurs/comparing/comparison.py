@@ -189,7 +189,7 @@ class Comparison:
         unit = ", %" if self.in_percent else ""
         return [
             ("recipe", lambda row: row.recipe, lambda row: row.recipe),
-            ("keep", lambda row: f"{100 * row.keep:g} %", nothing),
+            ("keep", lambda row: f"{100 * row.keep:.3g} %", nothing),
             (f"{self.metric_name}, cut{unit}", metric("cut"), metric("dense")),
             (f"{self.metric_name}, tuned{unit}", metric("tuned"), nothing),
             ("sparsity", lambda row: percent(row.mean("sparsity")), nothing),

@@ -42,5 +42,5 @@ def _verdict(comparison: Comparison, best: list[Row]) -> str:
     if not best:
         return "Nothing is concluded: no job came to an end."
     unit = " %" if comparison.in_percent else ""
-    told = "; ".join(f"{row.recipe} at {100 * row.keep:g} % ({comparison.shown(row, 'metric')}{unit})" for row in best[:4])
+    told = "; ".join(f"{row.recipe} at {100 * row.keep:.3g} % ({comparison.shown(row, 'metric')}{unit})" for row in best[:4])
     return f"Best {comparison.measured_on} {comparison.metric_name}: {told}."
