@@ -9,10 +9,9 @@ GPU is used where there is one.
 
 Both packages remove channels between the two convolutions of each block (27 sites; see side_by_side.py for what torch-pruning does with
 the padded shortcuts around the blocks), in one go, and are fine-tuned alike. Each package's recipe is chosen for each goal from those
-listed here, by a short fine-tuning with a seed of its own, on the first 2,000 test images; the report is about the other 8,000. (All
-images that the task holds out for validation were among those that the weights were trained on.) That is also how the learning rate
-was found, of 0.01, 0.03 and 0.1, on a network that torch-pruning had cut to 50 %. Criteria and solvers that look at data see 512
-training images.
+listed here, by a short fine-tuning with a seed of its own, on the first 2,000 test images; then its learning rate in the same way. The
+report is about the other 8,000 images. (All that the task holds out for validation were among those that the weights were trained on.)
+Criteria and solvers that look at data see 512 training images.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ KEEPS = (0.5, 0.39)
 SEEDS = (0, 1, 2)
 CHOOSING_SEED, CHOOSING_IMAGES = 100, 2000
 CALIBRATION = 4
-LR = 0.03
+LRS = (0.01, 0.003, 0.03)
 BATCH = 128
 LATENCY_BATCHES = (1, 64)
 ROUNDS = 41
@@ -239,10 +238,11 @@ class Job:
     keep: float
     recipe: str
     seed: int
+    lr: float = LRS[0]
 
     @property
     def name(self) -> str:
-        return f"{self.package}-{self.keep:g}-{self.recipe.replace(', ', '_').replace(' ', '_')}-{self.seed}"
+        return f"{self.package}-{self.keep:g}-{self.recipe.replace(', ', '_').replace(' ', '_')}-{self.lr:g}-{self.seed}"
 
 
 def pruned(job: Job, task: sc.Task) -> nn.Module:
@@ -271,17 +271,21 @@ def measure(job: Job, spending: Spending) -> str:
     images = task.validation if choosing else task.test
     cell["before"] = 100 * sc.evaluate(model, task, images, show=False)
     torch.manual_seed(job.seed)
-    tune(model, task, LR, spent["epochs"], amp=AMP)
+    tune(model, task, job.lr, spent["epochs"], amp=AMP)
     cell["after"] = 100 * sc.evaluate(model, task, images, show=False)
     keep_cell(job.name, {**cell, "seconds": time.time() - start})
     return f"{job.name}: {cell['before']:.2f} -> {cell['after']:.2f} %, {time.time() - start:.0f} s"
 
 
-def choosing_jobs() -> list[Job]:
+def recipe_jobs(keep: float) -> list[Job]:
     """What the recipe of each package is chosen by."""
-    return [
-        Job(package, keep, recipe, CHOOSING_SEED) for keep in KEEPS for package, recipes in PACKAGES.items() for recipe in recipes
-    ]
+    return [Job(package, keep, recipe, CHOOSING_SEED) for package, recipes in PACKAGES.items() for recipe in recipes]
+
+
+def rate_jobs(keep: float) -> list[Job]:
+    """What the learning rate of each package is chosen by, and of the dense network."""
+    best = [_best(job for job in recipe_jobs(keep) if job.package == package) for package in PACKAGES]
+    return [replace(job, lr=lr) for job in (*best, Job(DENSE[0], 1.0, DENSE[1], CHOOSING_SEED)) for lr in LRS]
 
 
 def read(job: Job) -> Cell:
@@ -289,15 +293,27 @@ def read(job: Job) -> Cell:
     return json.loads((CELLS / f"{job.name}.json").read_text())
 
 
-def chosen(package: str, keep: float) -> str:
-    """The recipe that did best on the images to choose by."""
-    return max(PACKAGES[package], key=lambda recipe: read(Job(package, keep, recipe, CHOOSING_SEED))["after"])
+def _best(jobs: Iterable[Job]) -> Job:
+    """The job that did best on the images to choose by."""
+    return max(jobs, key=lambda job: read(job)["after"])
 
 
-def reported_jobs() -> list[Job]:
-    """What is reported: the dense network, and each package's at each goal with the chosen recipe."""
-    goals = [(DENSE[0], 1.0, DENSE[1])] + [(package, keep, chosen(package, keep)) for keep in KEEPS for package in PACKAGES]
-    return [Job(*goal, seed) for seed in SEEDS for goal in goals]
+def reported_jobs(keep: float) -> list[Job]:
+    """What is reported: the dense network, and each package's with the chosen recipe and learning rate."""
+    best = [_best(job for job in rate_jobs(keep) if job.package == package) for package in (DENSE[0], *PACKAGES)]
+    return [replace(job, seed=seed) for seed in SEEDS for job in best]
+
+
+def all_reported() -> list[Job]:
+    """The reported jobs of all goals that are measured, the dense network once."""
+    return list(dict.fromkeys(job for keep in KEEPS if _measured(keep) for job in reported_jobs(keep)))
+
+
+def _measured(keep: float) -> bool:
+    try:
+        return all(read(job) for job in reported_jobs(keep))
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------- latency
@@ -322,7 +338,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up:
 def latency(images: int) -> Cell:
     """Milliseconds of a batch for all networks of the first seed, and how many times as fast as dense they are."""
     task = task_of(images)
-    models = {job.name: pruned(job, task).eval() for job in reported_jobs() if job.seed == SEEDS[0]}
+    models = {job.name: pruned(job, task).eval() for job in all_reported() if job.seed == SEEDS[0]}
     dense = next(iter(models))
     found: Cell = {"threads": torch.get_num_threads()}
     with torch.inference_mode():
@@ -346,26 +362,36 @@ def spread_of(values: Iterable[float]) -> str:
 
 def result_rows(times: Cell) -> list[list[str]]:
     """A row for each network."""
-    jobs = reported_jobs()
+    jobs = all_reported()
     dense, rows = read(jobs[0]), []
     for first in (job for job in jobs if job.seed == SEEDS[0]):
         cells = [read(replace(first, seed=seed)) for seed in SEEDS]
         cell = cells[0]
         title = "dense, tuned as long" if first.keep == 1 else f"{first.keep:.0%} by {first.package}: {first.recipe}"
+        title += f", lr {first.lr:g}"
         speeds = [f"{ms:.2f} ({ratio:.2f}x)" for ms, ratio in times[first.name].values()]
         counts = [f"{cell['macs'] / dense['macs']:.1%}", f"{cell['parameters']:,.0f}", f"{cell['bytes']:,}"]
         rows.append([title, *counts, f"{cell['before']:.2f}", spread_of(each["after"] for each in cells), *speeds])
     return rows
 
 
-def choice_rows() -> list[list[str]]:
+def choice_rows(keeps: list[float]) -> list[list[str]]:
     """What was chosen from, on the images to choose by."""
     cells = {
-        (package, recipe): [read(Job(package, keep, recipe, CHOOSING_SEED)) for keep in KEEPS] for package, recipe in _recipes()
+        (package, recipe): [read(Job(package, keep, recipe, CHOOSING_SEED)) for keep in keeps] for package, recipe in _recipes()
     }
     return [
         [package, recipe, *(f"{number:.2f}" for each in found for number in (each["before"], each["after"]))]
         for (package, recipe), found in cells.items()
+    ]
+
+
+def rate_rows(keeps: list[float]) -> list[list[str]]:
+    """What the learning rates were chosen from."""
+    jobs = dict.fromkeys(job for keep in keeps for job in rate_jobs(keep) if job.lr == LRS[0])
+    return [
+        [job.package, f"{job.keep:.0%}", job.recipe, *(f"{read(replace(job, lr=lr))['after']:.2f}" for lr in sorted(LRS))]
+        for job in jobs
     ]
 
 
@@ -376,27 +402,30 @@ def _recipes() -> list[tuple[str, str]]:
 def report() -> None:
     """Write the page from the cells."""
     times = json.loads((CELLS / "latency.json").read_text())
-    cell = read(reported_jobs()[0])
+    keeps = [keep for keep in KEEPS if _measured(keep)]
+    cell = read(all_reported()[0])
     spent, threads = cell["spending"], times.pop("threads")
     cores = f"{threads} thread" + "s" * (threads > 1)
-    choosing = read(choosing_jobs()[0])["spending"]["images"]
+    choosing = read(recipe_jobs(keeps[0])[0])["spending"]["images"]
     about = (
         f"`SECATEURS_DATA=… python benchmarks/resnet56.py`: from a ResNet-56 that recognises {cell['before']:.2f} % of the reported test "
         f"images, channels inside the blocks are removed in one go, and the network is fine-tuned for {spent['epochs']} epochs of "
-        f"{spent['images']:,} images (SGD 0.9 Nesterov, lr {LR}, cosine). Accuracy in % on 8,000 test images, "
+        f"{spent['images']:,} images (SGD 0.9 Nesterov, cosine). Accuracy in % on 8,000 test images, "
         f"mean ± standard deviation of seeds {', '.join(map(str, SEEDS))}, which vary the fine-tuning only. Milliseconds are medians of "
         f"{ROUNDS} interleaved rounds with {cores} in float32; in brackets, times as fast as dense (median of the rounds)."
     )
     latencies = [f"ms, batch {batch}" for batch in LATENCY_BATCHES]
     headings = ["network", "MACs", "parameters", "file, bytes", "accuracy, cut only", "fine-tuned", *latencies]
     choice = (
-        f"Each package's recipe was chosen for each goal by one epoch of {choosing:,} images with seed {CHOOSING_SEED}, on "
+        f"Each package's recipe was chosen for each goal by one epoch of {choosing:,} images with seed {CHOOSING_SEED} and lr {LRS[0]}, on "
         f"{CHOOSING_IMAGES:,} other test images. All of torch-pruning's have its own importances with their default reduction and "
         "normalisation; the budget is met by halving. `magnitude` counts all weights that a channel lies in:"
     )
-    goals = [f"{keep:.0%}, {when}" for keep in KEEPS for when in ("cut only", "tuned")]
-    choices = markdown(["package", "recipe", *goals], choice_rows())
-    write("resnet56", "# ResNet-56 with fewer channels", about, markdown(headings, result_rows(times)), choice, choices)
+    goals = [f"{keep:.0%}, {when}" for keep in keeps for when in ("cut only", "tuned")]
+    choices = markdown(["package", "recipe", *goals], choice_rows(keeps))
+    rates = markdown(["package", "MACs", "recipe", *(f"lr {lr:g}" for lr in sorted(LRS))], rate_rows(keeps))
+    results = markdown(headings, result_rows(times))
+    write("resnet56", "# ResNet-56 with fewer channels", about, results, choice, choices, "Then the learning rate:", rates)
 
 
 def options() -> argparse.Namespace:
@@ -404,6 +433,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--report", action="store_true", help="only write the page")
     parser.add_argument("--workers", type=int, default=2 if DEVICE.type == "cpu" else 1, help="networks at a time")
+    parser.add_argument("--keep", type=float, nargs="*", default=KEEPS, help="fractions of the MACs to measure")
     for name, default in asdict(Spending()).items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     return parser.parse_args()
@@ -416,9 +446,10 @@ def main() -> None:
     if not given.report:
         # Fresh processes: threads of OpenMP do not survive a fork.
         with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
-            for jobs in (choosing_jobs, reported_jobs):
-                for line in pool.map(partial(measure, spending=spending), jobs()):
-                    print(line, flush=True)
+            for keep in given.keep:
+                for jobs in (recipe_jobs, rate_jobs, reported_jobs):
+                    for line in pool.map(partial(measure, spending=spending), jobs(keep)):
+                        print(line, flush=True)
         latency(spending.images)
     report()
 
