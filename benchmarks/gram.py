@@ -38,7 +38,8 @@ def opt() -> tuple[nn.Module, list[Tensor]]:
     """A decoder of OPT-125M's shape and four sequences of 512 tokens."""
     from transformers import OPTConfig, OPTForCausalLM
 
-    return OPTForCausalLM(OPTConfig()).eval(), [torch.randint(5, 50_000, (1, 512)) for _ in range(4)]
+    model: Any = OPTForCausalLM
+    return model(OPTConfig()).eval(), [torch.randint(5, 50_000, (1, 512)) for _ in range(4)]
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, list[Tensor]]]] = {"ResNet-50": resnet, "OPT-125M's shape": opt}
@@ -102,7 +103,7 @@ def measured(name: str) -> list[str]:
             alone.append(between - start)
             gathering.append(end - between)
     times = statistics.median(b / a for a, b in zip(alone, gathering, strict=True))
-    memory = sum(each.shape[0] * 4 * (torch.Size(each[2:]).numel() + 1) ** 2 for each in (site.members[0].shape for site in sites))
+    memory = sum(each[0] * 4 * (torch.Size(each[2:]).numel() + 1) ** 2 for each in (site.members[0].shape for site in sites))
     return [
         name,
         str(len(sites)),

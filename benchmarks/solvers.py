@@ -6,7 +6,8 @@
     SECATEURS_DATA=... python benchmarks/solvers.py build/models               # half an hour of one core; goes on where it was stopped
     SECATEURS_DATA=... python benchmarks/solvers.py build/models --networks minilm --in-order      # one network; the page keeps the others
 
-Single weights: half of all weights of the convolutions and linear layers go, the same fraction of each layer that takes part. All layers
+Single weights: half of all weights of the convolutions and linear layers go, the same fraction of each layer that takes part, or as one
+ranking by LAMP shares them out (of uniform, Erdős–Rényi and LAMP it did best on the images that calibrate). All layers
 are solved with what the dense network shows them; one row goes block by block, each observed with those before it pruned. The change of
 a layer's answers is measured on data that no solver saw, and so is what the network still knows; nothing was chosen on them.
 """
@@ -54,9 +55,17 @@ SOLVERS: dict[str, Solver] = {
     "`Swaps(TopK(wanda))`": sc.Swaps(WANDA),
     "`LeastSquares(Swaps(TopK(wanda)))`": sc.LeastSquares(sc.Swaps(WANDA)),
     "`ALPS()`": sc.ALPS(),
+    "`ALPS()`, layers by LAMP": sc.ALPS(),
 }
 IN_ORDER = "`ALPS()`, block by block"
-ANEW = ("`TopK(magnitude())`", "`SparseGPT()`", "`ALPS()`", IN_ORDER)  # for which BatchNorm's statistics are taken anew as well
+UNEVEN = "`ALPS()`, layers by LAMP"
+ANEW = (
+    "`TopK(magnitude())`",
+    "`SparseGPT()`",
+    "`ALPS()`",
+    UNEVEN,
+    IN_ORDER,
+)  # for which BatchNorm's statistics are taken anew as well
 
 
 @dataclass(frozen=True)
@@ -219,9 +228,10 @@ def measured(network: Network, solvers: Iterable[str], rows: dict[str, Any], kee
     needs = tuple(dict.fromkeys(need for solver in missing.values() for need in solver.needs))
     stats = sc.observe(model, sites, needs, network.task)
     held_out = sc.observe(model, sites, [GRAM], replace(network.task, calibration=network.held_out)) if missing else {}
+    by_lamp = sc.global_threshold(sparsity=sparsity, ceiling=0.9)(sites, partial(sc.TopK(sc.lamp()).scores, sites, {}))
     for name, solver in missing.items():
         began = time.process_time()
-        _solve_(sites, plan, solver, stats)
+        _solve_(sites, by_lamp if name == UNEVEN else plan, solver, stats)
         row = {
             "seconds": time.process_time() - began,
             "change": statistics.mean(_change(site.members[0], held_out, dense) for site in sites),
@@ -308,7 +318,8 @@ def page(cells: Iterable[Mapping[str, Any]]) -> None:
     """The table of each network that was measured."""
     parts = [
         "# Solvers, without retraining",
-        "Half of all single weights go, the same fraction of each layer that takes part; nothing is trained. *Change* is the mean over "
+        "Half of all single weights go, the same fraction of each layer that takes part, or as one ranking by LAMP (2010.07611) shares them out; "
+        "nothing is trained. *Change* is the mean over "
         "layers of ‖Z − Ẑ‖² / ‖Z‖² on data that no solver saw, each layer with the dense network's inputs. *Seconds* are processor time of "
         "the solver alone (with the observing where it goes block by block); other jobs loaded the machine. `wanda` is "
         "`magnitude(p=1) * input_norm()`.",

@@ -34,7 +34,6 @@ from secateurs.cli.found import (
 from secateurs.cli.parts import (
     allocator_for,
     amount_removed,
-    compares_all,
     parsed_allocator,
     parsed_pattern,
     parsed_tiling,
@@ -249,7 +248,7 @@ def prune(
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)
     how: dict[str, Any] = {
         "pattern": shape,
-        "solver": solver_of(solver, criterion, seed, of_all_sizes=shape.removable and compares_all(spread)),
+        "solver": solver_of(solver, criterion, seed, coupled=shape.removable),
         "allocate": allocator_for(spread, shape, cost),
         "only": only or None,
         "skip": skip or None,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import costs, criteria, recover, session
-from secateurs.cli.parts import compares_all, parsed_allocator, parsed_criterion, parsed_pattern, usual_allocator
+from secateurs.cli.parts import parsed_allocator, parsed_criterion, parsed_pattern, usual_allocator
 from secateurs.comparing import Pruning, Recipe
 from secateurs.comparing.recipe import Drawn
 from secateurs.files import save
@@ -51,7 +51,7 @@ def recipes_of(
         share = parsed_allocator(spread or usual_allocator(shape))
         if grown not in _SCHEDULES:
             raise SecateursError(f"--schedule {grown!r} is none of {', '.join(_SCHEDULES)}")
-        choice = parsed_criterion(scored, 0, of_all_sizes=shape.removable and compares_all(share))
+        choice = parsed_criterion(scored, 0, coupled=shape.removable)
         solver = Drawn(criteria.random) if scored == "random" else TopK(choice)
         pruning = Pruning(shape, solver, share, _cost(keep_of, shape), only, skip)
         differing = [

@@ -72,17 +72,17 @@ def amount_removed(
     return 1 - keep, costs.macs if keep_macs is not None else costs.params
 
 
-def parsed_criterion(text: str, seed: int, of_all_sizes: bool) -> Criterion:
+def parsed_criterion(text: str, seed: int, coupled: bool) -> Criterion:
     """A criterion as one writes it in Python, with literals only: ``taylor``, ``magnitude(p=1) * input_norm()``.
 
-    ``magnitude`` alone takes means where units of many sizes compete, ``random`` alone the command's seed. Raises `SecateursError`
+    ``magnitude`` alone counts every weight that coupled units lie in, ``random`` alone the command's seed. Raises `SecateursError`
     that lists the names.
 
     >>> parsed_criterion("magnitude(p=1) * input_norm()", 0, False)
     magnitude(p=1) * input_norm(p=2)
     """
     if text == "magnitude":
-        return criteria.magnitude(mean=of_all_sizes)
+        return criteria.magnitude(members="all" if coupled else "producers")
     if text == "random":
         return criteria.random(seed)
     try:
@@ -165,12 +165,12 @@ def parsed_solver(text: str, criterion: Criterion | None) -> Solver:
     return made
 
 
-def solver_of(text: str, criterion: str | None, seed: int, of_all_sizes: bool) -> Solver:
+def solver_of(text: str, criterion: str | None, seed: int, coupled: bool) -> Solver:
     """What ``--solver`` and ``--criterion`` say together."""
     if criterion is not None:
-        return parsed_solver(text, parsed_criterion(criterion, seed, of_all_sizes))
+        return parsed_solver(text, parsed_criterion(criterion, seed, coupled))
     if text == "TopK":
-        return solve.TopK(parsed_criterion("magnitude", seed, of_all_sizes))
+        return solve.TopK(parsed_criterion("magnitude", seed, coupled))
     return parsed_solver(text, None)
 
 
