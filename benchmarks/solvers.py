@@ -319,8 +319,8 @@ def page(cells: Iterable[Mapping[str, Any]]) -> None:
     parts = [
         "# Solvers, without retraining",
         "Half of all single weights go, the same fraction of each layer that takes part, or as one ranking by LAMP (2010.07611) shares them "
-        "out; nothing is trained. *Change* is the mean over layers of ‖Z − Ẑ‖² / ‖Z‖² on data that no solver saw, each layer with the dense "
-        "network's inputs. *Seconds* are processor time of the solver alone (with the observing where it goes block by block); other jobs "
+        "out; nothing is trained. *Change* is the mean over layers of ‖Z − Ẑ‖² / ‖Z‖² on data that no solver saw, each layer with the "
+        "dense network's inputs. *Seconds* are processor time of the solver alone (with the observing where it goes block by block); other jobs "
         "loaded the machine. `wanda` is "
         "`magnitude(p=1) * input_norm()`.",
     ]
