@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.cli.compared import recipes_of
 from secateurs.comparing import Comparison, Outcome, comparison_html, plot, read_comparison, together
 from secateurs.comparing.described import digest
 from secateurs.comparing.folder import JOBS
@@ -376,3 +377,13 @@ def test_the_plot_has_a_line_a_recipe_and_a_band_over_seeds(against, places, tmp
     assert len(axes.collections) == 2 and (tmp_path / "plot.png").stat().st_size > 10_000
     with pytest.raises(SecateursError, match="against='time' is none of keep, macs, parameters"):
         plot(example(), against="time")
+
+
+def test_solvers_on_the_command_line_are_tried_beside_criteria():
+    told = {"epochs": 0, "rounds": 1, "only": None, "skip": None}
+    magnitude, zip_lm = recipes_of(["magnitude"], ["channel"], [], ["geometric"], "macs", solver=["ZipLM(damping=1e-3)"], **told)
+    assert magnitude.prune.solver == sc.TopK(sc.magnitude(members="all"))
+    assert zip_lm.name == "ZipLM(damping=1e-3)"
+    assert zip_lm.prune.solver == sc.ZipLM(damping=1e-3)
+    with pytest.raises(sc.SecateursError, match="'Zip' is no solver"):
+        recipes_of([], ["channel"], [], ["geometric"], "macs", solver=["Zip"], **told)

@@ -298,7 +298,8 @@ def compare_(
     *,
     task: str,
     weights: Path | None = None,
-    criterion: Names = ["magnitude"],  # noqa: B006
+    criterion: Names = [],  # noqa: B006
+    solver: Names = [],  # noqa: B006
     pattern: Names = ["Element()"],  # noqa: B006
     allocator: Names = [],  # noqa: B006
     schedule: Names = ["geometric"],  # noqa: B006
@@ -315,7 +316,7 @@ def compare_(
     out: Path = Path("secateurs-compare"),
     rerun: bool = False,
 ) -> None:
-    """Prune a model by every criterion with every pattern, allocator and schedule, and put what comes of it side by side.
+    """Prune a model by every criterion and solver with every pattern, allocator and schedule, and put what comes of it side by side.
 
     The folder gets a file a job, so that the same command goes on where it was stopped, and one with more adds to it.
 
@@ -329,7 +330,10 @@ def compare_(
     weights
         A safetensors file with the trained weights.
     criterion
-        How units are scored, one or more: magnitude, taylor, "magnitude(p=1) * input_norm()", random (drawn anew with each seed) …
+        How units are scored, one or more: magnitude, taylor, "magnitude(p=1) * input_norm()", random (drawn anew with each seed) …; by
+        default magnitude, where no solver is named.
+    solver
+        Solvers to try beside the criteria, one or more: "ZipLM()", "LeastSquares(TopK(taylor()))", "SparseGPT(block=64)" …
     pattern
         What is removed as one, one or more: "Element()", "2:4", "Kernel()", "Block(4, 1)", "Filter()", channel, head …
     allocator
@@ -366,8 +370,10 @@ def compare_(
     _require_at_least(0, epochs=epochs, dense_epochs=dense_epochs)
     if not (isfinite(lr) and lr > 0):
         raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
+    criterion = criterion or ([] if solver else ["magnitude"])
+    amount = {"epochs": epochs, "rounds": rounds}
     tried = recipes_of(
-        criterion, pattern, allocator, schedule, keep_of, epochs=epochs, rounds=rounds, only=only or None, skip=skip or None
+        criterion, pattern, allocator, schedule, keep_of, solver=solver, only=only or None, skip=skip or None, **amount
     )
     torch.manual_seed(0)
     work = NamedTask(task)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs import costs, criteria, recover, session
-from secateurs.cli.parts import parsed_allocator, parsed_criterion, parsed_pattern, usual_allocator
+from secateurs.cli.parts import parsed_allocator, parsed_criterion, parsed_pattern, parsed_solver, usual_allocator
 from secateurs.comparing import Pruning, Recipe
 from secateurs.comparing.recipe import Drawn
 from secateurs.files import save
@@ -19,7 +19,7 @@ from secateurs.recover import train_
 from secateurs.recover.schedules import Schedule
 from secateurs.run.clock.timing import torch_threads
 from secateurs.solve import TopK
-from secateurs.types import Cost, Pattern, SecateursError, Selection, Task
+from secateurs.types import Cost, Pattern, SecateursError, Selection, Solver, Task
 
 _SCHEDULES: dict[str, Callable[[float], Schedule]] = {
     name: getattr(recover, name) for name in ("geometric", "linear", "cubic", "one_shot")
@@ -33,32 +33,40 @@ def recipes_of(
     schedule: Sequence[str],
     keep_of: str,
     *,
+    solver: Sequence[str] = (),
     epochs: int,
     rounds: int,
     only: Selection | None,
     skip: Selection | None,
 ) -> list[Recipe]:
-    """Every criterion with every pattern, allocator and schedule, named by the words that differ.
+    """Every criterion and solver with every pattern, allocator and schedule, named by the words that differ.
 
     >>> told = {"epochs": 0, "rounds": 1, "only": None, "skip": None}
     >>> [each.name for each in recipes_of(["magnitude", "random"], ["2:4", "channel"], [], ["cubic"], "units", **told)]
     ['magnitude, 2:4', 'magnitude, channel', 'random, 2:4', 'random, channel']
+    >>> [each.name for each in recipes_of(["taylor"], ["channel"], [], ["cubic"], "units", solver=["ZipLM", "Merge()"], **told)]
+    ['taylor', 'ZipLM', 'Merge()']
     """
-    found = []
-    for words in product(criterion, pattern, allocator or [""], schedule):
+    found, choosing = [], [*criterion, *solver]
+    for words in product(choosing, pattern, allocator or [""], schedule):
         scored, cut, spread, grown = words
         shape = parsed_pattern(cut)
         share = parsed_allocator(spread or usual_allocator(shape))
         if grown not in _SCHEDULES:
             raise SecateursError(f"--schedule {grown!r} is none of {', '.join(_SCHEDULES)}")
-        choice = parsed_criterion(scored, 0, coupled=shape.removable)
-        solver = Drawn(criteria.random) if scored == "random" else TopK(choice)
-        pruning = Pruning(shape, solver, share, _cost(keep_of, shape), only, skip)
+        pruning = Pruning(shape, _chooses(scored, solver, shape), share, _cost(keep_of, shape), only, skip)
         differing = [
-            word for word, all_of_it in zip(words, (criterion, pattern, allocator, schedule), strict=True) if len(all_of_it) > 1
+            word for word, all_of_it in zip(words, (choosing, pattern, allocator, schedule), strict=True) if len(all_of_it) > 1
         ]
         found.append(Recipe(", ".join(differing) or scored, pruning, epochs, rounds, _SCHEDULES[grown]))
     return found
+
+
+def _chooses(words: str, solvers: Sequence[str], shape: Pattern) -> Solver | Drawn:
+    """What a solver's or a criterion's words say; ``random`` is drawn anew with each seed."""
+    if words in solvers:
+        return parsed_solver(words, None)
+    return Drawn(criteria.random) if words == "random" else TopK(parsed_criterion(words, 0, coupled=shape.removable))
 
 
 def _cost(keep_of: str, shape: Pattern) -> Cost | None:
