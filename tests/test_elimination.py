@@ -79,7 +79,7 @@ def test_units_of_convolutions_go_with_all_their_columns_and_score_what_is_left_
     stats = observe(model, [site], solver.needs, task)
     (scores,) = solver.scores([site], stats)
     best = float(scores.min())
-    given = nn.functional.unfold(model[:3](data).double(), 2).transpose(1, 2).reshape(-1, 24)
+    given = nn.functional.unfold(model[:3](data).detach().double(), 2).transpose(1, 2).reshape(-1, 24)
     rows = model[3].weight.detach().double().flatten(1)
     features = given / len(given) ** 0.5
     pull = (1e-4 * float((features.T @ features).diagonal().mean())) ** 0.5 * torch.eye(24, dtype=torch.float64)

