@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,12 @@ from secateurs.evidence import observe
 from secateurs.methods import castellano_
 from secateurs.patterns import find_sites
 from secateurs.types import NonFiniteError, PatternError
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def mlp(seed: int, hidden: int = 7) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ import secateurs as sc
 from secateurs.methods import oats_
 from secateurs.shrink.step import Factors, Step
 from secateurs.types import FileError, NonFiniteError
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def net() -> nn.Module:
