@@ -387,3 +387,8 @@ def test_solvers_on_the_command_line_are_tried_beside_criteria():
     assert zip_lm.prune.solver == sc.ZipLM(damping=1e-3)
     with pytest.raises(sc.SecateursError, match="'Zip' is no solver"):
         recipes_of([], ["channel"], [], ["geometric"], "macs", solver=["Zip"], **told)
+
+
+def test_a_recipe_that_returns_no_masks_has_failed(tmp_path):
+    with pytest.raises(sc.FailedJobsError, match="what its function returns is None, but must be the Masks"):
+        sc.compare([sc.Recipe("forgotten", lambda *_: None)], digits_cnn(), digits(), keep=0.5, out=tmp_path, processes=1)

@@ -294,3 +294,56 @@ def test_oats_refuses_what_it_cannot_split_and_takes_all_back():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(sc.SecateursError, match=r"low_rank=0 is not in \(0, 1\)"):
         oats_(model, task_on(data), low_rank=0)
+
+
+# ---------------------------------------------------------------- what reads a weight only at times, few bits, too little left
+
+
+@pytest.mark.parametrize(
+    "method", [lambda model, task: sc.low_rank_(model, task, keep=0.5), lambda model, task: oats_(model, task, iterations=3)]
+)
+def test_layers_that_torch_reads_in_evaluation_mode_stay_one(method):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 4, 64, batch_first=True)
+    model, data = nn.Sequential(nn.Linear(24, 16), encoder, nn.Linear(16, 30)), torch.randn(4, 5, 24)
+    method(model.train(), task_on(data, calibration=[(data, None)]))
+    assert type(encoder.linear1) is type(encoder.linear2) is nn.Linear
+    assert model.eval()(data).shape == model.train()(data).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_few_bits_become_two_layers_of_as_few(dtype):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).to(dtype), torch.randn(32, 64).to(dtype)
+    by_hand = copy.deepcopy(model).float()
+    found = sc.low_rank_(model, task_on(data), keep=0.5)
+    sc.low_rank_(by_hand, task_on(data.float()), keep=0.5)
+    assert found.ranks == {"0": 21, "2": 21}
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert torch.allclose(model(data).float(), by_hand(data.float()), atol=0.05)
+    masks = oats_(copy.deepcopy(model), task_on(data, calibration=[(data, None)]), iterations=3, only="*")
+    assert all(mask.any() for mask in masks.values())
+
+
+@pytest.mark.parametrize(
+    ("amount", "says"), [({"sparsity": 0.99}, "leave no rank"), ({"sparsity": 0.5, "low_rank": 0.999}, "leave none in a row")]
+)
+def test_oats_refuses_to_leave_too_little_and_names_the_layer(amount, says):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 20)), torch.randn(8, 20)
+    with pytest.raises(sc.SecateursError, match=rf"0: of its 16 x 20 weights sparsity=.* {says}"):
+        oats_(model, task_on(data, calibration=[(data, None)]), only="*", **amount)
+    assert isinstance(model[0], nn.Linear)
+
+
+@pytest.mark.parametrize("iterations", [0, 1.5, -1])
+def test_oats_refuses_what_is_no_number_of_turns(iterations):
+    with pytest.raises(sc.SecateursError, match=f"iterations is {iterations}"):
+        oats_(made(), task_on(images(0)), iterations=iterations)
+
+
+def test_what_is_no_number_is_refused():
+    with pytest.raises(sc.SecateursError, match="keep='x' is not in"):
+        sc.low_rank_(made(), task_on(images(0)), keep="x")
+    with pytest.raises(sc.SecateursError, match="sparsity='x' is not in"):
+        oats_(made(), task_on(images(0)), sparsity="x")

@@ -150,3 +150,20 @@ def test_units_in_weights_of_two_sites_come_back_from_both_parts(tmp_path):
     found = pruned(going_on, sc.Channel(), CASES[2][1], tmp_path)
     assert same(going_on, expected)
     assert all(torch.equal(found[name], masks[name]) for name in masks)
+
+
+def test_other_calibration_batches_are_another_pruning(tmp_path):
+    pattern, solver = CASES[0]
+    with pytest.raises(Stop):
+        pruned(made(), pattern, Stopping(solver, 2), tmp_path)
+    data = torch.randn(64, 12)
+    with pytest.raises(FileError, match="its calibration batches is"):
+        sc.prune_(
+            made(),
+            pattern,
+            solver,
+            sc.uniform(sparsity=0.5),
+            sc.Task(data[:1], calibration=[(data, None)]),
+            walk=sc.in_order(),
+            checkpoint=tmp_path,
+        )

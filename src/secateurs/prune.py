@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
 from secateurs.evidence import at_once, observe
-from secateurs.files.partway import Kept, Partway, digest_of
+from secateurs.files.partway import Kept, Partway, digest
 from secateurs.given import ALLOCATOR, MASKS, MODEL, PATH, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks, Origin
+from secateurs.nested import tensors_in
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole
@@ -40,7 +41,7 @@ def prune_(
     those of an earlier pruning, whose removals stand. ``walk=in_order()`` observes each site with those before it pruned already, and
     keeps the statistics of one alone in memory; how much each keeps is then decided beforehand, by an allocator that asks for no scores.
     Where anything is wrong, or it is interrupted, the model is left as it was; with ``checkpoint=``, a folder that gets a file for each
-    part, the same call with the same model goes on behind the last part that was finished.
+    part, the same call with the same model and data goes on behind the last part that was finished.
 
     Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
     the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
@@ -77,7 +78,7 @@ def prune_(
             plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
         plan = of_first(plan)
         _require_these_sites(plan, sites)
-        partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan))
+        partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan, task))
         for number, part in enumerate(parts):
             if partway is not None and _put_back(partway, number, part, found, written, write):
                 continue
@@ -97,10 +98,12 @@ def prune_(
         return _imposed_(model, sites, plan, found, earlier or {})
 
 
-def _about(model: nn.Module, pattern: Pattern, solver: Solver, plan: Plan) -> dict[str, str]:
-    """To which pruning a checkpoint belongs."""
+def _about(model: nn.Module, pattern: Pattern, solver: Solver, plan: Plan, task: Task) -> dict[str, str]:
+    """To which pruning a checkpoint belongs. Batches are compared where they are a list; a loader may shuffle them."""
+    batches = task.calibration if task.calibration is not None else task.train
+    data = digest(dict(enumerate(tensors_in(batches)))) if isinstance(batches, (list, tuple)) else ""
     asked = {"pattern": repr(pattern), "solver": repr(solver), "plan": plan.to_json()}
-    return {"model": type(model).__name__, "weights": digest_of(model), **asked}
+    return {"model": type(model).__name__, "weights": digest(model.state_dict()), "calibration batches": data, **asked}
 
 
 def _come_to(part: Sites, found: Mapping[str, Tensor]) -> Kept:

@@ -17,7 +17,7 @@ from secateurs.comparing.described import digest, shown
 from secateurs.comparing.peak import peak_memory
 from secateurs.comparing.recipe import Pruning, Recipe
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params
-from secateurs.given import MODEL, TASK, require
+from secateurs.given import MASKS, MODEL, TASK, require
 from secateurs.masks import Masks
 from secateurs.random_state import random_state, restore_random_state
 from secateurs.recover import evaluate, per_step, train_
@@ -129,6 +129,7 @@ def _measured(job: Job, dense: Dense) -> Outcome:
         begun = time.process_time()
         with peak_memory() as peak:
             masks = recipe.prune(model, task, keep, job.seed, masks)
+        require(f"the recipe {recipe.name!r}", "what its function returns", masks, MASKS)
         cut_seconds += time.process_time() - begun
         memory = max((part for part in (memory, peak.bytes) if part is not None), default=None)
         if keep == job.keep:

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateurs.files import container
 from secateurs.ranks import by_first, whole
@@ -72,16 +73,17 @@ class Partway:
         return self.folder / f"part-{number:05}.safetensors"
 
 
-def digest_of(model: nn.Module) -> str:
-    """The same for two models with the same parameters and buffers to the bit, and for no others.
+def digest(tensors: Mapping[Any, Any]) -> str:
+    """The same for the same tensors under the same names, to the bit, and for no others.
 
+    >>> from torch import nn
     >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    >>> digest_of(one) == digest_of(one), digest_of(one) == digest_of(other)
+    >>> digest(one.state_dict()) == digest(one.state_dict()), digest(one.state_dict()) == digest(other.state_dict())
     (True, False)
     """
     found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
+    for name, tensor in tensors.items():
+        found.update(str(name).encode())
         if isinstance(tensor, Tensor):
             values = whole(tensor.detach()).cpu().contiguous()
             found.update(f"{values.dtype}{tuple(values.shape)}".encode())

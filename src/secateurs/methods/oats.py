@@ -35,7 +35,7 @@ def oats_(
     ``low_rank`` in (0, 1) is the part of what stays that goes into the narrow layers. The weight, scaled by the norms of its inputs, is
     split by turns: the best low rank of what the sparse part leaves, then in each row the largest of what that leaves. Each layer
     becomes a `SparsePlusLowRank`. Embeddings and the output head stay dense unless ``only`` names them. Returns the masks of the sparse
-    parts.
+    parts, whose own sparsity is higher than that of both together. Raises `SecateursError` for a layer of which too little would be left.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -45,8 +45,10 @@ def oats_(
     (torch.Size([64, 512]), 192, 7)
     """
     for name, part in (("sparsity", sparsity), ("low_rank", low_rank)):
-        if not 0 < part < 1:
-            raise SecateursError(f"oats_: {name}={part} is not in (0, 1); 0.25 is a quarter")
+        if not (isinstance(part, (int, float)) and 0 < part < 1):
+            raise SecateursError(f"oats_: {name}={part!r} is not in (0, 1); 0.25 is a quarter")
+    if type(iterations) is not int or iterations < 1:
+        raise SecateursError(f"oats_: iterations is {iterations!r}, but must be a whole number of at least 1; the paper's is 80")
     sites, _ = cuttable(model, task, only, without_head(model, task, only, skip, "OATS"))
     norms = observe(model, sites, [input_norm()], task)
     split = {path_of(site): _split(site, norms, 1 - sparsity, low_rank, iterations) for site in track(sites, "splitting")}
@@ -74,10 +76,15 @@ def _split(site: Site, stats: Stats, keep: float, low_rank: float, iterations: i
     norms = stats[member.parameter][input_norm()].double().expand(member.shape)[0, 0].flatten()
     scale = norms.clamp_min(float(norms.max()) * 1e-6 or 1.0)
     scaled, (outputs, features) = rows * scale, rows.shape
-    rank = max(1, int(low_rank * keep * outputs * features / (outputs + features)))
+    rank = int(low_rank * keep * outputs * features / (outputs + features))
     each = round((1 - low_rank) * keep * features)
+    if not rank or not each:
+        raise SecateursError(
+            f"{site.name}: of its {outputs} x {features} weights sparsity={1 - keep:g} and low_rank={low_rank:g} leave "
+            f"{'no rank' if not rank else 'none in a row'}: lower the sparsity, raise or lower low_rank, or skip=[{site.name!r}]"
+        )
     sparse = torch.zeros_like(scaled)
-    for _ in range(max(1, iterations)):
+    for _ in range(iterations):
         last = _directions(scaled - sparse, rank)
         first = last.T @ (scaled - sparse)
         left = scaled - last @ first

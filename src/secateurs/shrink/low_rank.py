@@ -100,8 +100,8 @@ def _require_amount(keep: float | None, energy: float | None, ranks: Mapping[str
             f"low_rank_: say how much stays with one of keep, energy and ranks, not with {' and '.join(said) or 'none'}"
         )
     for name, part in (("keep", keep), ("energy", energy)):
-        if part is not None and not 0 < part <= 1:
-            raise SecateursError(f"low_rank_: {name}={part} is not in (0, 1]; 0.5 keeps half")
+        if part is not None and not (isinstance(part, (int, float)) and 0 < part <= 1):
+            raise SecateursError(f"low_rank_: {name}={part!r} is not in (0, 1]; 0.5 is half")
     for name, rank in (ranks or {}).items():
         if type(rank) is not int or rank < 1:
             raise SecateursError(f"low_rank_: the rank of {name} is {rank!r}, but must be a whole number of at least 1")
@@ -124,6 +124,7 @@ def cuttable(model: nn.Module, task: Task, only: Selection | None, skip: Selecti
         reason = (
             reason_against(member.module) if member.attribute == "weight" else "it is no weight of a linear layer or convolution"
         )
+        reason = reason or _asked_for_weight(model, path_of(site))
         reason = reason or ("" if path_of(site) else "it is the whole model, in whose place nothing can be put")
         shared = sum(parameter is member.weight for parameter in _all_parameters(model)) > 1
         reason = reason or ("its weight is another layer's too" if shared else "")
@@ -136,6 +137,12 @@ def cuttable(model: nn.Module, task: Task, only: Selection | None, skip: Selecti
     if not found:
         raise SecateursError("no layer can become two: " + "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5]))
     return replace(sites, found=tuple(found)), skipped
+
+
+def _asked_for_weight(model: nn.Module, path: str) -> str:
+    """Why a layer must stay one whose surrounding layer reads its weight itself, at least in evaluation mode."""
+    around = model.get_submodule(path.rpartition(".")[0]) if path else None
+    return "torch's TransformerEncoderLayer reads its weight itself" if isinstance(around, nn.TransformerEncoderLayer) else ""
 
 
 def _all_parameters(model: nn.Module) -> list[nn.Parameter]:

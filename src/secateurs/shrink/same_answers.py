@@ -30,7 +30,8 @@ class Check:
     sequences.
 
     Models of more than ten million parameters are compared in float32 first, within the tolerance of float64, which what float32 rounds
-    off hardly ever exceeds; where it does, float64 decides. What the model answered before is computed once.
+    off hardly ever exceeds; where it does, float64 decides. What the model answered before is computed once. ``tolerance`` is that of the
+    last comparison, where weights of few bits are written anew.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Check:
     _before: dict[bool, list[Tensor]] = field(default_factory=dict)
     _doubles: bool = True
     _others: list[Any] | None = None
+    tolerance: float | None = None
 
     def ask(self) -> None:
         """Have the model answer as it is now. Raises `TaskError` where it cannot."""
@@ -49,7 +51,7 @@ class Check:
         Raises `SecateursError`, with the model as it was, where the difference is no rounding error.
         """
         *tried, last = self._precisions()
-        for double, tolerance in (*((each, _TOLERANCE) for each in tried), (last, None)):
+        for double, tolerance in (*((each, _TOLERANCE) for each in tried), (last, self.tolerance)):
             before = self._asked(double)
             try:
                 done = change()
