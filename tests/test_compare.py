@@ -389,6 +389,20 @@ def test_solvers_on_the_command_line_are_tried_beside_criteria():
         recipes_of([], ["channel"], [], ["geometric"], "macs", solver=["Zip"], **told)
 
 
-def test_a_recipe_that_returns_no_masks_has_failed(tmp_path):
-    with pytest.raises(sc.FailedJobsError, match="what its function returns is None, but must be the Masks"):
-        sc.compare([sc.Recipe("forgotten", lambda *_: None)], digits_cnn(), digits(), keep=0.5, out=tmp_path, processes=1)
+def by_low_rank(model, task, keep, seed, masks):
+    sc.low_rank_(model, task, keep=keep, weighted=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (lambda *_: None, "returned no masks, and nothing of the model is gone: was a return forgotten"),
+        (lambda *_: 3, "what its function returns is 3, but must be the Masks"),
+    ],
+)
+def test_a_recipe_that_returns_no_masks_must_have_made_the_model_smaller(recipe, says):
+    told = {"keep": 0.5, "processes": 1, "show": False}
+    with pytest.raises(sc.FailedJobsError, match=says):
+        sc.compare([sc.Recipe("forgotten", recipe)], digits_cnn(), digits(), **told)
+    (row,) = sc.compare([sc.Recipe("in two", by_low_rank, epochs=1)], digits_cnn(), digits(), **told).rows
+    assert row.outcomes[0].parameters < 0.6 * row.outcomes[0].dense_parameters

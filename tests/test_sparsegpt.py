@@ -275,7 +275,7 @@ def test_data_that_do_not_tell_raise_the_damping_or_an_error():
     with pytest.raises(NonFiniteError, match=r"^weight: the products of its inputs are NaN or infinite"):
         SparseGPT()(site, 16, {"weight": {GRAM: torch.full((1, 9, 9), torch.nan)}})
     layer.weight.data[0, 0] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"^weight: weights are NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"^weight: a weight is NaN or infinite"):
         SparseGPT()(site, 16, stats)
     with pytest.raises(SecateursError, match=r"^weight: SparseGPT needs input_gram of weight, which was not observed"):
         SparseGPT()(site, 16, {})

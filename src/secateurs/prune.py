@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -55,24 +56,15 @@ def prune_(
     >>> masks.kept, masks.sparsity, int(model[0].weight.count_nonzero())
     (10, 0.75, 8)
     """
-    require("prune_", "model", model, MODEL)
-    require("prune_", "task", task, TASK)
-    require("prune_", "solver", solver, SOLVER)
-    if allocate is not None:
-        require("prune_", "allocate", allocate, ALLOCATOR)
-    if masks is not None:
-        require("prune_", "masks", masks, MASKS)
-    if checkpoint is not None:
-        require("prune_", "checkpoint", checkpoint, PATH)
+    _require_kinds(model, task, solver, allocate, masks, checkpoint)
     require_values("prune_", model)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
     parts = walk(sites)
     if sorted(site.name for part in parts for site in part) != sorted(site.name for site in sites):
         raise SecateursError("prune_: the walk must give every site once, in parts: see secateurs.evidence.in_order")
-    found: dict[str, Tensor] = {}
-    written: set[str] = set()
     with _taken_back_on_error() as write:
+        found = _Found(write)
         first = observe(model, sites, solver.needs, task) if len(parts) == 1 else {}
         with together():
             plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
@@ -80,22 +72,60 @@ def prune_(
         _require_these_sites(plan, sites)
         partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan, task))
         for number, part in enumerate(parts):
-            if partway is not None and _put_back(partway, number, part, found, written, write):
+            if partway is not None and found.put_back(partway, number, part):
                 continue
             stats = first if len(parts) == 1 else observe(model, part, solver.needs, task)
             with together():
                 for site in track(part, "pruning"):
-                    solution = solver(site, plan[site.name], stats)
-                    _require_count(site, plan[site.name], solution)
-                    _restrict(found, site, solution)
-                    write(site, solution.weights, found)
-                    written.update(solution.weights)
-                    if len(parts) > 1:
-                        write(site, {}, found, masked=True)
+                    found.solve(site, plan[site.name], solver, stats, last=len(parts) == 1)
             if partway is not None:
-                partway.keep(number, [site.name for site in part], _come_to(part, found))
-        _require_agreement(sites, found, written)
-        return _imposed_(model, sites, plan, found, earlier or {})
+                partway.keep(number, [site.name for site in part], found.of(part))
+        _require_agreement(sites, found.masks, found.written)
+        return _imposed_(model, sites, plan, found.masks, earlier or {})
+
+
+def _require_kinds(model: object, task: object, solver: object, allocate: object, masks: object, checkpoint: object) -> None:
+    for name, value, kind in (("model", model, MODEL), ("task", task, TASK), ("solver", solver, SOLVER)):
+        require("prune_", name, value, kind)
+    for name, value, kind in (("allocate", allocate, ALLOCATOR), ("masks", masks, MASKS), ("checkpoint", checkpoint, PATH)):
+        if value is not None:
+            require("prune_", name, value, kind)
+
+
+@dataclass
+class _Found:
+    """What was found so far: the masks, and which weights a solver wrote; ``write`` writes to the model."""
+
+    write: Callable[..., None]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+
+    def solve(self, site: Site, kept: int, solver: Solver, stats: Stats, *, last: bool) -> None:
+        """Solve one site and write what came of it; unless it is observed no more, what is gone is zero for those after it."""
+        solution = solver(site, kept, stats)
+        _require_count(site, kept, solution)
+        _restrict(self.masks, site, solution)
+        self.write(site, solution.weights, self.masks)
+        self.written.update(solution.weights)
+        if not last:
+            self.write(site, {}, self.masks, masked=True)
+
+    def of(self, part: Sites) -> Kept:
+        """All that a part may have changed, as it is now."""
+        weights = {name: whole(weight.detach()) for site in part for name, weight in _weights_of(site).items()}
+        return Kept(weights, {name: self.masks[name] for name in weights if name in self.masks})
+
+    def put_back(self, partway: Partway, number: int, part: Sites) -> bool:
+        """Give the model what a part came to in a run that was stopped, if it did."""
+        kept = partway.kept(number, [site.name for site in part])
+        if kept is None:
+            return False
+        for site in part:
+            weights = _weights_of(site)
+            self.write(site, {name: kept.weights[name].to(weight.device) for name, weight in weights.items()}, {})
+            self.masks.update({name: kept.masks[name].to(weight.device) for name, weight in weights.items() if name in kept.masks})
+        self.written.update(kept.weights)
+        return True
 
 
 def _about(model: nn.Module, pattern: Pattern, solver: Solver, plan: Plan, task: Task) -> dict[str, str]:
@@ -104,27 +134,6 @@ def _about(model: nn.Module, pattern: Pattern, solver: Solver, plan: Plan, task:
     data = digest(dict(enumerate(tensors_in(batches)))) if isinstance(batches, (list, tuple)) else ""
     asked = {"pattern": repr(pattern), "solver": repr(solver), "plan": plan.to_json()}
     return {"model": type(model).__name__, "weights": digest(model.state_dict()), "calibration batches": data, **asked}
-
-
-def _come_to(part: Sites, found: Mapping[str, Tensor]) -> Kept:
-    """All that a part may have changed, as it is now."""
-    weights = {name: whole(weight.detach()) for site in part for name, weight in _weights_of(site).items()}
-    return Kept(weights, {name: found[name] for name in weights if name in found})
-
-
-def _put_back(
-    partway: Partway, number: int, part: Sites, found: dict[str, Tensor], written: set[str], write: Callable[..., None]
-) -> bool:
-    """Give the model what a part came to before, if it did."""
-    kept = partway.kept(number, [site.name for site in part])
-    if kept is None:
-        return False
-    for site in part:
-        weights = _weights_of(site)
-        write(site, {name: kept.weights[name].to(weight.device) for name, weight in weights.items()}, {})
-        found.update({name: kept.masks[name].to(weight.device) for name, weight in weights.items() if name in kept.masks})
-    written.update(kept.weights)
-    return True
 
 
 def _weights_of(site: Site) -> dict[str, nn.Parameter]:

@@ -51,6 +51,30 @@ def trial(
         before.put_back_()
 
 
+@contextmanager
+def taken_back_on_error(model: nn.Module) -> Iterator[None]:
+    """Where the block fails or is interrupted, the model is as it was before it, to the bit, as after a `trial`.
+
+    For methods of several steps, each of which may stand alone.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> before = layer.weight.item()
+    >>> with taken_back_on_error(layer):
+    ...     layer.weight.data.zero_()
+    ...     raise KeyboardInterrupt
+    Traceback (most recent call last):
+    KeyboardInterrupt
+    >>> layer.weight.item() == before
+    True
+    """
+    before = _Before(model)
+    try:
+        yield
+    except BaseException:
+        before.put_back_()
+        raise
+
+
 class _Held(NamedTuple):
     """A tensor with its name, what was in it, and its gradient with what was in that."""
 

@@ -120,19 +120,13 @@ def _product(node: ast.expr) -> Any:
     )
 
 
-_NO_FACTORS = (
-    "at_once",
-    "by_unit",
-    "gauss_newton_rows",
-    "in_order",
-    "input_gram",
-    "input_rows",
-    "mean_loss",
-    "observe",
-    "readers_of",
-    "recorded",
-)
-_STATISTICS = [name for name in evidence.__all__ if name not in _NO_FACTORS]
+def _makes_statistic(name: str) -> bool:
+    """Whether what stands in ``evidence`` makes a statistic that can multiply a criterion: not products of inputs, or what was recorded."""
+    made = inspect.signature(getattr(evidence, name)).return_annotation
+    return made == "Statistic" and name not in ("input_gram", "recorded")
+
+
+_STATISTICS = [name for name in evidence.__all__ if _makes_statistic(name)]
 
 
 def _argument(node: ast.expr) -> Any:
@@ -195,7 +189,7 @@ def _solver(node: ast.expr, given: list[Criterion]) -> Any:
     return factory(*(argument(each) for each in call.args), **named)
 
 
-_SOLVERS = [name for name in solve.__all__ if name[0].isupper() and name != "Surgeon"]
+_SOLVERS = [name for name in solve.__all__ if hasattr(getattr(solve, name), "scores")]
 
 
 def parsed_allocator(text: str) -> partial[Allocator]:

@@ -21,7 +21,7 @@ from secateurs.given import MASKS, MODEL, TASK, require
 from secateurs.masks import Masks
 from secateurs.random_state import random_state, restore_random_state
 from secateurs.recover import evaluate, per_step, train_
-from secateurs.types import Task, TaskError
+from secateurs.types import SecateursError, Task, TaskError
 
 MakesOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -129,12 +129,17 @@ def _measured(job: Job, dense: Dense) -> Outcome:
         begun = time.process_time()
         with peak_memory() as peak:
             masks = recipe.prune(model, task, keep, job.seed, masks)
-        require(f"the recipe {recipe.name!r}", "what its function returns", masks, MASKS)
+        if masks is not None:
+            require(f"the recipe {recipe.name!r}", "what its function returns", masks, MASKS)
         cut_seconds += time.process_time() - begun
         memory = max((part for part in (memory, peak.bytes) if part is not None), default=None)
         if keep == job.keep:
             cut = evaluate(model, task, reported(task)[1], show=False)
             left, work = _counted(model, task, masks, recipe)
+            if masks is None and left == numbers.dense_parameters and keep < 1:
+                raise SecateursError(
+                    f"{recipe.name!r} returned no masks, and nothing of the model is gone: was a return forgotten?"
+                )
         if recipe.epochs:
             begun = time.process_time()
             _trained(model, task, masks, recipe.epochs, dense.setting.optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -41,10 +42,10 @@ class _Divided:
     """Scores ``(contests, competitors)`` divided by one number, that of the units that are left."""
 
     by: Measure
-    first: object = None
+    first: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def __call__(self, scores: Tensor, alive: Tensor | None) -> Tensor:
-        if callable(self.first):
+        if self.first is not None:
             scores = self.first(scores, alive)
         left = (scores if alive is None else scores[alive]).double()
         if not left.numel():

@@ -13,6 +13,7 @@ from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection
 from secateurs.prune import prune_
 from secateurs.solve import TopK
+from secateurs.tried import taken_back_on_error
 from secateurs.types import Pattern, SecateursError, Task
 
 
@@ -85,15 +86,11 @@ def synflow_(
     """
     if rounds < 1:
         raise SecateursError(f"synflow_: rounds={rounds} must be at least 1; the paper has 100")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     masks: Masks | None = None
-    try:
+    with taken_back_on_error(model):
         for number in range(1, rounds + 1):
             allocate = global_threshold(sparsity=1 - (1 - sparsity) ** (number / rounds))
             masks = prune_(model, pattern, TopK(synflow()), allocate, task, only=only, skip=skip, masks=masks)
-    except BaseException:
-        model.load_state_dict(before)
-        raise
     assert masks is not None
     return masks
 

@@ -11,6 +11,7 @@ from secateurs.patterns import Channel, Selection, find_sites
 from secateurs.progress import track
 from secateurs.prune import prune_
 from secateurs.solve import LeastSquares, TopK
+from secateurs.tried import taken_back_on_error
 from secateurs.types import Task
 
 
@@ -31,6 +32,7 @@ def castellano_(
     keep, masks = fraction_kept("castellano_", sparsity, None), None
     solver, pattern = LeastSquares(TopK(activation(p=2) * magnitude(members="consumers"))), Channel(within="model")
     units = sum(site.units for site in find_sites(model, pattern, task.example, only=only, skip=skip))
-    for left in track(range(units - 1, max(1, round(keep * units)) - 1, -1), "pruning"):
-        masks = prune_(model, pattern, solver, global_threshold(keep=left / units), task, only=only, skip=skip, masks=masks)
+    with taken_back_on_error(model):
+        for left in track(range(units - 1, max(1, round(keep * units)) - 1, -1), "pruning"):
+            masks = prune_(model, pattern, solver, global_threshold(keep=left / units), task, only=only, skip=skip, masks=masks)
     return masks or prune_(model, pattern, solver, global_threshold(keep=1.0), task, only=only, skip=skip)

@@ -9,6 +9,8 @@ from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vect
 from secateurs.patterns.sites import find_sites
 from secateurs.patterns.units import (
     as_units,
+    finite,
+    finite_weight_of,
     joined_scores,
     marked,
     restrict,
@@ -42,6 +44,8 @@ __all__ = [
     "find_parameters",
     "find_sites",
     "find_weights",
+    "finite",
+    "finite_weight_of",
     "in_no_weight",
     "joined_scores",
     "layout_of",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
 from secateurs.ranks import whole
-from secateurs.types import Criterion, Evidence, Member, PatternError, Scores, Site
+from secateurs.types import Criterion, Evidence, Member, NonFiniteError, PatternError, Scores, Site
 
 
 def weight_of(member: Member) -> Tensor:
@@ -25,6 +25,23 @@ def weight_of(member: Member) -> Tensor:
     weight, attribute = whole(member.weight.detach()), member.attribute
     hidden = member.module._buffers.get(attribute.removesuffix("_orig") + "_mask") if attribute.endswith("_orig") else None
     return weight if hidden is None else weight * hidden
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; makes no tensor of that size.
+
+    >>> finite(torch.ones(3)), finite(torch.tensor([1.0, torch.nan])), finite(torch.tensor([1.0, -torch.inf]))
+    (True, False, False)
+    """
+    return tensor.numel() == 0 or all(isfinite(float(each)) for each in torch.aminmax(tensor))
+
+
+def finite_weight_of(member: Member) -> Tensor:
+    """As `weight_of`; raises `NonFiniteError` that names the parameter where a number is NaN or infinite."""
+    weight = weight_of(member)
+    if not finite(weight):
+        raise NonFiniteError(f"{member.parameter}: a weight is NaN or infinite; restore a checkpoint from before they diverged")
+    return weight
 
 
 def as_units(site: Site, tensor: Tensor, member: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateurs.answers import telling
 from secateurs.evidence import input_gram, observe
 from secateurs.given import MODEL, TASK, require, require_values
-from secateurs.patterns import Element, Selection, find_sites
+from secateurs.patterns import Element, Selection, find_sites, finite_weight_of
 from secateurs.progress import track
 from secateurs.shrink.factors import Parts, most_of_rank, put_in_place_, reason_against
 from secateurs.shrink.undo import Undo
@@ -130,9 +130,8 @@ def cuttable(model: nn.Module, task: Task, only: Selection | None, skip: Selecti
         reason = reason or ("its weight is another layer's too" if shared else "")
         if reason:
             skipped.append(Skipped(site.name, reason))
-        elif not bool(torch.isfinite(member.weight).all()):
-            raise NonFiniteError(f"{site.name}: a weight is NaN or infinite; restore a checkpoint from before they diverged")
         else:
+            finite_weight_of(member)
             found.append(site)
     if not found:
         raise SecateursError("no layer can become two: " + "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5]))

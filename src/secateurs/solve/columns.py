@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateurs.solve.layer import Layer
+from secateurs.solve.without import without_
 from secateurs.types import Solution
 
 
@@ -23,9 +24,7 @@ def remove_columns(layer: Layer, keep: int, factors: Tensor) -> Solution:
     there, losses = units & alive, torch.full(units.shape, torch.inf, dtype=torch.float64, device=weight.device)
 
     def remove(group: int, column: int) -> None:
-        row = inverse[group, column] / inverse[group, column, column]
-        weight[group] -= weight[group, :, column, None] * row
-        inverse[group] -= inverse[group, :, column, None] * row
+        without_(weight[group], inverse[group], torch.tensor([column], device=weight.device))
         there[group, column] = False
 
     def update(group: int) -> None:

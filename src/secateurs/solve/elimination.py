@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateurs.patterns import weight_of
-from secateurs.solve.reconstruct import GRAM, columns_of, gram_of, readers, require_damping
+from secateurs.patterns import finite_weight_of
+from secateurs.solve.reconstruct import GRAM, columns_of, gram_of, known_readers, require_damping
 from secateurs.solve.regression import alive_units, require_read_units, with_least_squares
-from secateurs.types import NonFiniteError, Scores, SecateursError, Site, Solution, Statistic, Stats
+from secateurs.solve.without import without_
+from secateurs.types import Scores, Site, Solution, Statistic, Stats
 
 
 @dataclass(frozen=True)
@@ -75,27 +76,14 @@ class _Reader:
 
     def take_out_(self, unit: int) -> None:
         """Remove a unit: the weights of the others and the inverse Hessian become those without it."""
-        there = self.features[unit]
-        beside = self.inverse[there]
-        made_up = torch.linalg.solve(beside[:, there], torch.cat([beside, self.weights.T[there]], dim=1))
-        of_inverse, of_weights = made_up.split([self.inverse.shape[1], len(self.weights)], dim=1)
-        self.weights -= of_weights.T @ beside
-        self.inverse -= beside.T @ of_inverse
-        self.weights[:, there] = 0
-        self.inverse[there] = self.inverse[:, there] = 0
-        self.inverse[there, there] = 1  # what is gone has no cost, and its block can still be solved
+        without_(self.weights, self.inverse, self.features[unit])
 
 
 def _removals(site: Site, stats: Stats, damping: float, count: int | None = None) -> Iterator[tuple[int, float]]:
     """The units in the order in which they go, each with what its removal costs."""
     require_read_units(site, "ZipLM")
     there = alive_units(site)
-    parts = [_reader(site, index, stats, damping) for index in readers(site, stats)]
-    if not parts:
-        raise SecateursError(
-            f"{site.name}: none of the layers that read its units shows its inputs, so what they add is not known: take another solver, "
-            f"such as TopK, or skip it with skip=[{site.name!r}]"
-        )
+    parts = [_reader(site, index, stats, damping) for index in known_readers(site, stats)]
     for gone in (~there).nonzero().flatten().tolist():
         for part in parts:
             part.take_out_(gone)
@@ -111,9 +99,7 @@ def _removals(site: Site, stats: Stats, damping: float, count: int | None = None
 def _reader(site: Site, index: int, stats: Stats, damping: float) -> _Reader:
     """Of groups, each of which has a Hessian of its own, the features lie one group after the other."""
     member = site.members[index]
-    weights, gram = member.canonical(weight_of(member)).flatten(2).double(), gram_of(member, stats)
-    if not bool(torch.isfinite(weights).all()):
-        raise NonFiniteError(f"{member.parameter}: a weight is NaN or infinite; restore a checkpoint from before they diverged")
+    weights, gram = member.canonical(finite_weight_of(member)).flatten(2).double(), gram_of(member, stats)
     groups, outputs, features = weights.shape
     has_bias = member.attribute == "weight" and isinstance(getattr(member.module, "bias", None), Tensor)
     inverses = torch.stack([_inverse(each if has_bias else each[:-1, :-1], damping) for each in gram])[:, :features, :features]

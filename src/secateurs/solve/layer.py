@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.patterns import as_units, marked, weight_of
-from secateurs.solve.reconstruct import GRAM, finite, gram_of
+from secateurs.patterns import as_units, finite_weight_of, marked
+from secateurs.solve.reconstruct import GRAM, gram_of
 from secateurs.solve.topk import highest
-from secateurs.types import NonFiniteError, PatternError, SecateursError, Site, Solution, Stats
+from secateurs.types import PatternError, SecateursError, Site, Solution, Stats
 
 LAYER, ROWS, COLUMNS = "layer", "rows", "columns"
 
@@ -93,9 +93,7 @@ def layer_of(site: Site, stats: Stats, who: str) -> Layer:
             f"or skip=[{site.name!r}]"
         )
     gram = gram_of(member, stats, torch.float32)
-    weight = member.canonical(weight_of(member)).flatten(2).float()
-    if not finite(weight):
-        raise NonFiniteError(f"{site.name}: weights are NaN or infinite; restore a checkpoint from before they diverged")
+    weight = member.canonical(finite_weight_of(member)).flatten(2).float()
     nothing = torch.zeros(site.contest_count, prod(site.competitors), dtype=torch.bool, device=weight.device)
     units = ~member.canonical(marked(site, nothing)).flatten(2)
     alive = torch.ones_like(units)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateurs.patterns import NORMALISATIONS, as_units, weight_of
-from secateurs.types import Member, NonFiniteError, PatternError, Scores, Site, Solution, Statistic, Stats
+from secateurs.patterns import NORMALISATIONS, as_units, finite_weight_of
+from secateurs.types import Member, PatternError, Scores, Site, Solution, Statistic, Stats
 
 Pairs = list[tuple[int, int, float]]
 """Unit that goes, unit that stands for it, what that changes; in order."""
@@ -99,7 +99,7 @@ def _squared_distances(rows: Tensor) -> Tensor:
 
 def _groups(site: Site) -> list[_Group]:
     outgoing = [
-        as_units(site, weight_of(member), index).flatten(2)
+        as_units(site, finite_weight_of(member), index).flatten(2)
         for index, member in enumerate(site.members)
         if member.role == "consumer"
     ]
@@ -109,9 +109,6 @@ def _groups(site: Site) -> list[_Group]:
             f"{site.pattern}"
         )
     incoming = _incoming(site)
-    for member in site.members:
-        if not bool(torch.isfinite(weight_of(member)).all()):
-            raise NonFiniteError(f"{member.parameter}: a weight is NaN or infinite; restore a checkpoint from before they diverged")
     alive = torch.ones(incoming.shape[:2], dtype=torch.bool) if site.alive is None else site.alive
     read = torch.cat([each.to(incoming.device) for each in outgoing], dim=2).double()
     return [_Group(*parts) for parts in zip(incoming, read, alive.to(incoming.device), strict=True)]
@@ -124,7 +121,7 @@ def _incoming(site: Site) -> Tensor:
     makers = [(index, member) for index, member in made if member.role == "producer" and member.weight.ndim > 1]
     if len(norms) == len(makers) == 1 and _can_be_folded(site, norms[0][1]):
         return _folded(site, *makers[0], *norms[0])
-    parts = [_flat(site, weight_of(member), index) for index, member in made]
+    parts = [_flat(site, finite_weight_of(member), index) for index, member in made]
     for index, member in norms:
         for buffer in (getattr(member.module, "running_mean", None), getattr(member.module, "running_var", None)):
             parts += [] if buffer is None else [_flat(site, buffer, index)]
@@ -134,14 +131,14 @@ def _incoming(site: Site) -> Tensor:
 def _folded(site: Site, of_maker: int, maker: Member, of_norm: int, norm: Member) -> Tensor:
     """The weights and the bias of the only layer that makes the units, with the normalisation after it in them."""
     module = norm.module
-    scale = weight_of(norm).double() / (module.running_var.double() + module.eps).sqrt()  # type: ignore[operator]
+    scale = finite_weight_of(norm).double() / (module.running_var.double() + module.eps).sqrt()  # type: ignore[operator]
     bias = getattr(maker.module, "bias", None)
     shift = -module.running_mean.double() * scale  # type: ignore[operator]
     if isinstance(module.bias, Tensor):
         shift = shift + module.bias.detach().double()
     if isinstance(bias, Tensor):
         shift = shift + bias.detach().double() * scale
-    rows = _flat(site, weight_of(maker).double(), of_maker)
+    rows = _flat(site, finite_weight_of(maker).double(), of_maker)
     return torch.cat([rows * _flat(site, scale, of_norm), _flat(site, shift, of_norm)], dim=2)
 
 
@@ -166,7 +163,7 @@ def _with_outgoing(site: Site, merges: list[Pairs]) -> dict[str, Tensor]:
     for member in site.members:
         if member.role != "consumer":
             continue
-        weight = found.get(member.parameter, weight_of(member)).clone()
+        weight = found.get(member.parameter, finite_weight_of(member)).clone()
         view = member.cut(member.canonical(weight))
         units = view.reshape(len(merges), -1, *view.shape[len(site.contests) + len(site.competitors) :]).double()
         for contest, pairs in enumerate(merges):

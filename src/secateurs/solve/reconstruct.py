@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from secateurs.evidence import input_gram
 from secateurs.given import SOLVER, require
-from secateurs.patterns import as_units, marked, weight_of
+from secateurs.patterns import as_units, finite, marked, weight_of
 from secateurs.types import Member, NonFiniteError, Scores, SecateursError, Site, Solution, Solver, Statistic, Stats
 
 GRAM = input_gram("consumers")
@@ -92,21 +91,23 @@ def readers(site: Site, stats: Stats) -> list[int]:
     return [index for index in readers if GRAM in stats.get(site.members[index].parameter, {})]
 
 
+def known_readers(site: Site, stats: Stats) -> list[int]:
+    """As `readers`; raises `SecateursError` where there is none, so that what the units add is not known."""
+    known = readers(site, stats)
+    if not known:
+        raise SecateursError(
+            f"{site.name}: none of the layers that read its units shows its inputs, so what they add is not known: take another solver, "
+            f"such as TopK, or skip it with skip=[{site.name!r}]"
+        )
+    return known
+
+
 def gram_of(member: Member, stats: Stats, dtype: torch.dtype = torch.float64) -> Tensor:
     """The products of a weight's inputs, ``(groups, features + 1, features + 1)``; raises where they are not finite."""
     gram = stats[member.parameter][GRAM].to(dtype)
     if not finite(gram):
         raise NonFiniteError(f"{member.parameter}: the products of its inputs are NaN or infinite: look at the calibration batches")
     return gram.expand(member.shape[0], -1, -1)
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite; makes no tensor of that size.
-
-    >>> finite(torch.ones(3)), finite(torch.tensor([1.0, torch.nan])), finite(torch.tensor([1.0, -torch.inf]))
-    (True, False, False)
-    """
-    return tensor.numel() == 0 or all(isfinite(float(each)) for each in torch.aminmax(tensor))
 
 
 def _solved(member: Member, dense: Tensor, stays: Tensor, gram: Tensor, damping: float) -> Mapping[str, Tensor]:
@@ -182,13 +183,7 @@ def unit_products(site: Site, stats: Stats) -> Tensor:
     The answers without some units change by the sum of Q over them. Raises `SecateursError` where no reader's inputs were observed.
     """
     total = torch.zeros(site.units, site.units, dtype=torch.float64)
-    known = readers(site, stats)
-    if not known:
-        raise SecateursError(
-            f"{site.name}: none of the layers that read its units shows its inputs, so what they add is not known: take another solver, "
-            f"such as TopK, or skip it with skip=[{site.name!r}]"
-        )
-    for index in known:
+    for index in known_readers(site, stats):
         member = site.members[index]
         gram = gram_of(member, stats)[:, :-1, :-1]
         rows = member.canonical(weight_of(member)).flatten(2).double()

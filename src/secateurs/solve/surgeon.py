@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateurs.solve.without import without_
 from secateurs.types import NonFiniteError, SecateursError
 
 _MOST = 1 << 13
@@ -50,7 +51,7 @@ def inverse_of(rows: Iterable[Tensor], number: int, damping: float) -> Tensor:
 class Surgeon:
     """Weights of a network as one vector, those that are alive, and the inverse of the second derivatives by them.
 
-    ``inverse`` has zeros in the rows and columns of what is gone.
+    In ``inverse`` what is gone stands alone: no other weight makes up for it.
 
     >>> surgeon = Surgeon(torch.tensor([1.0, 1.0]).double(), torch.tensor([True, True]), torch.tensor([[2.0, 1.0], [1.0, 1.0]]).double())
     >>> surgeon.remove(), surgeon.values, surgeon.alive
@@ -78,13 +79,8 @@ class Surgeon:
     def remove(self) -> int:
         """Take away the weight that is missed least, let all others make up for it, and tell which it was."""
         place = int(self.saliencies().argmin())
-        column = self.inverse[:, place].clone()
-        self.values -= self.values[place] / column[place] * column
-        self.inverse -= column[:, None] * column[None] / column[place]
-        self.inverse[place] = 0
-        self.inverse[:, place] = 0
+        without_(self.values[None], self.inverse, torch.tensor([place], device=self.values.device))
         self.alive[place] = False
-        self.values[~self.alive] = 0
         return place
 
 
