@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.text import Text
 from torch import nn
 
@@ -40,6 +38,7 @@ from secateurs.cli.parts import (
     solver_of,
     usual_allocator,
 )
+from secateurs.cli.terminal import command_line, plain, require_at_least, require_seed, require_threads, say, stopping, warn
 from secateurs.comparing import FailedJobsError, compare
 from secateurs.forward import run_example
 from secateurs.patterns import find_sites, find_weights, misfit
@@ -61,9 +60,6 @@ app = App(
 )
 
 
-_MOST_THREADS = 1024
-
-
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
@@ -71,7 +67,7 @@ Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 def demo(
     out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96, force: bool = False, threads: int | None = None
 ) -> None:
-    """Train, prune, save, reload and report a small network on real digits, in about a minute.
+    """Train, prune, save, reload and report a small network on real digits, in about half a minute.
 
     Parameters
     ----------
@@ -86,10 +82,10 @@ def demo(
     threads
         Threads of torch, by default as many as a few training steps are quickest with.
     """
-    _require_seed(seed)
-    _require_threads(threads)
-    with _stopping("start again", "--force"):
-        result = session.demo_job(out, seed, sparsity, _command(), force=force, threads=threads)
+    require_seed(seed)
+    require_threads(threads)
+    with stopping("start again", "--force"):
+        result = session.demo_job(out, seed, sparsity, command_line(), force=force, threads=threads)
     _finish(result)
 
 
@@ -142,7 +138,7 @@ def inspect(
         patterns.Filter(),
     ]
     for each in layer_tables(network, example, tried, Console().width):
-        _print(each)
+        say(each)
     found, skipped = find_weights(network)
     why = [(weight.name, reason) for kind in tried for weight in found if (reason := misfit(kind, weight.shape))]
     _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
@@ -230,11 +226,11 @@ def prune(
     force
         Replace the run that the output folder holds.
     """
-    options = {name: _plain(value) for name, value in locals().items() if name not in ("out", "resume", "force")}
-    _require_at_least(1, rounds=rounds, epochs_per_round=epochs_per_round)
-    _require_at_least(0, last_epochs=last_epochs, dense_epochs=dense_epochs)
-    _require_threads(threads)
-    _require_seed(seed)
+    options = {name: plain(value) for name, value in locals().items() if name not in ("out", "resume", "force")}
+    require_at_least(1, rounds=rounds, epochs_per_round=epochs_per_round)
+    require_at_least(0, last_epochs=last_epochs, dense_epochs=dense_epochs)
+    require_threads(threads)
+    require_seed(seed)
     if not (isfinite(lr) and lr > 0):
         raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
     begun = session.require_free(out, {"command": "prune", **options}, force=force, resume=resume)
@@ -257,12 +253,12 @@ def prune(
     session.try_out(network, work)
     _rehearse(network, work, sparsity, **how)
     if not (weights or dense_epochs or begun) and (":" not in model or is_new(make, network)):
-        _warn(
+        warn(
             f"{model} has new random weights, so what goes is chosen by noise: give --weights, or --dense-epochs to train it first"
         )
     threads = threads or begun.get("threads_used") or session.quickest_threads(network, work)
     if not begun:
-        session.begin(out, _command(), {"command": "prune", **options}, threads_used=threads)
+        session.begin(out, command_line(), {"command": "prune", **options}, threads_used=threads)
     dense_watch, watch = session.Stopwatch(), session.Stopwatch()
 
     def in_rounds(network: nn.Module) -> Any:
@@ -281,13 +277,13 @@ def prune(
             **how,
         )
 
-    with torch_threads(threads), _stopping("go on from the last epoch that was finished", "--resume"):
+    with torch_threads(threads), stopping("go on from the last epoch that was finished", "--resume"):
         if dense_epochs:
             _train(network, work, lr, dense_epochs, out / DENSE_CHECKPOINT, dense_watch)
         title = f"{model} on {work.name}: {shape}"
         to_folder = session.shrink_to_folder if shape.removable else session.prune_to_folder
         dense_seconds = dense_watch.seconds if dense_epochs else None
-        told: dict[str, Any] = {"title": title, "seed": seed, "command": _command(), "dense_seconds": dense_seconds}
+        told: dict[str, Any] = {"title": title, "seed": seed, "command": command_line(), "dense_seconds": dense_seconds}
         result = to_folder(network, make, work, in_rounds, out, watch=watch, **told)
     _finish(result)
 
@@ -366,8 +362,8 @@ def compare_(
     rerun
         Measure anew what has changed under its name since it was measured.
     """
-    _require_at_least(1, seeds=seeds, rounds=rounds, processes=processes)
-    _require_at_least(0, epochs=epochs, dense_epochs=dense_epochs)
+    require_at_least(1, seeds=seeds, rounds=rounds, processes=processes)
+    require_at_least(0, epochs=epochs, dense_epochs=dense_epochs)
     if not (isfinite(lr) and lr > 0):
         raise SecateursError(f"--lr {lr} is no learning rate: give a number above 0")
     criterion = criterion or ([] if solver else ["magnitude"])
@@ -379,11 +375,11 @@ def compare_(
     work = NamedTask(task)
     network = with_weights(factory_named(model), weights)
     session.try_out(network, work(0))
-    with _stopping("go on with what is missing"):
+    with stopping("go on with what is missing"):
         if dense_epochs:
             weights = trained_weights(model, network, work(0), dense_epochs, lr, out)
         elif weights is None and (":" not in model or is_new(factory_named(model), network)):
-            _warn(
+            warn(
                 f"{model} has new random weights, so what goes is chosen by noise: give --weights, or --dense-epochs to train it first"
             )
         try:
@@ -398,14 +394,14 @@ def compare_(
                 optimizer=partial(torch.optim.Adam, lr=lr),
                 rerun=rerun,
                 title=f"{model} on {task}",
-                command=_command(),
+                command=command_line(),
             )
         except FailedJobsError as error:
-            _print(error.comparison.table())
+            say(error.comparison.table())
             raise
-    _print(made.table())
+    say(made.table())
     for name in ("comparison.md", "comparison.json", "outcomes.csv", "report.html"):
-        _print(str(out / name))
+        say(str(out / name))
 
 
 @app.command(name="export")
@@ -454,7 +450,7 @@ def export_(
         case _:
             raise SecateursError(f"{out}: name a file that ends in .onnx, or in .pt2 for a compiled package of torch")
     said = f"{out}: {made.bytes:,} bytes, largest difference {made.largest_difference:.1e} of an output's largest number"
-    _print(said)
+    say(said)
 
 
 @app.command(name="bench")
@@ -495,23 +491,23 @@ def bench_(
         The chart to write.
     """
     numbers = parsed_numbers("--threads", threads)
-    _require_threads(*numbers)
+    require_threads(*numbers)
     network = with_weights(factory_named(model), weights)
     example = batched(example_for(task, input_shape), batch, at_random=input_shape is not None)
     if not (isfinite(seconds) and seconds >= 0):
         raise SecateursError(f"--seconds {seconds} is no time: give the seconds that the rounds may take")
     with waiting("timing the model in each runtime"):
         heats = bench.race(network, example, threads=numbers, seconds=seconds)
-    _print(bench.table(printable(f"{model}, {weights.name}"), heats))
+    say(bench.table(printable(f"{model}, {weights.name}"), heats))
     for heat in heats:
         if heat.explained is not None:
-            _print(heat.explained)
+            say(heat.explained)
     if sweep:
         with waiting("timing its layers at each sparsity"):
             curves = bench.sweep(network, example, threads=numbers[0])
         bench.draw(curves, out, f"Times as fast as the fastest dense runtime, {numbers[0]} thread{'s' * (numbers[0] > 1)}")
-        _print(bench.gains_table(curves))
-        _print(f"chart: {out}")
+        say(bench.gains_table(curves))
+        say(f"chart: {out}")
 
 
 @app.command(name="report")
@@ -531,8 +527,8 @@ def report_(record: Path, *, out: Path | None = None) -> None:
     read = report.read_record(path)
     page = out or path.with_name("report.html")
     report.write_html(read, page)
-    _print(report.table(read))
-    _print(f"report: {page}")
+    say(report.table(read))
+    say(f"report: {page}")
 
 
 def main() -> None:
@@ -540,71 +536,18 @@ def main() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (SecateursError, CycloptsError, OSError) as error:
-        _print(Text.assemble(("error: ", "bold red"), printable(str(error))), stderr=True)
+        say(Text.assemble(("error: ", "bold red"), printable(str(error))), stderr=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-# ---------------------------------------------------------------- what is printed
-
-
-def _print(what: str | Text | RenderableType, stderr: bool = False) -> None:
-    """Print text as it is, or a table. All output of the command line passes here: no text is ever read as markup."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    console.print(Text(printable(what)) if isinstance(what, str) else what, soft_wrap=isinstance(what, str | Text))
-
-
-def _warn(text: str) -> None:
-    _print(Text.assemble(("warning: ", "bold yellow"), printable(text)), stderr=True)
-
-
 def _finish(result: session.Result) -> None:
-    _print(report.table(result.record))
+    say(report.table(result.record))
     for note in result.record.notes:
-        _print(note)
+        say(note)
     for name in ("pruned.safetensors", "record.json", "report.html"):
-        _print(str(result.folder / name))
-
-
-@contextmanager
-def _stopping(how: str, *options: str) -> Iterator[None]:
-    """Where the user stops what is in here, tell how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-        _print(f"stopped; {how} with: {shlex.join([Path(sys.argv[0]).name, *words, *options])}", stderr=True)
-        raise
-
-
-# ---------------------------------------------------------------- words of the command line
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON holds it."""
-    return str(value) if isinstance(value, Path) else value
-
-
-def _require_at_least(least: int, **options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise SecateursError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-
-
-def _require_threads(*numbers: int | None) -> None:
-    for number in numbers:
-        if number is not None and not 1 <= number <= _MOST_THREADS:
-            raise SecateursError(f"--threads {number}: must be from 1 to {_MOST_THREADS}")
-
-
-def _require_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise SecateursError(f"--seed {seed}: must be from 0 to {2**32 - 1}")
+        say(str(result.folder / name))
 
 
 def _train(network: nn.Module, work: Task, lr: float, epochs: int, checkpoint: Path, watch: session.Stopwatch) -> None:
@@ -634,7 +577,7 @@ def _print_reasons(why: Iterable[tuple[str, str]]) -> None:
     for name, reason in why:
         names.setdefault(reason, []).append(name)
     for reason, alike in names.items():
-        _print(f"{', '.join(alike)}: {reason}")
+        say(f"{', '.join(alike)}: {reason}")
 
 
 def _show_sites(network: nn.Module, pattern: Pattern, example: Any) -> None:
@@ -642,9 +585,9 @@ def _show_sites(network: nn.Module, pattern: Pattern, example: Any) -> None:
     if example is None:
         raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")
     sites = find_sites(network, pattern, example)
-    _print(site_table(sites))
+    say(site_table(sites))
     if sites.skipped:
-        _print("left alone:")
+        say("left alone:")
         _print_reasons((item.name, item.reason) for item in sites.skipped)
 
 
