@@ -161,6 +161,25 @@ def test_the_pair_that_costs_least_is_merged_again_and_again(seed, kept):
     assert torch.allclose(model[2].weight[:, there].double(), outgoing, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kept", [2, 4])
+def test_a_batchnorm_behind_is_folded_in_scale_shift_and_all(seed, kept):
+    model = cnn(seed)
+    conv, norm, reader = model[0], model[1], model[3]
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(6) * 2 + 0.2)
+    norm.running_mean.mul_(5)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias + (conv.bias - norm.running_mean) * scale
+    incoming = torch.cat([conv.weight.flatten(1) * scale[:, None], shift[:, None]], dim=1).double()
+    outgoing = reader.weight.permute(0, 2, 3, 1).reshape(-1, 6).double()
+    there, merged = merged_by_hand(incoming, outgoing, kept)
+    sc.prune_(model, sc.Channel(), sc.Merge(), sc.by_layer({"0": 1 - kept / 6}), sc.Task(torch.zeros(1, 2, 6, 6)), only="0")
+    assert conv.weight.flatten(1).any(1).nonzero().flatten().tolist() == there
+    found = reader.weight.permute(0, 2, 3, 1).reshape(-1, 6)[:, there].double()
+    assert torch.allclose(found, merged, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [mlp, cnn])
 def test_equal_units_are_merged_without_any_change(make):
     model = make(0)
@@ -241,6 +260,23 @@ def test_castellano_takes_the_unit_that_adds_least_and_solves_anew_each_time():
         assert int(sum(by_hand[each].weight.any(1).sum() for each in (0, 2))) == left
     castellano_(model, task_on(data), sparsity=3 / 11)
     assert torch.allclose(model(data), by_hand(data), atol=1e-4)
+
+
+def test_an_interrupted_castellano_leaves_the_model_as_it_was(monkeypatch):
+    from secateurs.methods import castellano
+
+    model, data, prune, rounds = mlp(3), correlated(3, 64, 5), castellano.prune_, iter(range(3))
+    before = copy.deepcopy(model.state_dict())
+
+    def interrupted(*given, **told):
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+        return prune(*given, **told)
+
+    monkeypatch.setattr(castellano, "prune_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        castellano_(model, task_on(data), sparsity=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def _all_but(unit: int) -> Callable[[Tensor], Tensor]:

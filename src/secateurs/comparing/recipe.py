@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Protocol
 
@@ -86,7 +87,14 @@ class Pruning:
 
 
 def named(value: Any) -> str:
-    """A function by its name, anything else as it shows itself."""
+    """A function by its name, with what is given to it already; anything else as it shows itself.
+
+    >>> named(partial(uniform, floor=2)), named(uniform), named(3)
+    ('uniform(floor=2)', 'uniform', '3')
+    """
+    if isinstance(value, partial):
+        given = [*map(repr, value.args), *(f"{name}={each!r}" for name, each in value.keywords.items())]
+        return named(value.func) + (f"({', '.join(given)})" if given else "")
     return getattr(value, "__qualname__", "") or repr(value)
 
 
@@ -123,6 +131,11 @@ class Recipe:
             raise SecateursError(
                 f"Recipe({self.name!r}): epochs={self.epochs} must be at least 0, and rounds={self.rounds} at least 1"
             )
+
+    def __repr__(self) -> str:
+        trained = f", epochs={self.epochs}" if self.epochs else ""
+        times = f", rounds={self.rounds}, schedule={named(self.schedule)}" if self.rounds > 1 else ""
+        return f"Recipe({self.name!r}, {named(self.prune)}{trained}{times})"
 
     def keeps(self, keeps: Sequence[float]) -> tuple[float, ...]:
         """The fractions kept that it is tried at: those asked for, or the one that its pattern means (half for 2:4)."""
