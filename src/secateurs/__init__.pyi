@@ -52,6 +52,8 @@ from .files import load as load
 from .files import load_masks as load_masks
 from .files import read_saved as read_saved
 from .files import save as save
+from .graph import Blocks as Blocks
+from .graph import blocks_of as blocks_of
 from .masks import Dead as Dead
 from .masks import Masks as Masks
 from .masks import Origin as Origin

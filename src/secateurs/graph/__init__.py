@@ -1,7 +1,8 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
-from secateurs.graph.calls import ModuleCall
+from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
+from secateurs.graph.calls import ModuleCall, ModulePass
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.ops import Op, Trace
@@ -20,12 +21,14 @@ __all__ = [
     "RULES",
     "TABLE",
     "Axis",
+    "Blocks",
     "Choice",
     "Dim",
     "Knowing",
     "Known",
     "Measured",
     "ModuleCall",
+    "ModulePass",
     "Monomial",
     "Number",
     "Op",
@@ -41,6 +44,8 @@ __all__ = [
     "View",
     "analyse",
     "asks_size",
+    "blocks_in",
+    "blocks_of",
     "extent",
     "infer",
     "interpret",

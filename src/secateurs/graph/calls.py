@@ -1,4 +1,4 @@
-"""Which tensor goes into each module of a model, and which one comes out."""
+"""Which tensors go into each module of a model, and which come out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,41 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+
+from secateurs.nested import tensors_in
+
+
+@dataclass(frozen=True)
+class ModulePass:
+    """One call of a module: the values of all tensors among its arguments, in order, and of those that it gives."""
+
+    module: str
+    given: tuple[Any, ...]
+    gives: tuple[Any, ...]
+
+
+class Passes:
+    """Notes what goes into each module and what comes out, as values at that time; `value` gives a tensor its name in the trace.
+
+    >>> import torch
+    >>> passes = Passes(id)
+    >>> x = torch.ones(1)
+    >>> passes.end("relu", passes.begin((), {"x": x}), (), x)
+    >>> passes.found[0].given == passes.found[0].gives
+    True
+    """
+
+    def __init__(self, value: Callable[[Tensor], Any]) -> None:
+        self._value = value
+        self.found: list[ModulePass] = []
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The values that go in."""
+        return tuple(map(self._value, tensors_in((args, kwargs) if kwargs else args)))
+
+    def end(self, module: str, given: Any, args: tuple[Any, ...], output: Any) -> None:
+        """What came out."""
+        self.found.append(ModulePass(module, given, tuple(map(self._value, tensors_in(output)))))
 
 
 @dataclass(frozen=True)

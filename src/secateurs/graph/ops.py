@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateurs.graph.calls import ModuleCall
+from secateurs.graph.calls import ModuleCall, ModulePass
 from secateurs.graph.size_calls import SizeCall
 from secateurs.graph.tagged_sizes import Source
 from secateurs.nested import Value, among
@@ -66,15 +66,15 @@ class Trace:
     which anything may be anywhere in that memory. ``written`` are parameters and buffers that the pass writes, and what they are at its
     end: the next pass begins with that, so that they are no constants.
 
-    ``calls`` are those of its modules; ``sized`` is where the code first computes with a size, if it does, so that it may do something
-    else at another one. ``sizes`` are the calls that take sizes; ``computed``, the attributes that the code divides by or takes a root
-    of; ``measured``, the
-    dimensions whose size it computes with, and where; ``floats``,
-    each module's attributes that are floating-point numbers.
+    ``calls`` are those of its modules, ``passes`` all tensors that go into them and come out; ``sized`` is where the code first computes
+    with a size, if it does, so that it may do something else at another one. ``sizes`` are the calls that take sizes; ``computed``, the
+    attributes that the code divides by or takes a root of; ``measured``, the dimensions whose size it computes with, and where;
+    ``floats``, each module's attributes that are floating-point numbers.
     """
 
     ops: list[Op] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
+    passes: list[ModulePass] = field(default_factory=list)
     sizes: list[SizeCall] = field(default_factory=list)
     sized: str | None = None
     parameters: dict[str, Value] = field(default_factory=dict)

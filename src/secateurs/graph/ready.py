@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import evaluating, modules_in
-from secateurs.graph.calls import Calls
+from secateurs.graph.calls import Calls, Passes
 from secateurs.graph.fake_tensors import Fakes
 from secateurs.watch import modules, plain, untouched
 
 
 @contextmanager
 def ready(
-    model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any], calls: Sequence[Calls] = ()
+    model: nn.Module, fake: bool, enter: Callable[[str], Any], leave: Callable[[], Any], calls: Sequence[Calls | Passes] = ()
 ) -> Iterator[Fakes | None]:
     """A model about to be watched: in evaluation mode, without fused paths, with fake weights if so wished; then as it was before.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, call, check_fit, modules_in, parameters_in, run_example
-from secateurs.graph.calls import Calls
+from secateurs.graph.calls import Calls, Passes
 from secateurs.graph.ops import Trace
 from secateurs.graph.ready import ready
 from secateurs.graph.sizes import SizeCalls
@@ -52,11 +52,12 @@ def trace_of(model: nn.Module, example: Any) -> Trace:
 def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     stack = [""]
     trace = Trace(fake=fake)
-    calls: list[Calls] = []
+    calls: list[Calls | Passes] = []
     together = _together(_tensors(model, example)) if fake else []
     with ready(model, fake, stack.append, stack.pop, calls) as fakes, tagged(model) as computed:
         tracer = Tracer(stack, fakes)
-        calls += [Calls(tracer.value)] if fake else []
+        noted, passes = [Calls(tracer.value)] if fake else [], Passes(tracer.value)
+        calls += [*noted, passes]
         if fakes is not None:
             example = changed(example, fakes.of)
         tensors = _tensors(model, example) if together else []
@@ -77,7 +78,8 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
     trace.ops, trace.sizes, trace.computed = tracer.ops, sizes.calls, computed
-    trace.measured, trace.sized, trace.calls = sizes.computed, sizes.sized, [call for each in calls for call in each.found()]
+    trace.measured, trace.sized = sizes.computed, sizes.sized
+    trace.calls, trace.passes = [call for each in noted for call in each.found()], passes.found
     before = {**trace.parameters, **trace.buffers}
     trace.written = {name: value for name, value in now.items() if before.get(name) is not value}
     return trace
