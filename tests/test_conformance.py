@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateurs.allocate import by_layer, erdos_renyi, fraction_kept, global_threshold, uniform, within_budget
+from secateurs.allocate import alpha_pruning, by_layer, erdos_renyi, fraction_kept, global_threshold, owl, uniform, within_budget
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import (
     activation,
@@ -206,6 +206,8 @@ ALLOCATORS: list[tuple[str, Callable[..., Allocator], bool]] = [
     ("erdos_renyi", erdos_renyi, True),
     ("erdos_renyi(kernel=False)", partial(erdos_renyi, kernel=False), True),
     ("global_threshold", global_threshold, True),
+    ("owl", partial(owl, times=2, spread=0.3), True),
+    ("alpha_pruning", alpha_pruning, True),
     ("by_layer", by_hand, False),
     ("within_budget", within_params, False),
 ]

@@ -5,10 +5,12 @@ from . import report as report
 from . import run as run
 from . import tasks as tasks
 from . import testing as testing
+from .allocate import alpha_pruning as alpha_pruning
 from .allocate import as_pattern as as_pattern
 from .allocate import by_layer as by_layer
 from .allocate import erdos_renyi as erdos_renyi
 from .allocate import global_threshold as global_threshold
+from .allocate import owl as owl
 from .allocate import uniform as uniform
 from .allocate import within_budget as within_budget
 from .comparing import Comparison as Comparison
@@ -68,6 +70,7 @@ from .patterns import Kernel as Kernel
 from .patterns import NofM as NofM
 from .patterns import Vector as Vector
 from .patterns import find_sites as find_sites
+from .prune import planned as planned
 from .prune import prune_ as prune_
 from .ranks import alone as alone
 from .recover import Movement as Movement

@@ -84,12 +84,48 @@ def prune_(
         return _imposed_(model, sites, plan, found.masks, earlier or {})
 
 
-def _require_kinds(model: object, task: object, solver: object, allocate: object, masks: object, checkpoint: object) -> None:
+def planned(
+    model: nn.Module,
+    pattern: Pattern,
+    solver: Solver,
+    allocate: Allocator,
+    task: Task,
+    *,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    masks: Masks | None = None,
+) -> Plan:
+    """The plan that `prune_` would follow, and the model as it is.
+
+    A plan can be given to `prune_` in the place of an allocator: what is decided by the scores of one solver, all layers of the dense model
+    observed together, so guides another, also one layer after the other. The arguments, and the errors, are those of `prune_`.
+
+    >>> from secateurs import Element, TopK, in_order, magnitude, owl, uniform
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> task = Task(example=torch.zeros(1, 8))
+    >>> plan = planned(model, Element(), TopK(magnitude()), owl(sparsity=0.5), task)
+    >>> sum(plan.values()), prune_(model, Element(), TopK(magnitude()), plan, task, walk=in_order()).kept
+    (20, 20)
+    """
+    _require_kinds(model, task, solver, allocate, masks, None, "planned")
+    require_values("planned", model)
+    sites = find_sites(
+        model, pattern, task.example, only=only, skip=skip, masks=masks.named_as_in(model) if masks is not None else None
+    )
+    stats = observe(model, sites, solver.needs, task)
+    with together():
+        plan = allocate(sites, partial(_scores, solver, sites, stats, 1))
+    return of_first(plan)
+
+
+def _require_kinds(
+    model: object, task: object, solver: object, allocate: object, masks: object, checkpoint: object, who: str = "prune_"
+) -> None:
     for name, value, kind in (("model", model, MODEL), ("task", task, TASK), ("solver", solver, SOLVER)):
-        require("prune_", name, value, kind)
+        require(who, name, value, kind)
     for name, value, kind in (("allocate", allocate, ALLOCATOR), ("masks", masks, MASKS), ("checkpoint", checkpoint, PATH)):
         if value is not None:
-            require("prune_", name, value, kind)
+            require(who, name, value, kind)
 
 
 @dataclass
@@ -145,7 +181,8 @@ def _scores(solver: Solver, sites: Sites, stats: Stats, parts: int) -> Iterator[
     if parts > 1:
         raise PlanError(
             "the allocator compares the scores of all sites, which are not there when one site is observed after the other: prune at once "
-            "(without walk=), or decide beforehand, for example with uniform(sparsity=0.5), erdos_renyi(sparsity=0.5) or a plan"
+            "(without walk=), or decide beforehand, for example with uniform(sparsity=0.5), erdos_renyi(sparsity=0.5) or with the plan "
+            "that planned(...) makes"
         )
     return solver.scores(sites, stats)
 

@@ -46,7 +46,7 @@ def trial(
     """
     before = _Before(model)
     try:
-        yield prune_(model, pattern, solver, lambda sites, scores: plan, task, only=only, skip=skip, masks=masks)
+        yield prune_(model, pattern, solver, plan, task, only=only, skip=skip, masks=masks)
     finally:
         before.put_back_()
 

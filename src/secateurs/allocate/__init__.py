@@ -3,10 +3,12 @@
 from secateurs.allocate.allocators import as_pattern, by_layer, erdos_renyi, global_threshold, uniform
 from secateurs.allocate.apportion import Bounds, Limits, apportion, bounds, fraction_kept, limits_of, plan_of
 from secateurs.allocate.budget import within_budget
+from secateurs.allocate.by_block import alpha_pruning, owl
 
 __all__ = [
     "Bounds",
     "Limits",
+    "alpha_pruning",
     "apportion",
     "as_pattern",
     "bounds",
@@ -15,6 +17,7 @@ __all__ = [
     "fraction_kept",
     "global_threshold",
     "limits_of",
+    "owl",
     "plan_of",
     "uniform",
     "within_budget",

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from secateurs.allocate.apportion import Limits, apportion, fraction_kept, limits_of, plan_of
+from secateurs.allocate.within import refuse_model_wide, total_of
 from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
 from secateurs.types import Allocator, KindError, Plan, PlanError, Scores, SecateursError, Site, Sites
@@ -34,7 +35,7 @@ def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: 
         if sites[0].pattern.within in ("model", "isomorphic"):
             return global_threshold(keep=fraction, floor=floor, ceiling=ceiling)(sites, scores)
         limits, units = limits_of(sites, floor, ceiling), [site.units for site in sites]
-        return plan_of(sites, apportion(sites, units, _total(sites, fraction), limits, f"uniform(keep={fraction:g})"))
+        return plan_of(sites, apportion(sites, units, total_of(sites, fraction), limits, f"uniform(keep={fraction:g})"))
 
     return allocate
 
@@ -56,10 +57,10 @@ def erdos_renyi(
     fraction = fraction_kept("erdos_renyi", sparsity, keep)
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
-        _refuse_model_wide(sites, "erdos_renyi")
+        refuse_model_wide(sites, "erdos_renyi")
         weights = [site.units * _erdos_renyi_density(site, kernel) for site in sites]
         limits = limits_of(sites, floor, ceiling)
-        return plan_of(sites, apportion(sites, weights, _total(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
+        return plan_of(sites, apportion(sites, weights, total_of(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
 
     return allocate
 
@@ -100,13 +101,15 @@ def global_threshold(
                 'model: use within="layer", or uniform(...)'
             )
         who, limits = f"global_threshold(keep={fraction:g})", limits_of(sites, floor, ceiling)
-        apportion(sites, [1.0] * len(sites), _total(sites, fraction), limits, who)  # raises where the bounds do not admit the total
+        apportion(
+            sites, [1.0] * len(sites), total_of(sites, fraction), limits, who
+        )  # raises where the bounds do not admit the total
         if sites[0].pattern.within != "isomorphic":
-            return plan_of(sites, _pooled(sites, scores, _total(sites, fraction), limits))
+            return plan_of(sites, _pooled(sites, scores, total_of(sites, fraction), limits))
         kept: dict[str, int] = {}
         for kind in dict.fromkeys(site.kind for site in sites):
             alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
-            kept |= _pooled(alike, _only(sites, scores, kind), _total(alike, fraction), limits)
+            kept |= _pooled(alike, _only(sites, scores, kind), total_of(alike, fraction), limits)
         return plan_of(sites, kept)
 
     return allocate
@@ -182,7 +185,7 @@ def by_layer(sparsities: Mapping[str, float], *, default: float = 0.0, floor: in
         fraction_kept(f"by_layer: {name}", sparsity, None)
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
-        _refuse_model_wide(sites, "by_layer")
+        refuse_model_wide(sites, "by_layer")
         _require_known(sparsities, [site.name for site in sites])
         kept, limits = {}, limits_of(sites, floor, ceiling)
         for site in sites:
@@ -222,15 +225,3 @@ def as_pattern() -> Allocator:
         return plan_of(sites, {site.name: site.available for site in sites})
 
     return allocate
-
-
-def _total(sites: Sites, fraction: float) -> int:
-    return round(fraction * sum(site.units for site in sites))
-
-
-def _refuse_model_wide(sites: Sites, who: str) -> None:
-    if sites[0].pattern.within in ("model", "isomorphic"):
-        raise PlanError(
-            f"{who} decides layer by layer, but {sites[0].pattern} lets units of several layers compete: "
-            'use within="layer", or global_threshold(...)'
-        )

@@ -193,8 +193,8 @@ def prune(
         "SparseGPT(block=64)", ALPS, LeastSquares, "LeastSquares(Swaps(TopK(taylor)))", and for channels Lasso, ThiNet … Where a solver
         chooses by a criterion and names none, it is that of --criterion.
     allocator
-        How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels) or erdos-renyi,
-        with arguments where it takes some: "global(ceiling=0.9)".
+        How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels), erdos-renyi,
+        owl or alpha-pruning, with arguments where it takes some: "global(ceiling=0.9)".
     sparsity
         Fraction of the units to remove, 0.9 where nothing is said; a pattern such as 2:4 decides for itself.
     keep_macs
@@ -333,7 +333,7 @@ def compare_(
     pattern
         What is removed as one, one or more: "Element()", "2:4", "Kernel()", "Block(4, 1)", "Filter()", channel, head …
     allocator
-        How much where, one or more: global, uniform, erdos-renyi, "global(ceiling=0.9)"; by default uniform for channels and heads,
+        How much where, one or more: global, uniform, erdos-renyi, owl, alpha-pruning, "global(ceiling=0.9)"; by default uniform for channels and heads,
         else global.
     schedule
         How sparsity grows from round to round, one or more: geometric, linear, cubic, one_shot.

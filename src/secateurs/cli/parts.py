@@ -213,17 +213,24 @@ def parsed_allocator(text: str) -> partial[Allocator]:
         return partial(factory, **named)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise SecateursError(
-            f"{shortened(text, 60)!r} is no allocator ({shortened(str(error), 200)}); write uniform, global or erdos-renyi, "
-            "with arguments where it takes some: global(ceiling=0.9)"
+            f"{shortened(text, 60)!r} is no allocator ({shortened(str(error), 200)}); write {', '.join(_WRITTEN)}, with arguments "
+            "where it takes some: global(ceiling=0.9)"
         ) from error
 
 
+def _makes_allocator(name: str) -> bool:
+    """Whether what stands in ``allocate`` makes an allocator of nothing but how much stays, and what may be left away."""
+    made = inspect.signature(getattr(allocate, name))
+    return made.return_annotation == "Allocator" and {"sparsity", "keep"} <= made.parameters.keys()
+
+
 _ALLOCATORS: dict[str, Callable[..., Allocator]] = {
-    "uniform": allocate.uniform,
-    "erdos_renyi": allocate.erdos_renyi,
-    "global_threshold": allocate.global_threshold,
+    name: getattr(allocate, name)
+    for name in allocate.__all__
+    if inspect.isfunction(getattr(allocate, name)) and _makes_allocator(name)
 }
-_SHORT = {"global": "global_threshold", "erdos-renyi": "erdos_renyi"}
+_SHORT = {"global": "global_threshold", "erdos-renyi": "erdos_renyi", "alpha-pruning": "alpha_pruning"}
+_WRITTEN = sorted((_ALLOCATORS.keys() - _SHORT.values()) | _SHORT.keys())
 
 
 def usual_allocator(shape: Pattern) -> str:

@@ -33,7 +33,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Plan(Mapping[str, int]):
-    """Site name → whole number of units kept; JSON in and out.
+    """Site name → whole number of units kept; JSON in and out. It can be called as an `Allocator`, and then is what it says.
 
     >>> plan = Plan({"fc1": Share(units=10, kept=3, elements={"fc1.weight": 1})})
     >>> plan["fc1"], round(plan.sparsity, 3)
@@ -48,6 +48,10 @@ class Plan(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         return self.shares[name].kept
+
+    def __call__(self, sites: Sites, scores: Callable[[], Iterator[Scores]]) -> Plan:
+        """Itself: whoever prunes compares it with the sites."""
+        return self
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shares)
