@@ -10,19 +10,18 @@ from torch import Tensor
 
 from secateurs.allocate.apportion import apportion, fraction_kept, limits_of, plan_of
 from secateurs.allocate.within import refuse_model_wide, total_of
-from secateurs.evidence import block_names
+from secateurs.graph import blocks_of
 from secateurs.patterns import finite_weight_of
 from secateurs.types import Allocator, KindError, Member, Plan, PlanError, Scores, SecateursError, Site, Sites
 
 ScoresOf = Callable[[], Iterator[Scores]]
-Blocks = str | Iterable[str]
 
 
 def owl(
     *,
     sparsity: float | None = None,
     keep: float | None = None,
-    blocks: Blocks = (),
+    blocks: str | Iterable[str] | None = None,
     times: float = 5.0,
     spread: float = 0.08,
     floor: int = 1,
@@ -31,8 +30,9 @@ def owl(
     """More stays in blocks with many outliers: units that score above `times` the mean of their block (OWL, 2310.05175).
 
     What a block keeps lies within ± `spread` of the fraction asked for, in proportion to how its share of outliers differs from the mean of
-    all; the total is exact. ``blocks`` are names with wildcards of modules that go together, such as ``"model.layers.*"``; a site in none
-    is a block by itself. No block keeps less than half of what is asked for, so at extreme sparsities they differ by less.
+    all; the total is exact. Blocks are those of `blocks_of` with ``blocks``; a site in none of them is a block by itself, and so is each
+    where nothing is said and the model has no stack of blocks. No block keeps less than half of what is asked for, so at extreme
+    sparsities they differ by less.
 
     The scores are those of the solver, with the published method |w|·‖x‖ (``TopK(magnitude(p=1) * input_norm())``). They are computed
     twice, one site in memory at a time. To prune with another solver, or in order, make the plan first: see `planned`. Raises `PlanError`
@@ -51,13 +51,26 @@ def owl(
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         refuse_model_wide(sites, "owl")
-        outliers = _outliers(sites, scores, block_names(sites, blocks), times)
+        outliers = _outliers(sites, scores, _block_names(sites, blocks), times)
         away = _without_mean(sites, outliers)
         furthest = max(map(abs, away)) or 1.0
         lean = [spread * each / furthest for each in away]
         return _leaning(sites, fraction, lean, floor, ceiling, f"owl(keep={fraction:g})")
 
     return allocate
+
+
+def _block_names(sites: Sites, blocks: str | Iterable[str] | None) -> list[str]:
+    """For each site the block in which it lies, or its own name."""
+    if blocks is None and sites.example is None:
+        return [site.name for site in sites]
+    try:
+        found = blocks_of(sites.model, sites.example, blocks)
+    except SecateursError:
+        if blocks is not None:
+            raise
+        return [site.name for site in sites]
+    return [found.of(site.name) or site.name for site in sites]
 
 
 def _outliers(sites: Sites, scores: ScoresOf, block_of: Sequence[str], times: float) -> list[float]:
@@ -84,7 +97,7 @@ def alpha_pruning(
     *,
     sparsity: float | None = None,
     keep: float | None = None,
-    blocks: Blocks = (),
+    blocks: str | Iterable[str] | None = None,
     spread: float = 0.3,
     tail: float = 0.5,
     floor: int = 1,
@@ -116,7 +129,7 @@ def alpha_pruning(
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         refuse_model_wide(sites, "alpha_pruning")
-        block_of, exponents = block_names(sites, blocks), [_exponent(site, tail) for site in sites]
+        block_of, exponents = _block_names(sites, blocks), [_exponent(site, tail) for site in sites]
         of_block = {block: _mean(e for e, b in zip(exponents, block_of, strict=True) if b == block) for block in block_of}
         low, high = min(of_block.values()), max(of_block.values())
         places = [(of_block[block] - low) / (high - low) if high > low else 0.5 for block in block_of]

@@ -333,8 +333,8 @@ def compare_(
     pattern
         What is removed as one, one or more: "Element()", "2:4", "Kernel()", "Block(4, 1)", "Filter()", channel, head …
     allocator
-        How much where, one or more: global, uniform, erdos-renyi, owl, alpha-pruning, "global(ceiling=0.9)"; by default uniform for channels and heads,
-        else global.
+        How much where, one or more: global, uniform, erdos-renyi, owl, alpha-pruning, "global(ceiling=0.9)"; by default
+        uniform for channels and heads, else global.
     schedule
         How sparsity grows from round to round, one or more: geometric, linear, cubic, one_shot.
     keep

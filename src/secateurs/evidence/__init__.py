@@ -19,14 +19,13 @@ from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
 from secateurs.evidence.units import by_unit, readers_of
-from secateurs.evidence.walks import at_once, block_names, in_order
+from secateurs.evidence.walks import at_once, in_order
 
 __all__ = [
     "activation_change",
     "activation_size",
     "activation_variance",
     "at_once",
-    "block_names",
     "by_unit",
     "change",
     "curvature",

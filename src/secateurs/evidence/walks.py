@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from secateurs.types import KindError, SecateursError, Site, Sites
+from secateurs.types import KindError, Sites
 
 
 def at_once(sites: Sites) -> list[Sites]:
@@ -26,38 +26,18 @@ class _InOrder:
 
     def __call__(self, sites: Sites) -> list[Sites]:
         parts: dict[str, list[int]] = {}
-        for index, name in enumerate(block_names(sites, self.blocks)):
-            parts.setdefault(name, []).append(index)
+        for index, site in enumerate(sites):
+            parts.setdefault(self._block(site.name), []).append(index)
         return [replace(sites, found=tuple(sites[index] for index in part)) for part in parts.values()]
 
-
-def block_names(sites: Iterable[Site], blocks: str | Iterable[str]) -> list[str]:
-    """For each site the block in which it lies, or its own name; ``blocks`` are names with wildcards of modules.
-
-    Raises `SecateursError` for a name that means no site, so that a slip of the pen is not taken for a model without blocks.
-
-    >>> from torch import nn
-    >>> from secateurs.patterns import Element, find_sites
-    >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
-    >>> block_names(find_sites(model, Element(), only="*"), "0")
-    ['0.', '0.', '1']
-    """
-    given = (blocks,) if isinstance(blocks, str) else tuple(blocks)
-    names = [site.name for site in sites]
-    found = [_block(name, given) for name in names]
-    for block in given:
-        if not any(fnmatchcase(name.removesuffix("."), block) for name in found):
-            raise SecateursError(f"blocks={block!r} means no module with a site; the sites are {', '.join(names[:4])}, …")
-    return found
-
-
-def _block(name: str, blocks: tuple[str, ...]) -> str:
-    path = name.split(":")[0].split("[")[0].split(".")
-    for block in blocks:
-        start = ".".join(path[: block.count(".") + 1])
-        if fnmatchcase(start, block):
-            return f"{start}."  # no site is called so
-    return name
+    def _block(self, name: str) -> str:
+        """The block in which a site lies, or the site itself."""
+        path = name.split(":")[0].split("[")[0].split(".")
+        for block in self.blocks:
+            start = ".".join(path[: block.count(".") + 1])
+            if fnmatchcase(start, block):
+                return f"{start}."  # no site is called so
+        return name
 
 
 def in_order(blocks: str | Iterable[str] = ()) -> _InOrder:
