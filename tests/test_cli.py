@@ -178,7 +178,7 @@ def test_channels_go_in_rounds_down_to_the_sparsity_asked_for(run, tmp_path: Pat
 
 def test_heads_go_physically(run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN)
-    arguments = ("--pattern", "head", "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1")
+    arguments = ("--pattern", "head", "--sparsity", "0.5", "--rounds", "1", "--epochs-per-round", "1", "--same-in-every-block")
     status, _, err = run("prune", "mine:attention", "--task", "mine:sequences", *arguments)
     assert status == 0, err
     sys.path.insert(0, str(tmp_path))

@@ -208,6 +208,8 @@ ALLOCATORS: list[tuple[str, Callable[..., Allocator], bool]] = [
     ("global_threshold", global_threshold, True),
     ("owl", partial(owl, times=2, spread=0.3), True),
     ("alpha_pruning", alpha_pruning, True),
+    ("uniform(same_in_every_block=True)", partial(uniform, same_in_every_block=True), False),
+    ("global_threshold(same_in_every_block=True)", partial(global_threshold, same_in_every_block=True), False),
     ("by_layer", by_hand, False),
     ("within_budget", within_params, False),
 ]

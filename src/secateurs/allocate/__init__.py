@@ -2,6 +2,7 @@
 
 from secateurs.allocate.allocators import as_pattern, by_layer, erdos_renyi, global_threshold, uniform
 from secateurs.allocate.apportion import Bounds, Limits, apportion, bounds, fraction_kept, limits_of, plan_of
+from secateurs.allocate.blocks import equal_in_blocks
 from secateurs.allocate.budget import within_budget
 from secateurs.allocate.by_block import alpha_pruning, owl
 
@@ -13,6 +14,7 @@ __all__ = [
     "as_pattern",
     "bounds",
     "by_layer",
+    "equal_in_blocks",
     "erdos_renyi",
     "fraction_kept",
     "global_threshold",

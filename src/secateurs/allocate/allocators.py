@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from secateurs.allocate.apportion import Limits, apportion, fraction_kept, limits_of, plan_of
+from secateurs.allocate.blocks import equal_in_blocks
 from secateurs.allocate.within import refuse_model_wide, total_of
 from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
@@ -18,10 +19,19 @@ from secateurs.types import Allocator, KindError, Plan, PlanError, Scores, Secat
 ScoresOf = Callable[[], Iterator[Scores]]
 
 
-def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: int = 1, ceiling: float = 1.0) -> Allocator:
+def uniform(
+    *,
+    sparsity: float | None = None,
+    keep: float | None = None,
+    floor: int = 1,
+    ceiling: float = 1.0,
+    same_in_every_block: bool = False,
+) -> Allocator:
     """Every site keeps the same fraction; the total is exact; no site keeps fewer than `floor` units, or loses more than `ceiling`.
 
     With a pattern whose units compete ``within="model"`` the whole model is one contest, so one threshold decides.
+    ``same_in_every_block=True`` gives what stands at the same place of every block of a stack the same number of units, so that a
+    configuration can say it (`secateurs.allocate.equal_in_blocks`); the total may then fall short by less than one unit in every block.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
@@ -33,19 +43,30 @@ def uniform(*, sparsity: float | None = None, keep: float | None = None, floor: 
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         if sites[0].pattern.within in ("model", "isomorphic"):
-            return global_threshold(keep=fraction, floor=floor, ceiling=ceiling)(sites, scores)
+            return global_threshold(keep=fraction, floor=floor, ceiling=ceiling, same_in_every_block=same_in_every_block)(
+                sites, scores
+            )
         limits, units = limits_of(sites, floor, ceiling), [site.units for site in sites]
         return plan_of(sites, apportion(sites, units, total_of(sites, fraction), limits, f"uniform(keep={fraction:g})"))
+        plan = plan_of(sites, apportion(sites, units, _total(sites, fraction), limits, f"uniform(keep={fraction:g})"))
+        return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
     return allocate
 
 
 def erdos_renyi(
-    *, sparsity: float | None = None, keep: float | None = None, kernel: bool = True, floor: int = 1, ceiling: float = 1.0
+    *,
+    sparsity: float | None = None,
+    keep: float | None = None,
+    kernel: bool = True,
+    floor: int = 1,
+    ceiling: float = 1.0,
+    same_in_every_block: bool = False,
 ) -> Allocator:
     """Density in proportion to Σ dimensions / Π dimensions: large layers give most (1707.04780; with kernels, 1911.11134).
 
     ``kernel=False`` leaves the kernel's dimensions out. Layers that would be denser than dense are, and the others make up for it.
+    ``same_in_every_block`` as of `uniform`.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
@@ -61,6 +82,8 @@ def erdos_renyi(
         weights = [site.units * _erdos_renyi_density(site, kernel) for site in sites]
         limits = limits_of(sites, floor, ceiling)
         return plan_of(sites, apportion(sites, weights, total_of(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
+        plan = plan_of(sites, apportion(sites, weights, _total(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
+        return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
     return allocate
 
@@ -77,7 +100,12 @@ def _erdos_renyi_density(site: Site, kernel: bool) -> float:
 
 
 def global_threshold(
-    *, sparsity: float | None = None, keep: float | None = None, floor: int = 1, ceiling: float = 1.0
+    *,
+    sparsity: float | None = None,
+    keep: float | None = None,
+    floor: int = 1,
+    ceiling: float = 1.0,
+    same_in_every_block: bool = False,
 ) -> Allocator:
     """One threshold for the scores of all sites together: each keeps what scores above it (1506.02626, 1803.03635).
 
@@ -111,8 +139,22 @@ def global_threshold(
             alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
             kept |= _pooled(alike, _only(sites, scores, kind), total_of(alike, fraction), limits)
         return plan_of(sites, kept)
+        apportion(sites, [1.0] * len(sites), _total(sites, fraction), limits, who)  # raises where the bounds do not admit the total
+        plan = plan_of(sites, _above_threshold(sites, scores, fraction, limits))
+        return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
     return allocate
+
+
+def _above_threshold(sites: Sites, scores: ScoresOf, fraction: float, limits: Limits) -> dict[str, int]:
+    """Counts by one threshold, or by one for each kind of sites."""
+    if sites[0].pattern.within != "isomorphic":
+        return _pooled(sites, scores, _total(sites, fraction), limits)
+    kept: dict[str, int] = {}
+    for kind in dict.fromkeys(site.kind for site in sites):
+        alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
+        kept |= _pooled(alike, _only(sites, scores, kind), _total(alike, fraction), limits)
+    return kept
 
 
 def _only(sites: Sites, scores: ScoresOf, kind: str) -> ScoresOf:

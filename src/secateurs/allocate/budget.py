@@ -10,10 +10,13 @@ from secateurs.given import ALLOCATORS, BUDGET, require
 from secateurs.types import Allocator, Budget, Plan, PlanError, Scores, Sites
 
 
-def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: int = 1, ceiling: float = 1.0) -> Allocator:
+def within_budget(
+    budget: Budget, allocator: Callable[..., Allocator], floor: int = 1, ceiling: float = 1.0, same_in_every_block: bool = False
+) -> Allocator:
     """The densest plan that ``allocator(keep=…, floor=…)`` makes within a budget, found by halving.
 
-    No site loses more than the fraction `ceiling` of its units; it is passed on to the allocator where it is given.
+    No site loses more than the fraction `ceiling` of its units; it is passed on to the allocator where it is given, as
+    ``same_in_every_block=True`` is, with which the blocks of a stack are alike and the budget is met to one unit in every block.
 
     Raises `PlanError` where even the sparsest plan is over the budget.
 
@@ -32,13 +35,15 @@ def within_budget(budget: Budget, allocator: Callable[..., Allocator], floor: in
     def allocate(sites: Sites, scores: Callable[[], Iterator[Scores]]) -> Plan:
         cost = budget.cost.prepare(sites.model, sites.example)
         limit = budget.limit if budget.limit is not None else (budget.keep or 0) * cost(None)
-        units, capped = sum(site.units for site in sites), {"ceiling": ceiling} if ceiling < 1 else {}
+        units, asked = sum(site.units for site in sites), {"ceiling": ceiling} if ceiling < 1 else {}
+        if same_in_every_block:
+            asked["same_in_every_block"] = True
         low = max(1, sum(limit.low for limit in limits_of(sites, floor, ceiling).values()))
         # Sites that keep multiples round down by themselves, each from what it would keep.
         high = sum(site.available for site in sites)
 
         def plan_with(total: int) -> Plan:
-            return allocator(keep=total / units, floor=floor, **capped)(sites, scores)
+            return allocator(keep=total / units, floor=floor, **asked)(sites, scores)
 
         best = plan_with(low)
         if cost(best) > limit:

@@ -154,6 +154,7 @@ def prune(
     criterion: str | None = None,
     solver: str = "TopK",
     allocator: str | None = None,
+    same_in_every_block: bool = False,
     sparsity: float | None = None,
     keep_macs: float | None = None,
     keep_params: float | None = None,
@@ -195,6 +196,10 @@ def prune(
     allocator
         How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels), erdos-renyi,
         owl or alpha-pruning, with arguments where it takes some: "global(ceiling=0.9)".
+        How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels) or erdos-renyi,
+        with arguments where it takes some: "global(ceiling=0.9)".
+    same_in_every_block
+        Equal widths and heads in all blocks, so that a configuration can say them.
     sparsity
         Fraction of the units to remove, 0.9 where nothing is said; a pattern such as 2:4 decides for itself.
     keep_macs
@@ -238,7 +243,7 @@ def prune(
     torch.manual_seed(seed)
     make, work, shape = factory_named(model), task_named(task), parsed_pattern(pattern)
     network = with_weights(make, weights)
-    spread = parsed_allocator(allocator or usual_allocator(shape))
+    spread = parsed_allocator(allocator or usual_allocator(shape), same_in_every_block)
     sparsity, cost = amount_removed(shape, sparsity, keep_macs, keep_params)
     if shape.kept_of_each is not None:
         rounds, sparsity = 1, 1 - shape.kept_of_each / int(shape.within)

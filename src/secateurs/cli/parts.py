@@ -192,13 +192,15 @@ def _solver(node: ast.expr, given: list[Criterion]) -> Any:
 _SOLVERS = [name for name in solve.__all__ if hasattr(getattr(solve, name), "scores")]
 
 
-def parsed_allocator(text: str) -> partial[Allocator]:
+def parsed_allocator(text: str, same_in_every_block: bool = False) -> partial[Allocator]:
     """What makes an allocator of how much stays, as one writes it in Python: ``uniform``, ``"global(ceiling=0.9)"``.
+
+    ``same_in_every_block`` is said to it beside what the text says.
 
     Raises `SecateursError` that lists the names.
 
-    >>> parsed_allocator("erdos-renyi(kernel=False)").keywords
-    {'kernel': False}
+    >>> parsed_allocator("erdos-renyi(kernel=False)", same_in_every_block=True).keywords
+    {'kernel': False, 'same_in_every_block': True}
     """
     try:
         name, bracket, arguments = text.partition("(")
@@ -210,7 +212,7 @@ def parsed_allocator(text: str) -> partial[Allocator]:
         known = inspect.signature(factory).parameters.keys() - {"sparsity", "keep"}
         if named.keys() - known:
             raise ValueError(f"its arguments are {', '.join(sorted(known))}; how much stays is said apart from it")
-        return partial(factory, **named)
+        return partial(factory, **named, **({"same_in_every_block": True} if same_in_every_block else {}))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise SecateursError(
             f"{shortened(text, 60)!r} is no allocator ({shortened(str(error), 200)}); write {', '.join(_WRITTEN)}, with arguments "

@@ -103,7 +103,7 @@ def save(
         if config is None:
             container.write(target, stored, document)
         else:
-            _write_folder(target, stored, document, config)
+            _write_folder(target, stored, document, [config, *_of_generation(model)])
         return target.stat().st_size
 
     return by_first(write) if any_sharded(model.parameters()) else write()
@@ -137,13 +137,20 @@ def _config_for(model: Any, path: str | Path, document: dict[str, Any], tensors:
     return config
 
 
-def _write_folder(target: Path, stored: Mapping[str, Tensor], document: Mapping[str, Any], config: Any) -> None:
+def _of_generation(model: Any) -> list[Any]:
+    """How the model's answers are drawn, where it writes text: transformers look for it in the folder."""
+    own = getattr(model, "generation_config", None)
+    return [own] if hasattr(own, "save_pretrained") else []
+
+
+def _write_folder(target: Path, stored: Mapping[str, Tensor], document: Mapping[str, Any], configs: Sequence[Any]) -> None:
     """Write the weights and ``config.json`` to a folder, which is made if it is not there, and not left behind empty."""
     folder, made = target.parent, not target.parent.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         container.write(target, stored, document)
-        config.save_pretrained(folder)
+        for config in configs:
+            config.save_pretrained(folder)
     except OSError as error:
         if made and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()

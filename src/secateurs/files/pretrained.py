@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,15 @@ from secateurs.types import FileError, SecateursError
 Sizes = Mapping[str, tuple[int, ...]]
 """Tensor → its shape."""
 
+Wanted = Mapping[str, Mapping[tuple[str, int], int | None]]
+"""Number of a configuration → place that it makes → what it would have to be there, ``None`` where no value would do."""
+
 _ANY = 64
 """Tried for a number that a configuration leaves open, as GPT-2 does with its inner width."""
+
+_UNSAID = ("head_dim",)
+"""What the modules of many classes take from a configuration where it is there, though the class itself (Qwen2's, ViT's) never says it:
+without it, fewer heads would mean wider ones."""
 
 _CLOSE = 1e-5
 """How far two models' answers may differ, of the largest: they are computed in the same order, so this is rounding."""
@@ -71,9 +79,10 @@ def configurations(model: Any, steps: Sequence[Step], tensors: Mapping[str, Tens
     here = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole = _sizes(model, model.config)
     answer = _answer(model, model)
-    for config in _candidates(model, steps, whole, here):
-        if _sizes(model, config) == here and _answers_alike(model, answer, config, tensors):
-            return config, before
+    for base, wanted in _bases(model, whole, here):
+        for config in _candidates(model, base, wanted, steps, here):
+            if _sizes(model, config) == here and _answers_alike(model, answer, config, tensors):
+                return config, before
     kind = type(model).__name__
     if whole is not None and all(whole[name] == here[name] for name in whole.keys() & here.keys()):
         if _answers_alike(model, answer, model.config, tensors):
@@ -84,7 +93,7 @@ def configurations(model: Any, steps: Sequence[Step], tensors: Mapping[str, Tens
             "was before shrink_) reads"
         )
     warnings.warn(
-        f"{kind}.from_pretrained will not load this folder, as no config of its class makes the small model: "
+        f"{kind}.from_pretrained will not load this folder, as no config of its class makes the small model{_unsaid(model, whole, here)}: "
         f"sc.load(folder, {kind}) does",
         UserWarning,
         stacklevel=4,
@@ -92,13 +101,45 @@ def configurations(model: Any, steps: Sequence[Step], tensors: Mapping[str, Tens
     return model.config, before
 
 
-def _candidates(model: Any, steps: Sequence[Step], whole: Sizes | None, here: Sizes) -> Iterator[Any]:
-    """Configurations that may make the small model: first those with one size for all layers."""
+def _bases(model: Any, whole: Sizes | None, here: Sizes) -> Iterator[tuple[Any, Wanted]]:
+    """Configurations to start from, with what is wanted of their numbers: the class's own; those that say a number which it leaves to
+    its modules; then those with one number as some places want it where others are made by several (a fused projection)."""
     if whole is None or whole.keys() != here.keys():
         return
-    config = _with_attributes(model.config, steps)
-    found = _values(model, whole, here)
-    differing = set(_moved(whole, here))
+    tried: list[tuple[Any, Wanted]] = []
+    for key in ("", *_UNSAID):
+        base = _said(model, key, whole) if key else model.config
+        if base is not None:
+            tried.append((base, _wanted(model, base, here)))
+            yield tried[-1]
+    for base, wanted in tried:
+        for key, places in wanted.items():
+            values = set(places.values()) - {None}
+            if None in places.values() and len(values) == 1:
+                again = _changed(base, {key: values.pop()})
+                yield again, _wanted(model, again, here)
+
+
+def _said(model: Any, key: str, whole: Sizes) -> Any:
+    """The configuration with a number in it that it leaves open, as it makes the same sizes; ``None`` where it has it or none does."""
+    if getattr(model.config, key, None) is not None:
+        return None
+    first, second = (_sizes(model, model.config, {key: each}) for each in (_ANY, 2 * _ANY))
+    if first is None or second is None or not first.keys() == second.keys() == whole.keys():
+        return None
+    implied = {_solved(place, _ANY, first, second, whole) for place in _moved(first, second)}
+    said = _changed(model.config, {key: implied.pop()}) if len(implied) == 1 else None
+    return said if said is not None and _sizes(model, said) == whole else None
+
+
+def _candidates(model: Any, base: Any, wanted: Wanted, steps: Sequence[Step], here: Sizes) -> Iterator[Any]:
+    """Configurations that may make the small model: first those with one size for all layers."""
+    sizes = _sizes(model, base)
+    if sizes is None or sizes.keys() != here.keys():
+        return
+    config, found, differing = _with_attributes(base, steps), _values(base, wanted), set(_moved(sizes, here))
+    if not differing:
+        yield config
     explaining = [
         {key: found[key] for key in chosen}
         for chosen in _subsets(found)
@@ -110,6 +151,25 @@ def _candidates(model: Any, steps: Sequence[Step], whole: Sizes | None, here: Si
                 sized = _by_layer(config, chosen)
                 if sized is not None:
                     yield sized
+
+
+def _unsaid(model: Any, whole: Sizes | None, here: Sizes) -> str:
+    """Which dimension no configuration can say, for a message: one that differs from block to block, or that no number makes."""
+    if whole is None or whole.keys() != here.keys():
+        return ""
+    first: dict[tuple[str, int], str] = {}
+    for name, dim in [(name, dim) for name, shape in here.items() for dim in range(len(shape))]:
+        other = first.setdefault((re.sub(r"\.\d+\.", ".*.", name), dim), name)
+        if whole[name] == whole[other] and here[name][dim] != here[other][dim]:
+            return (
+                f" ({name} is {here[name][dim]} long in dimension {dim}, and {other} is {here[other][dim]}: allocate with "
+                "same_in_every_block=True)"
+            )
+    found = _values(model.config, _wanted(model, model.config, here))
+    made = {place for places in found.values() if len(set(places.values())) == 1 for place in places}
+    lacking, dim = next((place for place in _moved(whole, here) if place not in made), ("", 0))
+    was = f"long in dimension {dim}, no more {whole[lacking][dim]}" if lacking else ""
+    return f" (it has no number for {lacking}, {here[lacking][dim]} {was})" if lacking else ""
 
 
 def _sizes(model: nn.Module, config: Any, values: Mapping[str, int] = MappingProxyType({})) -> Sizes | None:
@@ -143,20 +203,28 @@ def _with_attributes(config: Any, steps: Sequence[Step]) -> Any:
     )
 
 
-def _values(model: Any, whole: Sizes, here: Sizes) -> dict[str, dict[tuple[str, int], int]]:
-    """Number of the configuration → place that it makes → what it would have to be there; of those that explain all their places."""
+def _values(config: Any, wanted: Wanted) -> dict[str, dict[tuple[str, int], int]]:
+    """What is wanted of those numbers that explain all their places."""
     found: dict[str, dict[tuple[str, int], int]] = {}
-    for key, value in model.config.to_dict().items():
+    for key, places in wanted.items():
+        values = {place: each for place, each in places.items() if each is not None}
+        if len(values) == len(places) and set(values.values()) != {getattr(config, key)}:
+            found[key] = values
+    return found
+
+
+def _wanted(model: Any, config: Any, here: Sizes) -> Wanted:
+    """What the sizes that are here want of a configuration's numbers."""
+    found: dict[str, dict[tuple[str, int], int | None]] = {}
+    for key, value in config.to_dict().items():
         if not (value is None or (type(value) is int and value > 1)):
             continue
         one = value or _ANY
-        first, second = (_sizes(model, model.config, {key: each}) for each in (one, 2 * one))
-        if first is None or second is None or not first.keys() == second.keys() == whole.keys():
+        first, second = (_sizes(model, config, {key: each}) for each in (one, 2 * one))
+        if first is None or second is None or not first.keys() == second.keys() == here.keys():
             continue
-        wanted = {place: _solved(place, one, first, second, here) for place in _moved(first, second)}
-        values = {value for value in wanted.values() if value is not None}
-        if None not in wanted.values() and values and values != {value}:
-            found[key] = {place: each for place, each in wanted.items() if each is not None}
+        if moved := _moved(first, second):
+            found[key] = {place: _solved(place, one, first, second, here) for place in moved}
     return found
 
 
@@ -218,12 +286,24 @@ def _quiet() -> Iterator[None]:
 
 
 def _answer(model: Any, one: nn.Module) -> Tensor | None:
-    """What a model answers on the example that this one's class has, or ``None`` where the class has no place for it."""
-    try:
-        with evaluating(one):
-            return next(tensors_in(one(**to_device(model.dummy_inputs, device_of(model)))))
-    except Exception:  # as above; nothing can be said
-        return None
+    """What a model answers on the example that this one's class has, else on noise of its images' size; ``None`` where neither fits."""
+    for example in (_dummies, _images):
+        try:
+            with evaluating(one):
+                return next(tensors_in(one(**to_device(example(model), device_of(model)))))
+        except Exception:  # as above; nothing can be said
+            continue
+    return None
+
+
+def _dummies(model: Any) -> dict[str, Tensor]:
+    return {**model.dummy_inputs}
+
+
+def _images(model: Any) -> dict[str, Tensor]:
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    sides = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size, config.image_size)
+    return {model.main_input_name: torch.randn(1, config.num_channels, *sides, generator=generator, dtype=model.dtype)}
 
 
 def _is_close(ours: Tensor, theirs: Tensor) -> bool:
