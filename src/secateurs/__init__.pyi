@@ -91,6 +91,8 @@ from .recover import penalty as penalty
 from .recover import per_step as per_step
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
+from .search import Evolution as Evolution
+from .search import evolve as evolve
 from .shrink import LowRank as LowRank
 from .shrink import Shrunk as Shrunk
 from .shrink import low_rank_ as low_rank_

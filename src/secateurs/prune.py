@@ -112,9 +112,16 @@ def planned(
     sites = find_sites(
         model, pattern, task.example, only=only, skip=skip, masks=masks.named_as_in(model) if masks is not None else None
     )
-    stats = observe(model, sites, solver.needs, task)
+    observed: list[Stats] = []
+
+    def scores() -> Iterator[Scores]:
+        if not observed:
+            observed.append(observe(model, sites, solver.needs, task))
+        return solver.scores(sites, observed[0])
+
     with together():
-        plan = allocate(sites, partial(_scores, solver, sites, stats, 1))
+        plan = allocate(sites, scores)
+    _require_these_sites(plan, sites)
     return of_first(plan)
 
 
