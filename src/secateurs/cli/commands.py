@@ -196,8 +196,6 @@ def prune(
     allocator
         How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels), erdos-renyi,
         owl or alpha-pruning, with arguments where it takes some: "global(ceiling=0.9)".
-        How much where: global (one threshold over the model), uniform (the same everywhere, the default for channels) or erdos-renyi,
-        with arguments where it takes some: "global(ceiling=0.9)".
     same_in_every_block
         Equal widths and heads in all blocks, so that a configuration can say them.
     sparsity
