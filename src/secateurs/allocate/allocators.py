@@ -143,6 +143,8 @@ def global_threshold(
         apportion(
             sites, [1.0] * len(sites), total_of(sites, fraction), limits, who
         )  # raises where the bounds do not admit the total
+        total = total_of(sites, fraction)
+        apportion(sites, [1.0] * len(sites), total, limits, who)  # raises where the bounds do not admit the total
         plan = plan_of(sites, _above_threshold(sites, scores, fraction, limits))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
