@@ -47,7 +47,6 @@ def uniform(
                 sites, scores
             )
         limits, units = limits_of(sites, floor, ceiling), [site.units for site in sites]
-        return plan_of(sites, apportion(sites, units, total_of(sites, fraction), limits, f"uniform(keep={fraction:g})"))
         plan = plan_of(sites, apportion(sites, units, total_of(sites, fraction), limits, f"uniform(keep={fraction:g})"))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
@@ -81,7 +80,6 @@ def erdos_renyi(
         refuse_model_wide(sites, "erdos_renyi")
         weights = [site.units * _erdos_renyi_density(site, kernel) for site in sites]
         limits = limits_of(sites, floor, ceiling)
-        return plan_of(sites, apportion(sites, weights, total_of(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
         plan = plan_of(sites, apportion(sites, weights, total_of(sites, fraction), limits, f"erdos_renyi(keep={fraction:g})"))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
@@ -130,21 +128,6 @@ def global_threshold(
             )
         who, limits = f"global_threshold(keep={fraction:g})", limits_of(sites, floor, ceiling)
         apportion(sites, [1.0] * len(sites), total_of(sites, fraction), limits, who)  # raises where the bounds do not admit it
-        apportion(
-            sites, [1.0] * len(sites), total_of(sites, fraction), limits, who
-        )  # raises where the bounds do not admit the total
-        if sites[0].pattern.within != "isomorphic":
-            return plan_of(sites, _pooled(sites, scores, total_of(sites, fraction), limits))
-        kept: dict[str, int] = {}
-        for kind in dict.fromkeys(site.kind for site in sites):
-            alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
-            kept |= _pooled(alike, _only(sites, scores, kind), total_of(alike, fraction), limits)
-        return plan_of(sites, kept)
-        apportion(
-            sites, [1.0] * len(sites), total_of(sites, fraction), limits, who
-        )  # raises where the bounds do not admit the total
-        total = total_of(sites, fraction)
-        apportion(sites, [1.0] * len(sites), total, limits, who)  # raises where the bounds do not admit the total
         plan = plan_of(sites, _above_threshold(sites, scores, fraction, limits))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
