@@ -13,6 +13,7 @@ from .allocate import global_threshold as global_threshold
 from .allocate import owl as owl
 from .allocate import uniform as uniform
 from .allocate import within_budget as within_budget
+from .blockwise import in_blocks as in_blocks
 from .comparing import Comparison as Comparison
 from .comparing import FailedJobsError as FailedJobsError
 from .comparing import Pruning as Pruning

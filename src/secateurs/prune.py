@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.allocate import as_pattern
-from secateurs.evidence import at_once, observe
+from secateurs.evidence import Observing, at_once, observe
 from secateurs.files.partway import Kept, Partway, digest
 from secateurs.given import ALLOCATOR, MASKS, MODEL, PATH, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks, Origin
@@ -40,7 +40,8 @@ def prune_(
 
     ``allocate=None`` leaves the amount to the pattern (2:4). ``only`` and ``skip`` choose layers as in `find_sites`. ``masks`` are
     those of an earlier pruning, whose removals stand. ``walk=in_order()`` observes each site with those before it pruned already, and
-    keeps the statistics of one alone in memory; how much each keeps is then decided beforehand, by an allocator that asks for no scores.
+    keeps the statistics of one alone in memory; ``walk=in_blocks()`` does so block by block of a stack, each run by itself. How much each
+    keeps is then decided beforehand, by an allocator that asks for no scores.
     Where anything is wrong, or it is interrupted, the model is left as it was; with ``checkpoint=``, a folder that gets a file for each
     part, the same call with the same model and data goes on behind the last part that was finished.
 
@@ -64,8 +65,8 @@ def prune_(
     if sorted(site.name for part in parts for site in part) != sorted(site.name for site in sites):
         raise SecateursError("prune_: the walk must give every site once, in parts: see secateurs.evidence.in_order")
     with _taken_back_on_error() as write:
-        found = _Found(write)
-        first = observe(model, sites, solver.needs, task) if len(parts) == 1 else {}
+        found, observed = _Found(write), _observing(model, parts, solver, task)
+        first = observed(0) if len(parts) == 1 else {}
         with together():
             plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
         plan = of_first(plan)
@@ -74,7 +75,7 @@ def prune_(
         for number, part in enumerate(parts):
             if partway is not None and found.put_back(partway, number, part):
                 continue
-            stats = first if len(parts) == 1 else observe(model, part, solver.needs, task)
+            stats = first if len(parts) == 1 else observed(number)
             with together():
                 for site in track(part, "pruning"):
                     found.solve(site, plan[site.name], solver, stats, last=len(parts) == 1)
@@ -133,6 +134,13 @@ def _require_kinds(
     for name, value, kind in (("allocate", allocate, ALLOCATOR), ("masks", masks, MASKS), ("checkpoint", checkpoint, PATH)):
         if value is not None:
             require(who, name, value, kind)
+
+
+def _observing(model: nn.Module, parts: Sequence[Sites], solver: Solver, task: Task) -> Callable[[int], Stats]:
+    """What observes the part of a number: the whole model at work, or as the walk does it."""
+    if isinstance(parts, Observing):
+        return parts.observing(solver.needs, task)
+    return lambda number: observe(model, parts[number], solver.needs, task)
 
 
 @dataclass

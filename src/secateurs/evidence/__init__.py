@@ -19,9 +19,10 @@ from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
 from secateurs.evidence.units import by_unit, readers_of
-from secateurs.evidence.walks import at_once, in_order
+from secateurs.evidence.walks import Observing, at_once, in_order
 
 __all__ = [
+    "Observing",
     "activation_change",
     "activation_size",
     "activation_variance",

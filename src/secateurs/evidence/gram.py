@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.weak import WeakIdKeyDictionary
 
 from secateurs.evidence.norms import require_shows_inputs
 from secateurs.types import Counted, Member, SecateursError, Seen, Statistic
@@ -46,6 +47,15 @@ def _start(member: Member) -> _Gram:
     return _Gram(member)
 
 
+_LAST: Any = WeakIdKeyDictionary()
+"""Input of a layer, while it lives → its version, its products and its rows."""
+
+
+def _products_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+    return rows.transpose(1, 2) @ rows, torch.tensor(float(rows.shape[1]))
+
+
 @dataclass
 class _Gram:
     """Σ x·xᵀ, and how many rows there were."""
@@ -57,11 +67,24 @@ class _Gram:
     sums: ClassVar = ("total", "rows")
 
     def add(self, seen: Seen) -> None:
-        rows = input_rows(self.member, seen)
-        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        found, count = rows.transpose(1, 2) @ rows, torch.tensor(float(rows.shape[1]))
-        self.total = found if self.total is None else self.total.add_(found)
+        found, count = self._products(seen)
+        self.total = found.clone() if self.total is None else self.total.add_(found)
         self.rows = count if self.rows is None else self.rows + count
+
+    def _products(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Those of one call; of several layers that are given one tensor (queries, keys and values, say) they are computed once."""
+        given = seen.inputs[0] if seen.inputs else None
+        if (
+            not isinstance(given, Tensor)
+            or given.is_inference()
+            or isinstance(self.member.module, (_ConvNd, nn.MultiheadAttention))
+        ):
+            return _products_of(input_rows(self.member, seen))
+        version, known = _LAST.get(given, (None, None))
+        if known is None or version != given._version:
+            known = _products_of(input_rows(self.member, seen))
+            _LAST[given] = given._version, known
+        return known
 
     def result(self) -> Tensor:
         if self.total is None or self.rows is None:

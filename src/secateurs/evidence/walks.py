@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Protocol, runtime_checkable
 
-from secateurs.types import KindError, Sites
+from secateurs.types import KindError, Sites, Statistic, Stats, Task
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """Parts of a walk that know themselves how they are observed: what it gives is asked for each part's number, in order."""
+
+    def observing(self, needs: Sequence[Statistic], task: Task) -> Callable[[int], Stats]: ...
 
 
 def at_once(sites: Sites) -> list[Sites]:

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from secateurs.nested import tensors_in
+from secateurs.nested import Value, changed, parts, tensors_in
 
 
 @dataclass(frozen=True)
 class ModulePass:
-    """One call of a module: the values of all tensors among its arguments, in order, and of those that it gives."""
+    """One call of a module: the values of all tensors among its arguments, in order, and of those that it gives.
+
+    ``answer`` is what it gives with values in place of tensors; ``ops`` are the places of the operations that it runs.
+    """
 
     module: str
     given: tuple[Any, ...]
-    gives: tuple[Any, ...]
+    answer: Any
+    ops: range
+
+    @property
+    def gives(self) -> tuple[Value, ...]:
+        return tuple(_values(self.answer))
+
+
+def _values(nest: Any) -> Iterator[Value]:
+    if isinstance(nest, Value):
+        yield nest
+    else:
+        for _, part in parts(nest) or ():
+            yield from _values(part)
 
 
 class Passes:
     """Notes what goes into each module and what comes out, as values at that time; `value` gives a tensor its name in the trace.
 
     >>> import torch
-    >>> passes = Passes(id)
-    >>> x = torch.ones(1)
+    >>> value, x = Value((1,)), torch.ones(1)
+    >>> passes = Passes(lambda tensor: value, list)
     >>> passes.end("relu", passes.begin((), {"x": x}), (), x)
     >>> passes.found[0].given == passes.found[0].gives
     True
     """
 
-    def __init__(self, value: Callable[[Tensor], Any]) -> None:
-        self._value = value
+    def __init__(self, value: Callable[[Tensor], Value], ops: Callable[[], Sequence[Any]]) -> None:
+        self._value, self._ops = value, ops
         self.found: list[ModulePass] = []
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The values that go in."""
-        return tuple(map(self._value, tensors_in((args, kwargs) if kwargs else args)))
+        return tuple(map(self._value, tensors_in((args, kwargs)))), len(self._ops())
 
     def end(self, module: str, given: Any, args: tuple[Any, ...], output: Any) -> None:
         """What came out."""
-        self.found.append(ModulePass(module, given, tuple(map(self._value, tensors_in(output)))))
+        values, start = given
+        self.found.append(ModulePass(module, values, changed(output, self._value), range(start, len(self._ops()))))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
     together = _together(_tensors(model, example)) if fake else []
     with ready(model, fake, stack.append, stack.pop, calls) as fakes, tagged(model) as computed:
         tracer = Tracer(stack, fakes)
-        noted, passes = [Calls(tracer.value)] if fake else [], Passes(tracer.value)
+        noted, passes = [Calls(tracer.value)] if fake else [], Passes(tracer.value, lambda: tracer.ops)
         calls += [*noted, passes]
         if fakes is not None:
             example = changed(example, fakes.of)

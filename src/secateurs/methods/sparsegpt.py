@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from torch import nn
 
 from secateurs.allocate import uniform
+from secateurs.blockwise import in_blocks
 from secateurs.evidence import in_order
 from secateurs.masks import Masks
 from secateurs.methods.wanda import without_head
@@ -23,11 +27,15 @@ def sparsegpt_(
     solver: SparseGPT = SparseGPT(),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,
+    blocks: str | Iterable[str] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Masks:
-    """Remove weights layer by layer in the order of execution, each observed with all before it pruned; those that stay make up.
+    """Remove weights in the order of execution, each layer observed with what comes before it pruned; those that stay make up.
 
-    ``pattern=NofM(2, 4), sparsity=None`` gives 2:4. ``solver`` has the paper's block and damping. As in the paper, embeddings and the
-    output head stay dense unless ``only`` names them. The calibration batches are walked once a layer.
+    A model with a stack of blocks, as language models are, goes block by block, as in the paper: each runs twice on its own inputs, which
+    alone are in memory (`in_blocks`; ``blocks="model.layers"`` says by hand where they are). Any other goes layer by layer, and the
+    calibration batches are walked once a layer. ``pattern=NofM(2, 4), sparsity=None`` gives 2:4. ``solver`` has the paper's block and
+    damping. As in the paper, embeddings and the output head stay dense unless ``only`` names them. ``checkpoint`` is as in `prune_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -37,4 +45,5 @@ def sparsegpt_(
     """
     skip = without_head(model, task, only, skip, "SparseGPT")
     allocate = uniform(sparsity=sparsity) if sparsity is not None else None
-    return prune_(model, pattern, solver, allocate, task, only=only, skip=skip, walk=in_order())
+    walk = in_blocks(blocks, otherwise=in_order())
+    return prune_(model, pattern, solver, allocate, task, only=only, skip=skip, walk=walk, checkpoint=checkpoint)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from torch import nn
 
 from secateurs.allocate import uniform
+from secateurs.blockwise import in_blocks
 from secateurs.criteria import magnitude
-from secateurs.evidence import input_norm
+from secateurs.evidence import at_once, input_norm
 from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_weights, output_head, select
 from secateurs.prune import prune_
@@ -22,11 +26,15 @@ def wanda_(
     pattern: Pattern = Element(within="row"),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,
+    blocks: str | Iterable[str] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Masks:
     """Remove from each output row the weights with the smallest |w|·‖x‖₂, the norm of their input over calibration batches.
 
-    ``pattern=NofM(2, 4), sparsity=None`` gives the paper's structured variant. All layers are observed with the dense network before
-    any of them. As in the paper, embeddings and the output head stay dense unless ``only`` names them.
+    A model with a stack of blocks, as language models are, goes block by block, as in the paper: each is observed with those before it
+    pruned (`in_blocks`; ``blocks="model.layers"`` says by hand where they are). Of any other, all layers are observed at once.
+    ``pattern=NofM(2, 4), sparsity=None`` gives the paper's structured variant. As in the paper, embeddings and the output head stay dense
+    unless ``only`` names them. ``checkpoint`` is as in `prune_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -36,7 +44,8 @@ def wanda_(
     """
     skip = without_head(model, task, only, skip, "Wanda")
     allocate = uniform(sparsity=sparsity) if sparsity is not None else None
-    return prune_(model, pattern, TopK(magnitude(p=1) * input_norm()), allocate, task, only=only, skip=skip)
+    solver, walk = TopK(magnitude(p=1) * input_norm()), in_blocks(blocks, otherwise=at_once)
+    return prune_(model, pattern, solver, allocate, task, only=only, skip=skip, walk=walk, checkpoint=checkpoint)
 
 
 def without_head(model: nn.Module, task: Task, only: Selection | None, skip: Selection | None, who: str) -> Selection | None:

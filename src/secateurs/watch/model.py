@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Protocol
@@ -108,6 +108,31 @@ def modules(
         return output
 
     nn.Module.__call__ = told  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = before  # type: ignore[method-assign]
+
+
+_InPlace = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def instead(calls: Mapping[nn.Module, _InPlace]) -> Iterator[None]:
+    """Calls something in place of some modules: with the module, what runs it, and its positional and keyword arguments.
+
+    >>> relu = nn.ReLU()
+    >>> with instead({relu: lambda module, run, args, kwargs: run(module, *args) + 1}):
+    ...     nn.Sequential(relu)(torch.ones(1))
+    tensor([2.])
+    """
+    before, thread = nn.Module.__call__, get_ident()
+
+    def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        other = calls.get(self) if get_ident() == thread else None
+        return before(self, *args, **kwargs) if other is None else other(self, before, args, kwargs)
+
+    nn.Module.__call__ = called  # type: ignore[method-assign]
     try:
         yield
     finally:
