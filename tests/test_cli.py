@@ -294,6 +294,10 @@ def test_report_writes_the_page_of_a_record_again(run, tmp_path: Path) -> None:
             ("prune", "digits_cnn", "--task", "digits", "--pattern", "head", "--keep-params", "0.5", "--allocator", "erdos-renyi"),
             "densities are for single weights",
         ),
+        (
+            ("prune", "digits_cnn", "--task", "digits", "--sparsity", "0.5", "--allocator", "owl", "--same-in-every-block"),
+            "'owl' is no allocator (its arguments are",
+        ),
         (("report", "absent.json"), "absent.json: there is no record; name the folder that prune or demo wrote"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -356,7 +360,10 @@ def test_compare_puts_recipes_side_by_side_goes_on_and_names_what_failed(run, tm
     ("words", "said"),
     [
         (("--allocator", "local"), "'local' is no allocator (expected one of these"),
-        (("--allocator", "global(keep=0.5)"), "its arguments are ceiling, floor; how much stays is said apart from it"),
+        (
+            ("--allocator", "global(keep=0.5)"),
+            "its arguments are ceiling, floor, same_in_every_block; how much stays is said apart from it",
+        ),
         (("--schedule", "steep"), "--schedule 'steep' is none of geometric, linear, cubic, one_shot"),
         (("--keep-of", "macs"), "--keep-of macs is for --pattern channel and head"),
         (("--keep", "2"), "keep=2.0 is not in (0, 1]"),

@@ -121,14 +121,14 @@ def test_a_run_with_a_teacher_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 
 class Named(nn.Module):
-    """Answers with a dict, as many language models do."""
+    """Answers with a dict that has no logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(5, 3)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.inner(inputs)}
+        return {"features": self.inner(inputs)}
 
 
 @pytest.mark.parametrize(

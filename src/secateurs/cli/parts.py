@@ -209,10 +209,11 @@ def parsed_allocator(text: str, same_in_every_block: bool = False) -> partial[Al
         if not isinstance(call.func, ast.Name) or call.func.id not in _ALLOCATORS or call.args:
             raise ValueError("expected one of these, with named arguments where it takes some")
         factory, named = _ALLOCATORS[call.func.id], {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        named |= {"same_in_every_block": True} if same_in_every_block else {}
         known = inspect.signature(factory).parameters.keys() - {"sparsity", "keep"}
         if named.keys() - known:
             raise ValueError(f"its arguments are {', '.join(sorted(known))}; how much stays is said apart from it")
-        return partial(factory, **named, **({"same_in_every_block": True} if same_in_every_block else {}))
+        return partial(factory, **named)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise SecateursError(
             f"{shortened(text, 60)!r} is no allocator ({shortened(str(error), 200)}); write {', '.join(_WRITTEN)}, with arguments "

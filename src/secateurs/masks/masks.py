@@ -21,7 +21,10 @@ from secateurs.patterns import find_weights
 from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
 from secateurs.types import KindError, Plan, SecateursError, Skipped
 
-_PARALLEL, _COMPILED = "module.", "_orig_mod."
+_AROUND, _WITHIN = (
+    ("module.", "base_model.model."),
+    ("_orig_mod.", "base_layer."),
+)  # of DistributedDataParallel, peft | compile, peft
 _SHOWN = 8  # reasons that print(masks) tells
 
 
@@ -189,7 +192,8 @@ class Masks(Mapping[str, Tensor]):
         _living[id(self)] = self
 
     def bind(self, model: nn.Module) -> Masks:
-        """The same masks for another copy of the model; wrappers' prefixes (DistributedDataParallel, compile, averages) are ignored.
+        """The same masks for another copy of the model; what wrappers add to names (DistributedDataParallel, compile, averages, the
+        adapters of peft) is ignored.
 
         Raises `SecateursError` where a mask does not fit, or where the copy is one from before a `shrink_` that these masks have followed.
         """
@@ -258,6 +262,11 @@ class Masks(Mapping[str, Tensor]):
         while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = inner  # accelerate's passes its steps on to this one, without the hooks
         if self and not self.trained_by(optimizer):
+            if not any(parameter.requires_grad for parameter in self._parameters.values()):
+                raise SecateursError(
+                    "the masked parameters are frozen, so no optimizer can fill them and there is nothing to attach: where adapters (LoRA) "
+                    "are trained beside them, call masks.apply_() once they are merged"
+                )
             raise SecateursError(
                 "the optimizer trains none of the masked parameters: was it made for another copy of the model, or was the model sharded "
                 "since (fully_shard)? make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
@@ -368,7 +377,8 @@ def _zeroed_(weight: Tensor, mask: Tensor) -> Iterator[Tensor]:
 
 
 def _unwrapped(name: str) -> str:
-    name = name.replace(_COMPILED, "")
-    while name.startswith(_PARALLEL):
-        name = name.removeprefix(_PARALLEL)
+    for part in _WITHIN:
+        name = name.replace(part, "")
+    while (prefix := next((each for each in _AROUND if name.startswith(each)), None)) is not None:
+        name = name.removeprefix(prefix)
     return name
