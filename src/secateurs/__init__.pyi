@@ -75,6 +75,7 @@ from .prune import planned as planned
 from .prune import prune_ as prune_
 from .ranks import alone as alone
 from .recover import Movement as Movement
+from .recover import Reconstructed as Reconstructed
 from .recover import adjust_dropout_ as adjust_dropout_
 from .recover import channel_attention as channel_attention
 from .recover import clip_gradients as clip_gradients
@@ -90,6 +91,7 @@ from .recover import movement_pruning as movement_pruning
 from .recover import one_shot as one_shot
 from .recover import penalty as penalty
 from .recover import per_step as per_step
+from .recover import reconstruct_ as reconstruct_
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .search import Evolution as Evolution

@@ -3,6 +3,7 @@
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
 from secateurs.graph.calls import ModuleCall, ModulePass
+from secateurs.graph.halves import Half, halves_of
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.ops import Op, Trace
@@ -24,6 +25,7 @@ __all__ = [
     "Blocks",
     "Choice",
     "Dim",
+    "Half",
     "Knowing",
     "Known",
     "Measured",
@@ -47,6 +49,7 @@ __all__ = [
     "blocks_in",
     "blocks_of",
     "extent",
+    "halves_of",
     "infer",
     "interpret",
     "is_told",
