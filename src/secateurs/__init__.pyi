@@ -29,6 +29,7 @@ from .costs import trace_macs as trace_macs
 from .criteria import activation as activation
 from .criteria import apoz as apoz
 from .criteria import batchnorm_scale as batchnorm_scale
+from .criteria import block_influence as block_influence
 from .criteria import cosine as cosine
 from .criteria import fisher as fisher
 from .criteria import fpgm as fpgm
@@ -36,6 +37,7 @@ from .criteria import grasp as grasp
 from .criteria import head_importance as head_importance
 from .criteria import hessian_trace as hessian_trace
 from .criteria import lamp as lamp
+from .criteria import loss_without as loss_without
 from .criteria import magnitude as magnitude
 from .criteria import movement as movement
 from .criteria import normalised as normalised
@@ -64,6 +66,7 @@ from .masks import find_dead as find_dead
 from .masks import zero_dead_ as zero_dead_
 from .patterns import Block as Block
 from .patterns import Channel as Channel
+from .patterns import Depth as Depth
 from .patterns import Element as Element
 from .patterns import Filter as Filter
 from .patterns import Head as Head

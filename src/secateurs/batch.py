@@ -127,7 +127,8 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:
             "there is no loss: give Task(loss=...), a function of (output, target), or batches with labels of which the model makes a "
             "loss of its own (output.loss)"
         )
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+    detached = torch.is_grad_enabled() and isinstance(loss, Tensor) and not loss.requires_grad
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or detached:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else repr(loss)
         raise TaskError(
             f"the loss must be one number that depends on the model, but Task.loss returned {what}; "

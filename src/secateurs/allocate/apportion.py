@@ -41,8 +41,8 @@ class Bounds:
 
 
 def bounds(site: Site, floor: int, ceiling: float = 1.0) -> Bounds:
-    """A site's bounds: all its contests keep the same number, or what they have left; at least `floor` units stay, and no more than
-    the fraction `ceiling` of all goes. Raises `SecateursError` where these two are no such numbers.
+    """A site's bounds: all its contests keep the same number, or what they have left; at least `floor` units stay, unless it is one that
+    may go as a whole, and no more than the fraction `ceiling` of all goes. Raises `SecateursError` where these two are no such numbers.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
@@ -63,7 +63,7 @@ def bounds(site: Site, floor: int, ceiling: float = 1.0) -> Bounds:
     high = site.kept_by(steps * step)
     if site.pattern.kept_of_each is not None:
         return Bounds(high, high, step, site)
-    stay = max(floor, site.units - int(ceiling * site.units + 1e-9))
+    stay = max(0 if site.whole else floor, site.units - int(ceiling * site.units + 1e-9))
     least = bisect_left(range(steps), stay, key=lambda number: site.kept_by(number * step))
     return Bounds(site.kept_by(least * step), high, step, site)
 

@@ -2,6 +2,7 @@
 
 from secateurs.criteria.activations import activation, apoz, variance
 from secateurs.criteria.comparing import cosine, fpgm, lamp
+from secateurs.criteria.depth import block_influence, loss_without
 from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, snip, synflow, taylor
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.normalised import normalised
@@ -12,6 +13,7 @@ __all__ = [
     "activation",
     "apoz",
     "batchnorm_scale",
+    "block_influence",
     "cosine",
     "fisher",
     "fpgm",
@@ -19,6 +21,7 @@ __all__ = [
     "head_importance",
     "hessian_trace",
     "lamp",
+    "loss_without",
     "magnitude",
     "movement",
     "normalised",

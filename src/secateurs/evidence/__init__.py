@@ -9,8 +9,10 @@ from secateurs.evidence.gradients import (
     curvature_of_units,
     gradient,
     hessian_gradient,
+    loss_rise,
     nonzero_activations,
     squared_gradient,
+    stream_change,
     synaptic_flow,
 )
 from secateurs.evidence.gram import input_gram, input_rows
@@ -38,11 +40,13 @@ __all__ = [
     "input_gram",
     "input_norm",
     "input_rows",
+    "loss_rise",
     "mean_loss",
     "nonzero_activations",
     "observe",
     "readers_of",
     "recorded",
     "squared_gradient",
+    "stream_change",
     "synaptic_flow",
 ]

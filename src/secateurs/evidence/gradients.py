@@ -247,6 +247,33 @@ def activation_size(p: Literal[1, 2] = 1) -> Statistic:
     return Statistic(f"activation_size(p={p})", start, "values", "units")
 
 
+def _turned(seen: Seen) -> Tensor:
+    return 1 - torch.nn.functional.cosine_similarity(seen.inputs[0], seen.output, dim=-1).mean()
+
+
+def _values(seen: Seen) -> Tensor:
+    assert seen.values is not None
+    return seen.values
+
+
+def stream_change() -> Statistic:
+    """1 − the mean cosine of the stream before a unit and behind it (2403.03853).
+
+    >>> stream_change().watches
+    'stream'
+    """
+    return Statistic("stream_change", _Start(_turned, _same), "stream", "units")
+
+
+def loss_rise() -> Statistic:
+    """How much the mean loss rises without each unit.
+
+    >>> loss_rise().needs_data
+    False
+    """
+    return Statistic("loss_rise", _Start(_values, _same), "removals", "units")
+
+
 def activation_variance() -> Statistic:
     """The variance of the numbers that a unit's readers are given, over samples and places.
 

@@ -14,6 +14,8 @@ from secateurs.evidence.adding import Accumulators, add_up_
 from secateurs.evidence.backward import Backward, require_gradients
 from secateurs.evidence.experts import Stack, watched
 from secateurs.evidence.flow import observe_flow
+from secateurs.evidence.removals import observe_removals
+from secateurs.evidence.stream import watched_streams
 from secateurs.evidence.units import Units
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import STATISTICS, TASK, require
@@ -62,6 +64,10 @@ def observe(model: nn.Module, sites: Sites, needs: Sequence[Statistic], task: Ta
     watch = _Watch(sites, needs)
     with together():
         observe_flow(model, task.example, watch.flows, watch.member)
+    removals = [need for need in needs if need.watches == "removals"]
+    for name, seen in (observe_removals(model, sites, task) if removals else {}).items():
+        for need in removals:
+            watch.units.begun[name][need].add(seen)
     if any(need.needs_data for need in needs):
         _walk(model, watch, [need for need in needs if need.needs_data], task)
     return watch.results()
@@ -90,6 +96,7 @@ class _Watch:
     """Everything that is watched in one walk: the calls of layers, experts at work, gradients of weights, and units."""
 
     def __init__(self, sites: Sites, needs: Sequence[Statistic]) -> None:
+        self.sites, self.streams = sites, [need for need in needs if need.watches == "stream"]
         self.needs_loss = any(need.needs_loss for need in needs)
         of_weights = [need for need in needs if need.of == "weights"]
         of_calls = [need for need in of_weights if need.watches in ("inputs", "output_gradients")]
@@ -134,6 +141,7 @@ class _Watch:
             for name, accumulators in self.calls.items():
                 hook = self.member(name).module.register_forward_hook(self._feed(accumulators))
                 around.callback(hook.remove)
+            around.enter_context(watched_streams(model, self.sites, self.units.begun, self.streams))
             for hook in self.units.hooks(self.backward):
                 around.callback(hook.remove)
             if self.backward is not None:

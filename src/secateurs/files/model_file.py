@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from secateurs.files import container
 from secateurs.files.layouts import BITS, Lying, Read, decoded, encoded, plain
 from secateurs.files.pretrained import configurations, is_folder, remade
+from secateurs.forward import modules_in
 from secateurs.given import COUNT, MASKS, METRIC, MODEL, MODEL_OR_MAKER, PATH, require
 from secateurs.masks.masks import Masks
 from secateurs.masks.origin import UNKNOWN, Origin
@@ -303,7 +304,8 @@ def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any], tensors
     if not isinstance(entries, list):
         raise FileError(f"{path}: its secateurs document is damaged")
     steps, known = [Step.from_document(entry) for entry in entries], steps_of(model)
-    if known == steps or ("config" in document and _has_shapes_of(model, tensors)):
+    whole = any(_length(model, name) > len(stay) for step in steps for name, stay in step.entries.items())
+    if known == steps or ("config" in document and not whole and _has_shapes_of(model, tensors)):
         return Undo()
     if known:
         raise FileError(f"{path} belongs to another model: this one was shrunk already, in another way; load into a fresh one")
@@ -311,6 +313,12 @@ def _as_small_(model: nn.Module, path: str, document: Mapping[str, Any], tensors
         return replay_(model, steps)
     except FileError as error:
         raise FileError(f"{path} belongs to another model: {error}") from error
+
+
+def _length(model: nn.Module, name: str) -> int:
+    """How many modules are in the list of that name in a model."""
+    found = modules_in(model).get(name)
+    return len(found) if isinstance(found, nn.ModuleList) else 0
 
 
 def _has_shapes_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

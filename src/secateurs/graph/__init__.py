@@ -2,6 +2,7 @@
 
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
+from secateurs.graph.branches import Branch, Branches, Operand, additions, branches_of, serving_alone
 from secateurs.graph.calls import ModuleCall, ModulePass
 from secateurs.graph.halves import Half, halves_of
 from secateurs.graph.infer import infer
@@ -23,6 +24,8 @@ __all__ = [
     "TABLE",
     "Axis",
     "Blocks",
+    "Branch",
+    "Branches",
     "Choice",
     "Dim",
     "Half",
@@ -34,6 +37,7 @@ __all__ = [
     "Monomial",
     "Number",
     "Op",
+    "Operand",
     "Pieces",
     "Place",
     "SizeCall",
@@ -44,10 +48,12 @@ __all__ = [
     "Typing",
     "Value",
     "View",
+    "additions",
     "analyse",
     "asks_size",
     "blocks_in",
     "blocks_of",
+    "branches_of",
     "extent",
     "halves_of",
     "infer",
@@ -57,6 +63,7 @@ __all__ = [
     "normal",
     "occurrences",
     "ready",
+    "serving_alone",
     "told",
     "trace_of",
     "unify",

@@ -63,10 +63,11 @@ class Passes:
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module with one tensor that gives one tensor; both are ``None`` where more or other things go in or come out.
+    """One call of a module: the tensor that goes in and the one that comes out; ``None`` where there is none.
 
-    ``overwrites``: the tensor that went in is another one when the module returns. ``overwritten``: what went in or came out is written
-    to later, so that it matters whether they are one tensor.
+    Where several go in or come out it is the first that was given by place, else by name, and the first of those that were returned;
+    ``alone``: there are no others, nor anything else. ``overwrites``: the tensor that went in is another one when the module returns.
+    ``overwritten``: what went in or came out is written to later, so that it matters whether they are one tensor.
     """
 
     module: str
@@ -74,6 +75,7 @@ class ModuleCall:
     output: Any = None
     overwrites: bool = False
     overwritten: bool = False
+    alone: bool = True
 
 
 class Calls:
@@ -93,17 +95,21 @@ class Calls:
         self._noted: list[tuple[ModuleCall, tuple[Tensor, ...]]] = []
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value that goes in."""
-        single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        return self._value(args[0]) if single else None
+        """The tensor that goes in, its value, and whether it goes in alone."""
+        first = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        return None if first is None else (first, self._value(first), len(args) == 1 and not kwargs)
 
     def end(self, module: str, given: Any, args: tuple[Any, ...], output: Any) -> None:
         """What came out, and whether what went in is still what it was."""
-        if given is None or not isinstance(output, Tensor):
+        several = isinstance(output, (tuple, list)) and len(output) > 0
+        made = output[0] if several else output
+        if given is None or not isinstance(made, Tensor):
             self._noted.append((ModuleCall(module), ()))
         else:
-            call = ModuleCall(module, given, self._value(output), self._value(args[0]) != given)
-            self._noted.append((call, (args[0], output)))
+            first, value, alone = given
+            changed = self._value(first) != value
+            call = ModuleCall(module, value, self._value(made), changed, alone=alone and not several)
+            self._noted.append((call, (first, made)))
 
     def found(self) -> list[ModuleCall]:
         """Every call, once the pass is over."""

@@ -79,6 +79,7 @@ def _apply(typing: Typing, op: Op) -> None:
     products = len(typing.products)
     found = rule_of(op)(typing, op)
     inputs = list(op.inputs)
+    typing.multiplying += [typing.place] * (len(typing.products) - products)
     if len(typing.products) > products or any(value in typing.computed for value in inputs):
         typing.computed.update(op.outputs)
     fixed = all(typing.is_fixed(value) for value in inputs)

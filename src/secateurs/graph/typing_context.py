@@ -23,11 +23,11 @@ class Typing:
 
     ``produced``, ``consumed`` and ``scaled`` say which dimensions of a weight play which part; ``groups``, in how many groups a
     convolution's weight falls; ``products``, over which dimensions each matrix product and convolution runs (their product is its
-    MACs); ``summed``, what is added up without a weight; ``unknown``, the operations without a rule, and where they stand;
-    ``computed``, what products make of weights alone (queries that are learned, say); ``zero_with``, by which parameters being zero a
-    value is zero; ``divisors``, the parameters that something is divided by; ``rms_norms``, those that can be rescaled, by the
-    operation's ``place`` in the trace. ``muted`` while an operation is looked at whose result nobody uses: it must run, but what it
-    reduces over does not matter.
+    MACs), and ``multiplying``, the place of each in the trace; ``summed``, what is added up without a weight; ``unknown``, the
+    operations without a rule, and where they stand; ``computed``, what products make of weights alone (queries that are learned, say);
+    ``zero_with``, by which parameters being zero a value is zero; ``divisors``, the parameters that something is divided by;
+    ``rms_norms``, those that can be rescaled, by the operation's ``place`` in the trace. ``muted`` while an operation is looked at whose
+    result nobody uses: it must run, but what it reduces over does not matter.
     """
 
     types: dict[Value, Dims] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Typing:
     scaled: list[tuple[frozenset[str], Dim]] = field(default_factory=list)
     groups: dict[str, Dim] = field(default_factory=dict)
     products: list[Dims] = field(default_factory=list)
+    multiplying: list[int] = field(default_factory=list)
     summed: Dims = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     rms_norms: dict[int, RmsNorm] = field(default_factory=dict)

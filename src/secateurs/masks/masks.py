@@ -299,10 +299,12 @@ class Masks(Mapping[str, Tensor]):
         change: Callable[[nn.Parameter, Tensor], Tensor | None],
         gone: Callable[[nn.Parameter], bool],
         concerned: Container[int] = (),
+        moved: Mapping[str, str] | None = None,
     ) -> None:
         """Replace each mask by what its parameter's change makes of it: ``None`` where it is no mask any more; forget what is gone.
 
-        What is gone of the parameters ``concerned`` (ids) was taken out of the model by this very change.
+        What is gone of the parameters ``concerned`` (ids) was taken out of the model by this very change; ``moved`` are parameters that
+        have another name since, the old one → the new one.
         """
         parameters = {**self._unmasked, **self._parameters}
         changed = {name: change(self._parameters[name], mask) for name, mask in self._masks.items()}
@@ -310,7 +312,16 @@ class Masks(Mapping[str, Tensor]):
         self._parameters = {name: self._parameters[name] for name in self._masks}
         self._unmasked = {name: each for name, each in parameters.items() if name not in self._masks and not gone(each)}
         self._taken_out |= {name for name, each in parameters.items() if gone(each) and id(each) in concerned}
+        if moved:
+            self._rename(moved)
         self.origin, self._carried = self.origin.forgetting(), True
+
+    def _rename(self, moved: Mapping[str, str]) -> None:
+        before = {*self._parameters, *self._unmasked}
+        self._masks = {moved.get(name, name): mask for name, mask in self._masks.items()}
+        self._parameters = {moved.get(name, name): each for name, each in self._parameters.items()}
+        self._unmasked = {moved.get(name, name): each for name, each in self._unmasked.items()}
+        self._taken_out = (self._taken_out | before) - {*self._parameters, *self._unmasked}
 
     @staticmethod
     def of_any(parameters: Container[int]) -> list[Masks]:

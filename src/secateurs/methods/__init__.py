@@ -2,6 +2,7 @@
 
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.castellano import castellano_
+from secateurs.methods.depth import depth_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.molchanov import taylor_
@@ -18,6 +19,7 @@ from secateurs.methods.zhu_gupta import gradual_magnitude_
 
 __all__ = [
     "castellano_",
+    "depth_",
     "fpgm_",
     "gradual_magnitude_",
     "grasp_",

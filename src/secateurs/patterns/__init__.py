@@ -4,6 +4,7 @@ from secateurs.patterns.axes import axis_names, in_no_weight, sites_on_axes
 from secateurs.patterns.canonical import LAYOUTS, NORMALISATIONS, Layout, Weight, find_weights, layout_of
 from secateurs.patterns.coupled import Channel, Head
 from secateurs.patterns.cut import misfit, tiled
+from secateurs.patterns.depth import Depth, gives_back
 from secateurs.patterns.selection import among, find_parameters, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import find_sites
@@ -29,6 +30,7 @@ __all__ = [
     "NORMALISATIONS",
     "Block",
     "Channel",
+    "Depth",
     "Element",
     "Filter",
     "Head",
@@ -46,6 +48,7 @@ __all__ = [
     "find_weights",
     "finite",
     "finite_weight_of",
+    "gives_back",
     "in_no_weight",
     "joined_scores",
     "layout_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -13,14 +13,17 @@ from secateurs.masks.masks import Masks
 from secateurs.shrink.surgery import Indices, kept_of
 
 
-def carry_(given: Masks | None, before: Iterable[nn.Parameter], model: nn.Module, cuts: Mapping[str, Indices]) -> None:
+def carry_(given: Masks | None, before: Mapping[str, nn.Parameter], model: nn.Module, cuts: Mapping[str, Indices]) -> None:
     """Cut every mask of these parameters as they were cut; one whose weight is gone, or that keeps all of a cut one, is none any more.
 
-    ``before`` are the parameters that the model had, ``cuts`` says by the names that they have now which indices stay. The masks
-    ``given`` are then those of this model alone; others may be of more.
+    ``before`` are the parameters that the model had, by the names that they had; ``cuts`` says by the names that they have now which
+    indices stay. The masks ``given`` are then those of this model alone; others may be of more.
     """
     now = parameters_in(model, again=True)
-    concerned, here = {id(parameter) for parameter in before}, {id(parameter) for parameter in now.values()}
+    concerned, here = {id(parameter) for parameter in before.values()}, {id(parameter) for parameter in now.values()}
+    names = {id(parameter): name for name, parameter in reversed(now.items())}
+    moved = {name: names[id(each)] for name, each in before.items() if id(each) in names and name not in now}
+    moved |= {name: names[id(each)] for name, each in before.items() if id(each) in names and now.get(name) is not each}
     by_dim = {id(now[name]): cut for name, cut in cuts.items() if name in now}
 
     def gone(masks: Masks, parameter: nn.Parameter) -> bool:
@@ -33,7 +36,7 @@ def carry_(given: Masks | None, before: Iterable[nn.Parameter], model: nn.Module
         return mask if cut is None else None if _keeps(mask, cut) else kept_of(mask, cut)
 
     for masks in Masks.of_any(concerned):
-        masks.follow_(partial(left, masks), partial(gone, masks), concerned)
+        masks.follow_(partial(left, masks), partial(gone, masks), concerned, moved)
 
 
 def _keeps(mask: Tensor, by_dim: Indices) -> bool:

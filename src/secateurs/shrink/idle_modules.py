@@ -45,7 +45,7 @@ def idle_modules(model: nn.Module, structure: Structure, knowing: Knowing, there
 
 def _verdict(call: ModuleCall, knowing: Knowing) -> str | None:
     """Whether a module gives back what it is given, or zeros like it, at any size."""
-    if call.input is None or call.overwrites or call.input.dtype != call.output.dtype:
+    if call.input is None or not call.alone or call.overwrites or call.input.dtype != call.output.dtype:
         return None
     given, made = knowing.of(call.input), knowing.of(call.output)
     if given.sizes != made.sizes:

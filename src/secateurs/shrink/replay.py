@@ -11,6 +11,7 @@ from secateurs.forward import modules_in
 from secateurs.shrink.factors import factor_
 from secateurs.shrink.layer_sizes import SIZES
 from secateurs.shrink.remembered import remember_
+from secateurs.shrink.stacks import require_entries, take_entries_
 from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import cut_, no_module, places_in, require_outermost, rewrite_, set_attributes_, take_out_
 from secateurs.shrink.undo import Undo
@@ -30,6 +31,8 @@ def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
     undo = Undo()
     try:
         for step in steps:
+            require_entries(model, step)
+            take_entries_(model, step, undo)
             require_outermost(model, [*step.identities, *step.zeros])
             take_out_(model, step, undo)
             _require_same(model, step)

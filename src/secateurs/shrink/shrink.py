@@ -26,6 +26,7 @@ from secateurs.shrink.remembered import remember_
 from secateurs.shrink.rewrites import rewrites_for, sizes_stay, unfused
 from secateurs.shrink.same_answers import Check, Incomparable
 from secateurs.shrink.size_changes import attributes_of_code, rescale_
+from secateurs.shrink.stacks import idle_entries, take_entries_, without_entries
 from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import Indices, cut_, rewrite_, set_attributes_, take_out_
 from secateurs.shrink.undo import Undo
@@ -104,7 +105,7 @@ def shrink_(
         masks.require_of(model)
     if optimizer is not None:
         _require_trains(optimizer, model)
-    before, parameters = _count(model), list(parameters_in(model).values())
+    before, parameters = _count(model), parameters_in(model)
     check = Check(model, telling(example))
     there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
     if there.moved:
@@ -117,6 +118,10 @@ def shrink_(
         )
     structure = (masks.origin.structure_of(model, example) if masks is not None else None) or analyse(model, example)
     knowing = _known(model, structure, there)
+    blocks = _take_out_entries_(model, structure, there, check) if knowing is not None else ()
+    if blocks:
+        there, structure = Nonzero.of(model), analyse(model, example)
+        knowing = _known(model, structure, there)
     idle = _take_out_idle_(model, structure, knowing, there, check)
     if idle:
         there, structure = Nonzero.of(model), analyse(model, example)
@@ -136,7 +141,7 @@ def shrink_(
     work.grow(approximate, check=False)
     stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
     done = work.finish(before)
-    done = replace(done, layers=idle, folded=folded, skipped=(*done.skipped, *stayed))
+    done = replace(done, layers=(*blocks, *idle), folded=folded, skipped=(*done.skipped, *stayed))
     carry_(masks, parameters, model, work.cuts)
     if masks is not None:
         masks.origin = replace(masks.origin, example=example)
@@ -164,6 +169,23 @@ def _known(model: nn.Module, structure: Structure, there: Nonzero) -> Knowing | 
     weights = [(name, weight.ndim) for name, weight in there.weights.items() if weight.numel() and weight.ndim]
     zeros = any(not bool(there.along(name, dim).all()) for name, ndim in weights for dim in range(min(ndim, 2)))
     return interpret(model, structure) if zeros and structure.trace.fake else None
+
+
+def _take_out_entries_(model: nn.Module, structure: Structure, there: Nonzero, check: Check) -> tuple[str, ...]:
+    """Take whole blocks that do nothing any more out of their lists; returns the names that they had."""
+    stay, undo = idle_entries(model, structure, there), Undo()
+    if not stay:
+        return ()
+    places = {name: range(len(model.get_submodule(name)._modules)) for name in stay}
+    names = [f"{name}.{index}" for name, kept in stay.items() for index in places[name] if index not in kept]
+    step = without_entries(model, stay)
+    check.ask()
+    try:
+        check.same_after(lambda: take_entries_(model, step, undo), undo)
+    except SecateursError:  # other code counts on them
+        return ()
+    remember_(model, step, undo)
+    return tuple(names)
 
 
 def _take_out_idle_(

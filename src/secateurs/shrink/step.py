@@ -39,7 +39,8 @@ class Factors:
 class Step:
     """One shrinking: everything that it takes to do it again on a model as it was before.
 
-    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out; ``factors`` are layers that became two.
+    ``identities`` and ``zeros`` are modules that do nothing any more and were taken out; ``factors`` are layers that became two;
+    ``entries`` are those that stay of a list of modules, and ``configs`` what the configuration of a module says then: key → [old, new].
     """
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -49,14 +50,17 @@ class Step:
     identities: list[str] = field(default_factory=list)
     zeros: list[str] = field(default_factory=list)
     factors: dict[str, Factors] = field(default_factory=dict)
+    entries: dict[str, list[int]] = field(default_factory=dict)
+    configs: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """What JSON can hold; lists of kept indices that occur again and again are written once."""
         lists: list[list[int]] = []
         cuts = {name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()}
         told = {**asdict(self), "cuts": cuts, "kept": lists}
-        if not self.factors:
-            del told["factors"]
+        for key in ("factors", "entries", "configs"):
+            if not told[key]:
+                del told[key]
         return told
 
     @staticmethod
@@ -76,7 +80,12 @@ class Step:
             shapes = {str(name): [_natural(size) for size in shape] for name, shape in document["shapes"].items()}
             identities, zeros = ([str(name) for name in document[key]] for key in ("identities", "zeros"))
             factors = {str(name): _factors(entry) for name, entry in document.get("factors", {}).items()}
-            return Step(shapes, cuts, attributes, rewrites, identities, zeros, factors)
+            entries = {str(name): _ascending(stay) for name, stay in document.get("entries", {}).items()}
+            configs = {
+                str(name): {str(key): [_said(old), _said(new)] for key, (old, new) in changes.items()}
+                for name, changes in document.get("configs", {}).items()
+            }
+            return Step(shapes, cuts, attributes, rewrites, identities, zeros, factors, entries, configs)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise FileError(f"the record of how the model was shrunk is damaged ({repr(error)[:200]})") from error
 
@@ -104,6 +113,13 @@ def _size(value: Any) -> Any:
     """Attributes hold whole numbers, sequences of them, or a normalisation's ε."""
     if not all(type(item) in (int, float, type(None)) for item in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _said(value: Any) -> Any:
+    """Configurations say whole numbers, and lists of numbers and words, one for each block."""
+    if type(value) is not int and not (isinstance(value, list) and all(type(item) in (str, int, float, bool) for item in value)):
+        raise ValueError(f"{value!r} counts no blocks")
     return value
 
 

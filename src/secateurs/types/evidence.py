@@ -11,11 +11,22 @@ from torch import Tensor
 from secateurs.types.errors import SecateursError
 
 Watched = Literal[
-    "inputs", "output_gradients", "weights", "weight_gradients", "weight_curvatures", "flow", "record", "values", "value_gradients"
+    "inputs",
+    "output_gradients",
+    "weights",
+    "weight_gradients",
+    "weight_curvatures",
+    "flow",
+    "record",
+    "values",
+    "value_gradients",
+    "stream",
+    "removals",
 ]
 """What a statistic watches: what a layer is given, the gradient of the loss by what it answers, weights without or with their
 gradient, their second derivatives, what flows through the network without data, nothing any more (it was recorded in training), and the
-numbers that the readers of some units are given, without or with their gradient."""
+numbers that the readers of some units are given, without or with their gradient, the stream before and behind some units, and the loss
+without each of them."""
 
 Hessian = Literal["hutchinson", "gauss_newton", "exact", "gradient"]
 """Which numbers of the matrix H of second derivatives of the loss are looked at: its diagonal, from products with random signs, of
@@ -26,7 +37,7 @@ Counted = Literal["producers", "consumers", "norms", "all"]
 normalisations that it passes, or every one."""
 
 _OF_WEIGHTS = ("inputs", "output_gradients", "weight_gradients", "weight_curvatures", "flow", "record")
-_OF_UNITS = ("weight_gradients", "weight_curvatures", "record", "values", "value_gradients")
+_OF_UNITS = ("weight_gradients", "weight_curvatures", "record", "values", "value_gradients", "stream", "removals")
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,9 @@ class Seen:
     - ``flow``: once, the ``gradient`` of what flows through the network of absolute weights by each of them, as a part of that flow
     - ``values``: the numbers that one reader of the units is given in one call, ``(units, samples, numbers)``, float32; with
       ``value_gradients`` the ``gradient`` of the loss by them, of the same shape
+
+    - ``stream``: once a pass, the stream before a unit as ``inputs`` and behind it as ``output``, each ``(places, features)``, float32
+    - ``removals``: once, in ``values`` how much the mean loss rises without each unit, ``(contests, competitors)``
 
     The loss is the mean over the batch; ``samples`` says of how many.
     """
@@ -114,8 +128,8 @@ class Statistic:
 
     @property
     def needs_data(self) -> bool:
-        """Whether batches must pass through the model."""
-        return self.watches not in ("flow", "record")
+        """Whether it is observed while batches pass through the whole model."""
+        return self.watches not in ("flow", "record", "removals")
 
 
 Stats = Mapping[str, Mapping[Statistic, Tensor]]

@@ -133,13 +133,34 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A tensor while a model runs: an operand (0 or 1) of an addition of two tensors, or (``None``) its result.
+
+    It is the so-manyth such addition in one pass of those that the code of a module does itself, counted from 0.
+    """
+
+    module: str
+    ordinal: int
+    operand: int | None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where a unit changes a stream of numbers: what goes into a module and what comes out, or a branch: what it is given and adds."""
+
+    module: str | None = None
+    before: Spot | None = None
+    added: Spot | None = None
+
+
+@dataclass(frozen=True)
 class Site:
     """A named set of units that compete with each other.
 
     ``contests`` and ``competitors`` are the shapes of the leading parts of a cut; what trails them are a unit's elements.
     ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first. All contests
     keep the same number, a multiple of ``step``, or what they have. ``kind`` is the same for sites that are isomorphic;
-    ``note`` is for people.
+    ``note`` is for people. ``whole``: it may go as a whole, so that no floor holds it; ``stretch``: where it changes a stream of numbers.
 
     >>> from secateurs.patterns import Element, find_sites
     >>> masks = {"weight": torch.tensor([[True, True, True], [True, False, False]])}
@@ -158,6 +179,8 @@ class Site:
     step: int = 1
     kind: str = ""
     note: str = ""
+    whole: bool = False
+    stretch: Stretch | None = None
 
     @property
     def contest_count(self) -> int:

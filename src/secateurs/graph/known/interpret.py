@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, parameters_in
 from secateurs.graph.known.knowing import Knowing
-from secateurs.graph.known.state import Free, Known
+from secateurs.graph.known.state import Free, Known, fixed
 from secateurs.graph.known.table import rule_of
 from secateurs.graph.ops import Op, used
 from secateurs.graph.structure import Structure
 from secateurs.nested import Value
 
 
-def interpret(model: nn.Module, structure: Structure) -> Knowing:
-    """What a model's zeros make certain.
+def interpret(model: nn.Module, structure: Structure, instead: Mapping[str, Tensor] | None = None, evenly: bool = False) -> Knowing:
+    """What a model's zeros make certain; with ``instead``, what these parameters would, if nothing were known of the others.
+
+    ``evenly``: see `Knowing`.
 
     >>> import torch
     >>> from secateurs.graph import analyse
@@ -28,9 +31,13 @@ def interpret(model: nn.Module, structure: Structure) -> Knowing:
     (tensor([False,  True, False]), tensor([0.0000, 0.5000, 0.0000], dtype=torch.float64))
     """
     trace = structure.trace
-    knowing = Knowing(structure.typing, trace.sized is not None)
-    for held, tensors in ((trace.parameters, parameters_in(model)), (trace.buffers, buffers_in(model))):
+    knowing = Knowing(structure.typing, trace.sized is not None, evenly)
+    parameters = parameters_in(model) if instead is None else instead
+    for held, tensors in ((trace.parameters, parameters), (trace.buffers, buffers_in(model))):
         for name, value in held.items():
+            if name not in tensors:
+                knowing.known.setdefault(value, Known.nothing([fixed(size) for size in value.shape]))
+                continue
             tensor = tensors[name].detach()
             plain = not (tensor.is_meta or tensor.is_sparse or tensor.is_quantized)
             if plain and name not in trace.written and tensor.shape == value.shape:

@@ -22,15 +22,20 @@ Rule = Callable[["Knowing", Op], "Known | list[Known | None] | None"]
 class Knowing:
     """What is known of each value; ``summed`` notes, for what is added up without a weight, which indices are zero, by place.
 
-    ``sized`` tells that the code computes with sizes: then numbers in its calls may be others for another input. ``failed`` are operations
-    whose rule could not be applied, so that nothing is known of what they give.
+    ``sized`` tells that the code computes with sizes: then numbers in its calls may be others for another input. ``evenly``: a sum of two
+    tensors of one shape is taken to be that for every input, so that neither is ever broadcast to the other; no rule can tell, where a
+    size comes from a number (positions that are counted, as those of rotary embeddings). ``failed`` are operations whose rule could not
+    be applied, so that nothing is known of what they give.
     """
 
     typing: Typing
     sized: bool = False
+    evenly: bool = False
     known: dict[Value, Known] = field(default_factory=dict)
     summed: list[tuple[Value, int, Tensor]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    _whole: dict[Value, Value] = field(default_factory=dict)
+    _views: dict[Value, list[Value]] = field(default_factory=dict)
 
     def of(self, value: Value) -> Known:
         """What is known of a tensor; of a constant in the model's code, nothing."""
@@ -57,6 +62,18 @@ class Knowing:
     def indexed(self, value: Value, dims: Sequence[int]) -> Known:
         """A tensor whose indices along these dimensions are chosen by number: where these may depend on the input, only zeros count."""
         return self.of(value).collapsed([dim for dim in dims if not self.exact(value, dim)])
+
+    def viewed(self, view: Value, source: Value, sizes: Sequence[Size]) -> Value | None:
+        """Note that one tensor is a view of another one; returns the first of these sizes that is the same numbers, if there is one."""
+        source = self.of(source).same or source
+        whole = self._whole.get(source, source)
+        alike = self._views.setdefault(whole, [whole])
+        same = next((each for each in alike if self.of(each).sizes == tuple(sizes)), None)
+        self._whole[view] = whole
+        if same is None:
+            alike.append(view)
+            return None
+        return self.of(same).same or same
 
     def zeros_in_sum(self, value: Value, dim: int, zero: Tensor) -> None:
         """Note which indices of a dimension add nothing where it is added up."""

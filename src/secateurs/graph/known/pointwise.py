@@ -58,8 +58,10 @@ def total(know: Knowing, op: Op) -> Known:
     result = replace(result, positive=op.name == "add" and first.positive and second.positive and _weight(op) >= 0)
     for one, value, other in ((first, op.inputs[0], second), (second, op.inputs[1], first)):
         kept = one is first or (op.name == "add" and _weight(op) == 1)
-        if kept and other.all_zero and value.dtype == op.outputs[0].dtype and one.sizes == result.sizes:
-            return replace(result, same=one.same or value, positive=one.positive)
+        if not kept or not other.all_zero or value.dtype != op.outputs[0].dtype:
+            continue
+        if one.sizes == result.sizes or (know.evenly and op.inputs[0].shape == op.inputs[1].shape):
+            return replace(result, same=one.same or value, positive=one.positive, sizes=one.sizes)
     return result
 
 

@@ -75,8 +75,9 @@ def view(know: Knowing, op: Op) -> Known:
                 made += [1] * len(new) if same and old else [shape[dim] for dim in new]
         return tensor.reshape(made)
 
+    same = know.viewed(op.outputs[0], source, sizes)
     return replace(
-        before, number=shaped(spread.number), known=shaped(spread.known), uniform=tuple(uniform), sizes=tuple(sizes), same=None
+        before, number=shaped(spread.number), known=shaped(spread.known), uniform=tuple(uniform), sizes=tuple(sizes), same=same
     )
 
 
