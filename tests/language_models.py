@@ -45,3 +45,15 @@ def family(name: str) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
     if name == "vit":
         return made, {"pixel_values": torch.randn(2, 3, 8, 8)}, holders
     return made, {"input_ids": tokens, **({"decoder_input_ids": tokens[:, :5]} if name == "t5" else {})}, holders
+
+
+def small_tokenizer() -> Any:
+    """A tokenizer of 32 words, ``w0`` to ``w29`` among them."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["<unk>", "<s>", *(f"w{number}" for number in range(30))]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer

@@ -320,4 +320,4 @@ def test_real_mnist() -> None:
 
 
 def test_names() -> None:
-    assert set(tasks.__all__) == {"digits", "mnist", "cifar10", "Batches", "accuracy"}
+    assert set(tasks.__all__) == {"digits", "mnist", "cifar10", "text", "Batches", "accuracy", "next_token_loss"}

@@ -74,6 +74,7 @@ from .patterns import Kernel as Kernel
 from .patterns import NofM as NofM
 from .patterns import Vector as Vector
 from .patterns import find_sites as find_sites
+from .predictions import perplexity as perplexity
 from .prune import planned as planned
 from .prune import prune_ as prune_
 from .ranks import alone as alone

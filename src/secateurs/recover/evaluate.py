@@ -18,7 +18,7 @@ from secateurs.types import Task, TaskError
 def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, show: bool = True) -> float:
     """The task's metric over all batches, each weighted by its size; evaluation mode, no gradients, model's device.
 
-    Raises `TaskError` where there is no metric or no batch.
+    What the task's ``summary`` makes of the mean is told. Raises `TaskError` where there is no metric or no batch.
 
     >>> import torch
     >>> task = Task(example=torch.zeros(1, 2), metric=lambda output, target: (output.argmax(1) == target).float().mean())
@@ -27,7 +27,7 @@ def evaluate(model: nn.Module, task: Task, batches: Iterable[Any] | None, *, sho
     0.6666666666666666
     """
     total, count = measured(model, task, batches, show)
-    return total / count
+    return task.summarised(total / count)
 
 
 def measured(model: nn.Module, task: Task, batches: Iterable[Any] | None, show: bool) -> tuple[float, int]:

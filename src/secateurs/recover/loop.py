@@ -225,7 +225,7 @@ class _Loop:
         entry = {"epoch": float(run.epoch), "loss": loss, "lr": float(run.optimizer.param_groups[0]["lr"])}
         entry["sparsity"] = run.masks.sparsity
         if run.task.validation is not None and run.task.metric is not None:
-            entry["validation"] = _mean(*measured(run.model, run.task, run.task.validation, self.show))
+            entry["validation"] = run.task.summarised(_mean(*measured(run.model, run.task, run.task.validation, self.show)))
         if isinstance(run.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if "validation" not in entry:
                 raise TaskError("ReduceLROnPlateau needs a metric: give Task(validation=..., metric=...)")

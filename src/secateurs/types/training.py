@@ -21,7 +21,8 @@ class Task:
     ``example`` is what the model is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Batches come
     from any iterable that can be walked again (a DataLoader, a list): pairs ``(inputs, target)``, or mappings whose keys are the
     model's arguments, with the target in ``labels``; of others ``unpack`` makes ``(inputs, target)``. ``loss(output, target)`` and
-    ``metric(output, target)`` are means over a batch; a model that returns its own ``loss`` needs no other. ``validation`` is for
+    ``metric(output, target)`` are means over a batch; a model that returns its own ``loss`` needs no other. What is told of the metric is
+    its mean over all samples, or what ``summary`` makes of that (exp makes perplexity of nats). ``validation`` is for
     choosing, ``test`` is for reporting, once. ``calibration`` is what statistics are observed on, by default the training batches.
 
     >>> task = Task(example=torch.zeros(1, 3), loss=nn.functional.mse_loss)
@@ -38,11 +39,12 @@ class Task:
     metric: Callable[[Any, Any], Tensor | float] | None = None
     metric_name: str = "accuracy"
     higher_is_better: bool = True
+    summary: Callable[[float], float] | None = None
     unpack: Callable[[Any], tuple[Any, Any]] | None = None
     name: str = "task"
 
     def __post_init__(self) -> None:
-        for name in ("loss", "metric", "unpack"):
+        for name in ("loss", "metric", "summary", "unpack"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise KindError(f"Task: {name} is {value!r}, but must be a function, for example torch.nn.functional.cross_entropy")
@@ -55,6 +57,10 @@ class Task:
                 raise KindError(
                     f"Task: {name} is {what}, but must be batches, one after the other: a DataLoader, or a list of them"
                 )
+
+    def summarised(self, mean: float) -> float:
+        """What is told of the metric, given its mean over all samples."""
+        return mean if self.summary is None else self.summary(mean)
 
 
 # ---------------------------------------------------------------- recovering

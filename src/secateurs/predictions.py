@@ -1,0 +1,63 @@
+"""How well a language model tells what comes next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateurs.batch import run_batch, split
+from secateurs.forward import evaluating
+from secateurs.progress import track
+from secateurs.tasks.language import next_token_loss
+from secateurs.types import Task, TaskError
+
+
+def perplexity(model: nn.Module, data: Task | Tensor | Iterable[Any]) -> float:
+    """exp of the mean of −log p over all tokens that are told from those before them in their window; lower is better.
+
+    ``data`` is a task made by `tasks.text` (its test data, else validation, else calibration), tokens ``(windows, tokens)``, or batches
+    ``(inputs, tokens)``. Nats are summed over all tokens that are told, so windows may differ in length.
+
+    Raises `TaskError` where there is no batch, or a window is longer than the model's ``config.max_position_embeddings``.
+
+    >>> import torch
+    >>> class Fair(nn.Module):
+    ...     def forward(self, tokens):
+    ...         return torch.zeros(*tokens.shape, 6)
+    >>> round(perplexity(Fair(), torch.randint(0, 6, (3, 8))), 4)
+    6.0
+    """
+    task = data if isinstance(data, Task) else Task(None)
+    given = _of(task) if isinstance(data, Task) else data.split(1) if isinstance(data, Tensor) else data
+    total, count = 0.0, 0
+    with evaluating(model), closing(track(given, "evaluating")) as batches:
+        for batch in batches:
+            inputs, tokens = split(model, task, (batch, batch) if isinstance(batch, Tensor) else batch, "perplexity")
+            require_window(model, tokens.shape[-1])
+            told = tokens[:, 1:].numel()
+            total += float(next_token_loss(run_batch(model, inputs, "a window"), tokens)) * told
+            count += told
+    if not count:
+        raise TaskError("perplexity: there is no window of at least two tokens")
+    return math.exp(total / count)
+
+
+def require_window(model: nn.Module, window: int) -> None:
+    """Raise `TaskError` for a window that is longer than a model's configuration allows."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(longest, int) and window > longest:
+        raise TaskError(
+            f"windows of {window} tokens are longer than the {longest} that {type(model).__name__} allows (max_position_embeddings): take "
+            f"window={longest} or less"
+        )
+
+
+def _of(task: Task) -> Iterable[Any]:
+    found = next((part for part in (task.test, task.validation, task.calibration, task.train) if part is not None), None)
+    if found is None:
+        raise TaskError("perplexity: the task has no batches: make it with secateurs.tasks.text(path, tokenizer)")
+    return found
