@@ -44,6 +44,7 @@ from .criteria import normalised as normalised
 from .criteria import obd as obd
 from .criteria import pcas as pcas
 from .criteria import random as random
+from .criteria import regional as regional
 from .criteria import snip as snip
 from .criteria import synflow as synflow
 from .criteria import taylor as taylor

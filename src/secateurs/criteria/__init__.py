@@ -3,7 +3,7 @@
 from secateurs.criteria.activations import activation, apoz, variance
 from secateurs.criteria.comparing import cosine, fpgm, lamp
 from secateurs.criteria.depth import block_influence, loss_without
-from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, snip, synflow, taylor
+from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, regional, snip, synflow, taylor
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.normalised import normalised
 from secateurs.criteria.random import random
@@ -28,6 +28,7 @@ __all__ = [
     "obd",
     "pcas",
     "random",
+    "regional",
     "snip",
     "synflow",
     "taylor",

@@ -17,10 +17,12 @@ from secateurs.evidence import (
     curvature_of_units,
     gradient,
     hessian_gradient,
+    input_norm,
+    regional_gradient,
     squared_gradient,
     synaptic_flow,
 )
-from secateurs.types import Counted, Criterion, Evidence, Statistic
+from secateurs.types import Counted, Criterion, Evidence, SecateursError, Statistic
 
 
 def taylor(*, activations: bool = False, members: Counted = "producers") -> Criterion:
@@ -55,6 +57,22 @@ def fisher(members: Counted = "producers") -> Criterion:
     'squared_gradient'
     """
     return Criterion("fisher()", _Product(squared_gradient(members), 2), total, (squared_gradient(members),), members)
+
+
+def regional(alpha: float = 100.0) -> Criterion:
+    """(α·g + ‖x‖₂)·|w|, summed over a unit: Wanda with the gradients of a region (Wanda++, 2503.04992).
+
+    g is the root mean square over samples of the gradient of the L2 norm of what the region answers, ‖x‖₂ the norm of the weight's input;
+    both over all samples here, which scales scores and changes no order. The region is the block with ``walk=in_blocks()``, as published,
+    else the whole model. Give batches of one sample. No labels are needed. Raises `SecateursError` for a negative `alpha`.
+
+    >>> regional().name, [statistic.name for statistic in regional().needs]
+    ('regional(alpha=100)', ['input_norm(p=2)', 'regional_gradient'])
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):
+        raise SecateursError(f"regional(alpha={alpha!r}): alpha is the weight of the gradients, a number that is not negative")
+    needs = (input_norm(), regional_gradient())
+    return Criterion(f"regional(alpha={alpha:g})", _Regional(alpha, *needs), total, needs)
 
 
 def obd(
@@ -175,3 +193,13 @@ class _MeanOfLayer:
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.statistic].mean().reshape((1,) * evidence.weight.ndim)
+
+
+@dataclass(frozen=True)
+class _Regional:
+    alpha: float
+    norm: Statistic
+    gradient: Statistic
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence.weight.abs() * (self.alpha * evidence[self.gradient] + evidence[self.norm])

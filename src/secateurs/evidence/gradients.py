@@ -95,6 +95,42 @@ def squared_gradient(members: Counted = "producers") -> Statistic:
     return Statistic("squared_gradient", _Start(_squared_gradient, _same), "weight_gradients", members=members)
 
 
+@dataclass
+class _NormOverSamples:
+    """The root of the sum of squared gradients over all batches, each as often as it has samples."""
+
+    name: str
+    total: Tensor | None = None
+
+    sums: ClassVar = ("total",)
+
+    def add(self, seen: Seen) -> None:
+        """Add one batch."""
+        found = _squared_gradient(seen) * seen.samples
+        self.total = found if self.total is None else self.total + found
+
+    def result(self) -> Tensor:
+        """The norm; raises where nothing was seen."""
+        if self.total is None:
+            raise SecateursError(f"{self.name}: no calibration batch was observed; skip it with skip=[...]")
+        return self.total.sqrt()
+
+
+def _norm_over_samples(watched: Any) -> _NormOverSamples:
+    return _NormOverSamples(watched.parameter)
+
+
+def regional_gradient() -> Statistic:
+    """The L2 norm over samples of the gradient of the norm of the answers: of a block's, where it is observed by itself (2503.04992).
+
+    Gradients are those of whole batches: batches of one sample give the paper's. Needs no labels.
+
+    >>> regional_gradient().needs_loss, regional_gradient().needs_gradients
+    (False, True)
+    """
+    return Statistic("regional_gradient", _norm_over_samples, "weight_gradients", loss="answers")
+
+
 def _squared_change(seen: Seen) -> Tensor:
     values, gradient = _of(seen)
     return (values * gradient).sum(2).square()

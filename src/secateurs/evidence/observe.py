@@ -19,6 +19,7 @@ from secateurs.evidence.stream import watched_streams
 from secateurs.evidence.units import Units
 from secateurs.forward import check_fit, device_of, evaluating
 from secateurs.given import STATISTICS, TASK, require
+from secateurs.nested import tensors_in
 from secateurs.progress import track
 from secateurs.ranks import count, together
 from secateurs.types import (
@@ -86,10 +87,19 @@ def _walk(model: nn.Module, watch: _Watch, needs: Sequence[Statistic], task: Tas
             check_fit(model, inputs, "a calibration batch")
             output = run_batch(model, inputs, "a calibration batch", task.example)
             if watch.backward is not None:
-                watch.backward(loss_of(task, output, target), output, size_of(inputs, target))
+                loss = loss_of(task, output, target) if watch.needs_loss else _size_of_answers(output)
+                watch.backward(loss, output, size_of(inputs, target))
             seen += 1
         if not seen:
             raise TaskError("the calibration loader is empty: it gave no batch to observe")
+
+
+def _size_of_answers(output: Any) -> Tensor:
+    """The mean over samples of the L2 norm of what is answered, of several tensors the first."""
+    found = next((each for each in tensors_in(output) if each.is_floating_point()), None)
+    if found is None or not found.ndim or not found.requires_grad:
+        raise SecateursError("the answers hold no floating-point numbers that depend on the weights, so their norm has no gradient")
+    return found.float().flatten(min(1, found.ndim - 1)).norm(dim=-1).mean()
 
 
 class _Watch:
@@ -98,6 +108,13 @@ class _Watch:
     def __init__(self, sites: Sites, needs: Sequence[Statistic]) -> None:
         self.sites, self.streams = sites, [need for need in needs if need.watches == "stream"]
         self.needs_loss = any(need.needs_loss for need in needs)
+        others = [need.name for need in needs if need.needs_gradients and not need.needs_loss]
+        if self.needs_loss and others:
+            of_task = next(need.name for need in needs if need.needs_loss)
+            raise SecateursError(
+                f"{others[0]} is of the model's answers, and {of_task} of the task's loss: two losses are not watched in one walk; take "
+                "one of the criteria"
+            )
         of_weights = [need for need in needs if need.of == "weights"]
         of_calls = [need for need in of_weights if need.watches in ("inputs", "output_gradients")]
         of_gradients = [need for need in of_weights if need.watches in ("weight_gradients", "weight_curvatures")]
@@ -109,7 +126,7 @@ class _Watch:
         stacks = {name: member for need in of_calls for name, member in self.members[need].items() if member.stacked}
         self.stacks = {name: Stack(member, of_calls) for name, member in stacks.items()}
         self.units = Units(sites, [need for need in needs if need.of == "units"])
-        self.backward = Backward() if self.needs_loss else None
+        self.backward = Backward() if self.needs_loss or others else None
         if any(need.watches == "output_gradients" for need in of_calls) and stacks:
             raise SecateursError(
                 f"{next(iter(stacks))}: the gradients of what experts answer are not watched; skip it with skip=[...], or take a "
@@ -169,8 +186,8 @@ class _Watch:
         self.units.watch_weights(self.backward)
 
     def _feed(self, accumulators: Accumulators) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-        now = [value for need, value in accumulators.items() if not need.needs_loss]
-        later = [value for need, value in accumulators.items() if need.needs_loss]
+        now = [value for need, value in accumulators.items() if not need.needs_gradients]
+        later = [value for need, value in accumulators.items() if need.needs_gradients]
 
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             for accumulator in now:

@@ -101,7 +101,8 @@ class Statistic:
     forward pass of the weight's module, or for each batch. A criterion's ``result()`` broadcasts against the canonical view of the
     weight; a solver's may have any shape. Where second derivatives are watched, ``curvature`` says which. Of stacked matrices each has
     an accumulator of its own, whose member is a stack of one; the results are joined along the first dimension. With ``of="units"`` it
-    is ``start(site)``, and results are ``(contests, competitors)``.
+    is ``start(site)``, and results are ``(contests, competitors)``. Gradients are those of the task's loss, or with ``loss="answers"`` of
+    the mean over samples of the L2 norm of what the model answers, or the block that is observed by itself: no labels are needed then.
 
     >>> Statistic("gradients of outputs", start=print, watches="output_gradients").needs_loss
     True
@@ -113,6 +114,7 @@ class Statistic:
     of: Literal["weights", "units"] = field(default="weights", repr=False)
     members: Counted = field(default="producers", repr=False)
     curvature: Curvature | None = field(default=None, repr=False)
+    loss: Literal["task", "answers"] = field(default="task", repr=False)
 
     def __post_init__(self) -> None:
         known = _OF_WEIGHTS if self.of == "weights" else _OF_UNITS
@@ -123,7 +125,12 @@ class Statistic:
 
     @property
     def needs_loss(self) -> bool:
-        """Whether gradients are watched, so that the task's loss must be known."""
+        """Whether gradients are watched of the task's loss, so that it must be known."""
+        return self.needs_gradients and self.loss == "task"
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether gradients are watched."""
         return self.watches.endswith(("gradients", "curvatures"))
 
     @property
