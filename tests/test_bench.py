@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_a_call_settles_before_it_is_measured():
     calls.clear()
     sample()
     assert calls[-1] - calls[0] > 0.019
+
+
+def test_a_long_call_is_not_run_only_to_settle():
+    times = []
+
+    def call() -> None:
+        times.append(time.perf_counter())
+        time.sleep(0.02)
+
+    timing.sampler(call, settle=0.001)()
+    assert len(times) == 3  # to warm up, to see how long it takes, and to measure it
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (1, 5, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_linear_layer_is_a_graph_of_onnx_without_torchs_exporter(shape: tuple[int, ...], bias: bool, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("exported"))
+    layer, x = nn.Linear(8, 4, bias=bias), torch.randn(shape)
+    (found,) = DENSE["ONNX Runtime"](layer, x, 1)(x)
+    assert torch.allclose(found, layer(x), atol=1e-6)
 
 
 def test_measuring_leaves_threads_and_garbage_collector_as_they_were():

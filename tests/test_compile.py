@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.models import mobilenet_v2, resnet_20, squeezenet_1_0
+from secateurs.nested import Value
 from secateurs.run import CompileError, KernelError, available, compile, instruction_set
 from secateurs.run.choosing import limits as limit_module
 from secateurs.run.choosing import race as racing
@@ -34,6 +35,8 @@ from secateurs.run.clock.backends import Absent, Lent
 from secateurs.run.clock.memory import Memory
 from secateurs.run.clock.timing import Timing
 from secateurs.run.kernels import machine as machine_module
+from secateurs.run.lowering.lower import lower
+from secateurs.run.network.nodes import Linear
 from secateurs.run.recording.one_call import network_of
 
 compiling = importlib.import_module("secateurs.run.compiled")  # the package has functions of these names
@@ -649,3 +652,63 @@ def test_kernels_that_are_wrong_are_not_used(wrong: float, monkeypatch: pytest.M
     assert fast.explain().chosen == "torch"
     with torch.no_grad():
         same(fast(x), model(x))
+
+
+@has_kernels
+def test_layers_of_one_shape_and_like_sparsity_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def layer(zeros: int) -> nn.Linear:
+        made = nn.Linear(20, 20, bias=False)
+        places = (
+            torch.arange(400).view(20, 5, 4).transpose(1, 2).reshape(-1)
+        )  # rows that share places with none: none of four are alike
+        made.weight.data = torch.cat([torch.zeros(zeros), torch.ones(400 - zeros)])[places].view(20, 20)
+        return made
+
+    timed: list[float] = []
+
+    def measured(node: Any, *_: Any) -> tuning.Tuned:
+        timed.append(float((node.weight != 0).float().mean()))
+        return tuning.Tuned(next(tuning.candidates(node, isa)), timed[-1], 1.0)
+
+    isa = instruction_set()
+    assert isa is not None
+    monkeypatch.setattr(tuning, "_measured", measured)
+    model = nn.Sequential(*(layer(zeros) for zeros in (40, 0, 196, 200, 204, 360, 0, 4)))
+    network = lower(network_of(model, torch.ones(2, 8, 20)))
+    found = tuning.tune(network, isa, 1, Memory(tmp_path / "measured.json"))
+    assert [round(each, 2) for each in timed] == [0.9, 1.0, 0.51, 0.1, 0.99]  # what is dense is not like what nearly is
+    assert [round(each.seconds, 2) for each in found.values()] == [0.9, 1.0, 0.51, 0.5, 0.49, 0.1, 1.0, 0.99]
+
+
+@has_kernels
+def test_a_large_layer_is_timed_by_some_of_its_rows() -> None:
+    x = Value((1, 8, 600))
+    large = Linear("large", x, Value((1, 8, 30000)), torch.ones(1, 600).expand(30000, 600), torch.ones(30000))
+    some, times = tuning.sample(large)
+    assert some.weight.shape == (3488, 600) and some.out.shape == (1, 8, 3488) and times == 30000 / 3488
+    assert some.bias is not None and some.bias.shape == (3488,)
+    single = replace(large, x=Value((1, 600)), out=Value((1, 30000)))
+    assert tuning.sample(single) == (single, 1.0)
+
+
+@has_kernels
+def test_a_dense_runtime_that_cannot_win_by_its_layers_is_not_asked_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    seconds: list[float] = []
+
+    def backend(model: nn.Module, example: Any, threads: int) -> Any:
+        asked.append(type(model).__name__)
+        return model
+
+    def timed(runs: Any, example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
+        return {name: Timing((seconds[0] if name == "kernels" else 2 * seconds[0],)) for name in runs}
+
+    monkeypatch.setattr(racing, "in_turns", timed)
+    monkeypatch.setattr(racing, "measure", lambda calls, **_: {"layer": Timing((seconds[1],))})
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
+    linear, whole = ["Linear"] * 2, ["Sequential"]
+    for kernels, layer, expected in ((0.2, 0.1, linear), (0.2, 0.01, linear + whole), (0.01, 0.1, whole)):
+        seconds[:] = kernels, layer
+        asked.clear()
+        compile(model, torch.randn(3, 8), threads=1, dense={"other": backend})
+        assert asked == expected

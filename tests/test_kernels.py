@@ -505,3 +505,24 @@ def test_the_table_of_kernels_has_a_reference_for_each() -> None:
     for kernel in KERNELS:
         assert kernel.choices
         assert callable(kernel.reference)
+
+
+@fuzz
+@given(st.data())
+def test_weights_are_packed_by_the_extension_as_by_numpy(data: st.DataObject) -> None:
+    height, blocks = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.integers(1, 4))
+    rows, inputs = height * data.draw(st.integers(1, 9)), data.draw(st.integers(blocks, 30))
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    weight = generator.standard_normal((rows, inputs)).astype(np.float32)
+    weight[generator.random(weight.shape) < data.draw(st.sampled_from([0, 0.5, 0.9, 1]))] = 0
+    weight[:1, :1] = data.draw(st.sampled_from([0, 1, float("nan")]))
+    offsets = generator.integers(0, 1000, (data.draw(st.sampled_from([1, rows])), inputs))
+    block_of = np.sort(generator.integers(0, blocks, inputs))[None]
+    chunks = data.draw(st.integers(1, rows // height))
+    fast = packing.pack(weight, offsets, block_of, height, chunks)
+    with mock.patch.object(packing, "_in_blocks", return_value=None):
+        plain = packing.pack(weight, offsets, block_of, height, chunks)
+    for name in ("rows", "offsets", "values", "blocks", "chunks", "counts"):
+        one, other = getattr(fast, name), getattr(plain, name)
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.tobytes() == other.tobytes(), name

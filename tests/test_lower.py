@@ -385,7 +385,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, in
     "concatenated elsewhere": (lambda: Does(lambda self, x: torch.cat([x, x], 2)), images, {"cat": 1}),
     "excited": (lambda: Does(lambda self, x: x * self.c(x.mean((2, 3), True)).sigmoid(), c=conv(size=1)), images,
                 {"Mean": 1, "Conv": 1, "Scale": 1}),
-    "gated by another": (lambda: Does(lambda self, x: x * (-x).sigmoid()), images, {"neg": 1, "Activate": 1, "mul": 1}),
+    "gated by another": (lambda: Does(lambda self, x: x * (-x).sigmoid()), images, {"neg": 1, "Activate": 1, "Multiply": 1}),
     "nothing": (lambda: nn.Sequential(nn.Dropout(), nn.Identity()), images, {}),
     "no-ops": (
         lambda: Does(lambda self, x: self.c(x.view(2, 4, 48).detach().view(2, 2, 96).reshape(x.shape).expand(2, -1, -1, -1)[:]), c=conv()),

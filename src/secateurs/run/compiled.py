@@ -127,7 +127,8 @@ class Compiled:
             tuned = tune(network, self.isa, self.threads, self._memory, self._values)
         else:
             tuned = reckon(network, self.isa, self.threads, limits(self.isa, self._memory), self._values)
-        runner = Runner(network, plan(network, self.isa, self.threads, choices(tuned)), self.threads)
+        made = plan(network, self.isa, self.threads, choices(tuned))
+        runner = Runner(network, made, self.threads)
         run = _calling(network, runner)
         unlike = _difference(interpreter(network), run, example)
         if unlike > (_TOLERANCE if self._values == "float32" else _ROUNDED):
@@ -139,11 +140,11 @@ class Compiled:
             return replace(torch_ready(network), tuned=tuned)
         run = self._beside_torch(run, runner, example)
         short = runner.straight(network) or straight(network, run)
-        ready = Ready(network, run, "kernels", short, tuned)
+        ready = Ready(network, run, "kernels", short, tuned, between=made.between)
         if not self._tuning:
             return ready
         found = race(self._model, example, network, self.threads, self._dense, kernels=ready)
-        return replace(found.winner, tuned=tuned, race=found.timings)
+        return replace(found.winner, tuned=tuned, race=found.timings, between=made.between)
 
     def _beside_torch(self, run: Callable[[Any], Any], runner: Runner, example: Any) -> Callable[[Any], Any]:
         """Torch's operations between the kernels with all threads, or with one: when they are done, torch's threads keep cores busy for a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -38,7 +38,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What runs (the kernels, or a dense runtime that was faster), what the race came to, and a line for each layer."""
+    """What runs (the kernels, or a dense runtime that was faster), what the race came to, and a line for each layer.
+
+    ``between``: which operations torch runs between the kernels, and how often each.
+    """
 
     chosen: str
     threads: int
@@ -47,6 +50,7 @@ class Explanation:
     layers: tuple[LayerReport, ...]
     measured: bool
     asked: str = "float32"
+    between: Mapping[str, int] = field(default_factory=dict)
 
     def __rich__(self) -> Table:
         race = ", ".join(f"{name} {seconds:.2f} ms" for name, seconds in sorted(self.race_ms.items(), key=lambda pair: pair[1]))
@@ -59,8 +63,12 @@ class Explanation:
         for each in self.layers:
             numbers = f"{each.dense_ms:.3f}", f"{each.sparse_ms:.3f}", f"{each.of_limit:.0%}"
             table.add_row(Text(each.name), each.shape, f"{each.sparsity:.1%}", each.kernel, *numbers)
-        if self.asked != "float32":
-            table.caption, table.caption_justify = Text(self._told_rounding()), "left"
+        told = [self._told_rounding()] if self.asked != "float32" else []
+        if self.between and self.chosen == "kernels":
+            often = sorted(self.between.items(), key=lambda pair: (-pair[1], pair[0]))
+            told.append(f"torch runs between the kernels: {', '.join(f'{name} ({count})' for name, count in often)}")
+        if told:
+            table.caption, table.caption_justify = Text("\n".join(told)), "left"
         return table
 
     def _told_rounding(self) -> str:
@@ -88,7 +96,9 @@ def explain(ready: Ready, threads: int, isa: InstructionSet | None, limit: Limit
     )
     race = {name: timing.median * 1e3 for name, timing in ready.race.items()}
     measured = all(each.measured for each in ready.tuned.values())
-    return Explanation(ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured, asked)
+    return Explanation(
+        ready.chosen, threads, "no kernels" if isa is None else isa.name, race, layers, measured, asked, ready.between
+    )
 
 
 def _layer(node: Layer, tuned: Tuned, threads: int, limit: Limits) -> LayerReport:

@@ -7,19 +7,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateurs.progress import waiting
 from secateurs.run.choosing.ready import Ready, answered, dense_ready, nothing, torch_ready
+from secateurs.run.choosing.tune import described, is_layer, sample
 from secateurs.run.clock.backends import DENSE, Absent, Backend
 from secateurs.run.clock.timing import Timing, measure, torch_threads
 from secateurs.run.network.error import CompileError
-from secateurs.run.network.nodes import Network
+from secateurs.run.network.nodes import Linear, Network
 
 _KERNELS = "kernels"
 _CLEAR, _LONG = 2.5, 0.01
 """Where torch takes so many seconds, and the kernels are so many times as fast, no other dense runtime is asked: none was ever seen that
 far ahead of torch, save on small models, where what torch does around each operation takes the time."""
+_LARGE, _SURE = 0.1, 1.1
+"""Where the kernels take so many seconds, a dense runtime is first asked for each shape of layer alone: to make a whole model ready for it
+takes minutes then. What takes so many times as long for the layers alone as the kernels for all cannot win."""
 _CLOSE, _AHEAD = 0.25, 1.03
 """Races that end so close are run again for longer, and in doubt a dense runtime wins: it is what it would be compared with."""
 
@@ -72,14 +77,44 @@ def race(
             ready = {_KERNELS: kernels, **ready}
             found = _run(ready, example, threads)
         if found is None or found.ahead < _CLEAR or found.timings["torch"].median < _LONG:
-            made = {name: backend(model, example, threads) for name, backend in dense.items()}
+            beat = 0.0 if kernels is None else found.timings[_KERNELS].median if found is not None else 0.0
+            asked = {name: each for name, each in dense.items() if beat < _LARGE or _may_win(each, network, threads, beat)}
+            made = {name: backend(model, example, threads) for name, backend in asked.items()}
             there = {name: run for name, run in made.items() if not isinstance(run, Absent)}
             ready |= {name: dense_ready(name, run, network, example) for name, run in there.items()}
-            found = _run(ready, example, threads)
+            if there or found is None or len(asked) == len(dense):
+                found = _run(ready, example, threads)
         if kernels is not None and abs(found.ahead - 1) < _CLOSE:
             again = _entries({name: ready[name] for name in (_KERNELS, found.fastest_dense)})
             found = replace(found, timings={**found.timings, **in_turns(again, example, threads, rounds=61)})
     return found
+
+
+def _may_win(backend: Backend, network: Network, threads: int, beat: float) -> bool:
+    """Whether a dense runtime's time for the linear layers alone leaves room below that of the kernels for everything."""
+    seconds: dict[str, float] = {}
+    total = 0.0
+    for node in network.nodes:
+        if not is_layer(node) or not isinstance(node, Linear):
+            continue
+        kind = described(replace(node, residual=None, activation=None))
+        if kind not in seconds:
+            seconds[kind] = _alone(backend, node, threads)
+        total += seconds[kind]
+        if total > beat * _SURE:
+            return False
+    return True
+
+
+def _alone(backend: Backend, node: Linear, threads: int) -> float:
+    """Seconds of one linear layer in a dense runtime; 0 where it does not tell."""
+    some, times = sample(replace(node, residual=None, activation=None))
+    outputs, inputs = some.weight.shape
+    layer, x = nn.Linear(inputs, outputs, bias=some.bias is not None).requires_grad_(False), torch.randn(node.x.shape)
+    run = backend(layer.eval(), x, threads)
+    if isinstance(run, Absent):
+        return 0.0
+    return min(measure({"layer": partial(run, x)}, rounds=7, seconds=1.0, threads=threads)["layer"].samples) * times
 
 
 def _run(ready: Mapping[str, Ready], example: Any, threads: int) -> Race:
@@ -89,7 +124,7 @@ def _run(ready: Mapping[str, Ready], example: Any, threads: int) -> Race:
 
 def in_turns(runs: Mapping[str, Callable[[Any], Any]], example: Any, threads: int, rounds: int = 15) -> dict[str, Timing]:
     """The seconds of functions of the example, which take turns."""
-    return measure({name: partial(run, example) for name, run in runs.items()}, rounds=rounds, seconds=rounds / 3, threads=threads)
+    return measure({name: partial(run, example) for name, run in runs.items()}, rounds=rounds, seconds=rounds / 5, threads=threads)
 
 
 def _entries(ready: Mapping[str, Ready]) -> dict[str, Callable[[Any], Any]]:

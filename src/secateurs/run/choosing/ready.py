@@ -23,7 +23,8 @@ from secateurs.run.network.plain import accepting, only_torch, resolved
 class Ready:
     """A model for one shape of input: how it runs, what each layer got, and what the race against dense runtimes came to.
 
-    ``chosen`` is "kernels" or the name of a dense runtime. ``straight``: a shorter way to run it, which may give nothing.
+    ``chosen`` is "kernels" or the name of a dense runtime. ``straight``: a shorter way to run it, which may give nothing. ``between``: how
+    often which operation is left to torch where the kernels run.
     """
 
     network: Network
@@ -32,6 +33,7 @@ class Ready:
     straight: Callable[[Any], Tensor | None] | None = None
     tuned: Mapping[Node, Tuned] = field(default_factory=dict)
     race: Mapping[str, Timing] = field(default_factory=dict)
+    between: Mapping[str, int] = field(default_factory=dict)
 
 
 def answered(ready: Ready, inputs: Any, by_torch: Callable[[Any, str], Any], other: Callable[[Any], Ready]) -> Any:

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter, sleep
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +27,18 @@ from secateurs.run.planning.layers import Choice, Layer, as_linear, positions_of
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
 
-_ROUNDS = 9
+_ROUNDS, _SLOW, _BEHIND = 9, 3, 1.5
+"""Rounds of all candidates, of those that take a tenth of a second or more, and how far behind one may be after its first two rounds to
+stay."""
+_LONG = 0.1
+_ENOUGH = 2**21
+"""Weights that tell how all rows of a layer run, where many vectors are multiplied with each."""
+_ALIKE = 0.1
+"""Layers whose nonzeros differ by a tenth get the same kernel."""
 _SETTLE = 0.01
 _BEFORE = "(before)"
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,27 @@ def is_layer(node: Node) -> TypeGuard[Layer]:
 
 
 def tune(network: Network, isa: InstructionSet, threads: int, memory: Memory, values: Values = "float32") -> dict[Node, Tuned]:
-    """Time every candidate for every layer where it stands; layers that are alike are timed once, here or in an earlier process."""
+    """Time every candidate for every layer where it stands; layers that are alike are timed once, here or in an earlier process.
+
+    What was timed of a layer of the same shape, with a tenth more nonzeros or less, serves for others too: their seconds are reckoned from
+    their nonzeros.
+    """
     found: dict[Node, Tuned] = {}
+    timed: dict[str, tuple[float, Tuned]] = {}
     layers = [node for node in network.nodes if is_layer(node)]
     with closing(track(layers, "timing kernels, layer by layer")) as bar:
         for node in bar:
             first = node.x in network.inputs
-            key = f"{signature(node, isa, threads)} {values}" + " first" * first
-            measure = partial(_measured, node, isa, threads, values, first)
-            found[node] = memory.recall(key, partial(recalled, choices=_tried(node, isa, values, first)), measure, asdict)
+            density, shared = densities(node)
+            what, where = described(node), f" {isa.name} {threads} {values}" + " first" * first
+            read = partial(recalled, choices=_tried(node, isa, values, first))
+            key, kind = (f"{what} {told}{where}" for told in (_exactly(density, shared), _roughly(density, shared)))
+            known = memory.get(key, read)
+            if known is None and kind in timed:
+                of, other = timed[kind]
+                known = replace(other, seconds=other.seconds * density / of)
+            found[node] = known or memory.recall(key, read, partial(_measured, node, isa, threads, values, first), asdict)
+            timed.setdefault(kind, (max(density, 1e-9), found[node]))
     return found
 
 
@@ -82,15 +103,33 @@ def reckon(network: Network, isa: InstructionSet, threads: int, limits: Limits, 
 
 def signature(node: Layer, isa: InstructionSet, threads: int) -> str:
     """Layers of the same signature are taken to run alike: shapes, and how the nonzeros fill rows and groups of four rows."""
-    rows = weights_of(node) != 0
-    density = [f"{rows.float().mean():.2f}", f"{union(node):.2f}"]
+    return f"{described(node)} {_exactly(*densities(node))} {isa.name} {threads}"
+
+
+def described(node: Layer) -> str:
+    """A layer's kind and shapes."""
     how = [node.stride, node.padding, node.dilation, node.groups] if isinstance(node, Conv) else []
     shape = [tuple(node.x.shape), tuple(node.weight.shape), *how, *(tuple(each.shape) for each in inputs_of(node)[1:])]
-    return " ".join(map(str, [type(node).__name__, *shape, *density, isa.name, threads]))
+    return " ".join(map(str, [type(node).__name__, *shape]))
 
 
-def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, first: bool) -> Tuned:
+def densities(node: Layer) -> tuple[float, float]:
+    """The share of weights that are not zero, and of places that at least one of four consecutive rows uses."""
+    return float((weights_of(node) != 0).float().mean()), union(node)
+
+
+def _exactly(density: float, shared: float) -> str:
+    return f"{density:.2f} {shared:.2f}"
+
+
+def _roughly(density: float, shared: float) -> str:
+    """Which of the layers of a shape are alike: where all weights are there, only those."""
+    return " ".join("all" if each == 1 else str(round(np.log(each + 1e-9) / _ALIKE)) for each in (density, shared))
+
+
+def _measured(whole: Layer, isa: InstructionSet, threads: int, values: Values, first: bool) -> Tuned:
     """The fastest candidate and torch, timed in turns."""
+    node, times = sample(whole)
     inputs = _inputs(node)
     runners = [(choice, alone(node, choice, isa, threads, first)) for choice in _tried(node, isa, values, first)]
     timed: list[tuple[Choice, list[float]]] = [(choice, []) for choice, _ in runners]
@@ -98,18 +137,39 @@ def _measured(node: Layer, isa: InstructionSet, threads: int, values: Values, fi
     layouts: list[float] = []
     function, _, _ = step(node)
     with torch_threads(threads), torch.no_grad():
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             for (_, samples), (_, runner) in zip(timed, runners, strict=True):
+                if _is_behind(samples, timed):
+                    continue
                 kernel, around = _seconds(runner, inputs)
                 samples.append(kernel)
                 layouts.append(around)
             dense.append(_clock(lambda: function(*inputs)))
+            if turn + 1 >= _SLOW and min(min(samples) for _, samples in timed) > _LONG:
+                break
             if threads > 1:
                 sleep(_SETTLE)  # torch's threads still keep the cores busy
     choice, best = min(((choice, _usual(samples)) for choice, samples in timed), key=lambda pair: pair[1])
     dense_too = values == "float32" or not is_single(node)  # who asks for rounded weights gets them
     without = _usual(dense) + (_usual(layouts) if isinstance(node, Conv) and as_linear(node) is None else 0.0)
-    return Tuned(replace(choice, dense=dense_too and without < best), best, without)
+    return Tuned(replace(choice, dense=dense_too and without < best), best * times, without * times)
+
+
+def _is_behind(samples: list[float], timed: list[tuple[Choice, list[float]]]) -> bool:
+    """Whether a candidate has no chance any more."""
+    return len(samples) >= 2 and min(samples) > _BEHIND * min(min(others, default=float("inf")) for _, others in timed)
+
+
+def sample(node: AnyLayer) -> tuple[AnyLayer, float]:
+    """Some of the rows of a large layer over many vectors, and how often they go into it: rows know nothing of each other. One that reads
+    single vectors is timed whole, as what matters there is whether its weights stay in a cache."""
+    outputs, inputs = node.weight.shape[0], node.weight[0].numel()
+    some = max(_ENOUGH // inputs // 16 * 16, 16)
+    if not isinstance(node, Linear) or is_single(node) or outputs < 2 * some:
+        return node, 1.0
+    bias, shape = None if node.bias is None else node.bias[:some], (*node.out.shape[:-1], some)
+    residual = None if node.residual is None else Value(shape)
+    return replace(node, weight=node.weight[:some], bias=bias, out=Value(shape), residual=residual), outputs / some
 
 
 def _tried(node: Layer, isa: InstructionSet, values: Values, first: bool) -> list[Choice]:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 _LONGEST = 1e6
 """More seconds than anything that was ever measured here."""
 
-KERNELS_VERSION = 10
+KERNELS_VERSION = 11
 """Grows with every change of kernels or formats after which measurements of before do not hold."""
 
 FOLDER_VARIABLE = "SECATEURS_CACHE"

@@ -19,6 +19,8 @@ Sampler = Callable[[], float]
 """Runs a call as often as it takes, and returns the seconds of one."""
 
 _LEAST_ROUNDS = 3
+_LONG = 10
+"""A call that takes so many times as long as it is given to settle needs no call before it."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def measure(
 
     ``rounds`` become fewer once ``seconds`` have gone by, but not fewer than three. ``threads`` is what torch gets meanwhile; calls
     that bring their own threads have them set already. ``cold`` empties the caches before each call, and the clock does not run while
-    it does. Otherwise each call runs unmeasured for ``settle`` seconds before it is measured, once at least: its data come into
-    the caches, and threads of the one before go to sleep (by default as long as `settling` tells).
+    it does. Otherwise each call runs unmeasured for ``settle`` seconds before it is measured, once at least unless it takes ten times as
+    long: its data come into the caches, and threads of the one before go to sleep (by default as long as `settling` tells).
 
     >>> timings = measure({"sum": lambda: sum(range(100)), "longer sum": lambda: sum(range(2000))}, rounds=5)
     >>> timings["sum"].speed_over(timings["longer sum"]) > 1
@@ -101,10 +103,13 @@ def sampler(call: Call, *, cold: bool = False, settle: float = 0.0, shortest: fl
 
         return cold_sample
     repeats = 1
-    while _seconds(call, repeats) < shortest:
+    while (took := _seconds(call, repeats)) < shortest:
         repeats *= 2
+    settles = took < _LONG * settle
 
     def sample() -> float:
+        if not settles and settle:  # most of so long a call runs on settled caches anyway
+            return _seconds(call, 1)
         end = perf_counter() + settle
         call()
         while perf_counter() < end:

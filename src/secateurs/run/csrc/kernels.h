@@ -21,6 +21,11 @@ struct Kernels {
     PointwiseKernel pointwise;
     TokensKernel pack_tokens, unpack_tokens;
     CellKernel cell;
+    NormKernel (*norm_panel)(int32_t columns);
+    NormKernel norm_row;
+    CombineKernel combine;
+    RotaryKernel rotate;
+    AttentionKernel attend_panel, attend_row;
     ActivateKernel activate;
     float (*multiply_adds)(int64_t rounds);  // so many times `chains` vectors, to measure the peak
     const GemvFormat *gemv;

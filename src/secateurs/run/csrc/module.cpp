@@ -12,6 +12,7 @@
 #include <string>
 #include <tuple>
 
+#include "pack.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -27,6 +28,8 @@ namespace {
 
 template <typename T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Room = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 using At = std::tuple<int32_t, int64_t>;
 
 Place place(const At &at) { return {std::get<0>(at), std::get<1>(at)}; }
@@ -227,12 +230,81 @@ void add_gemv(Owner &owner, const std::string &isa, const std::string &format, c
     owner.program.add(std::move(step));
 }
 
+Weights weights(const Array<float> &values, int64_t height, const Array<int64_t> &edges) {
+    if (values.ndim() != 2) throw std::invalid_argument("weights are a matrix");
+    const int64_t rows = int64_t(values.shape(0)), inputs = int64_t(values.shape(1)), blocks = int64_t(edges.size()) - 1;
+    if (height < 1 || rows % height || blocks < 1 || edges.data()[0] != 0 || edges.data()[blocks] != inputs)
+        throw std::invalid_argument("rows and blocks of weights must cover the matrix");
+    return {values.data(), rows, inputs, height, blocks, edges.data()};
+}
+
 void add_cell(Owner &owner, const std::string &isa, int64_t rows, int64_t width, const At &gates, const At &more, const At &state,
               const At &out) {
     auto step = std::make_unique<CellStep>();
     step->kernel = kernels(isa).cell;
     step->rows = rows, step->width = width;
     step->gates = place(gates), step->more = place(more), step->state = place(state), step->out = place(out);
+    owner.program.add(std::move(step));
+}
+
+void add_norm(Owner &owner, const std::string &isa, int columns, int64_t count, int64_t apart, const Array<float> &weight,
+              const Array<float> &bias, int64_t groups, bool centred, float eps, const At &x, const At &y) {
+    auto step = std::make_unique<NormStep>();
+    step->kernel = columns ? kernels(isa).norm_panel(columns) : kernels(isa).norm_row;
+    step->norm = {owner.keep(weight), bias.size() ? owner.keep(bias) : nullptr, int64_t(weight.size()), groups, centred, eps};
+    step->count = count, step->apart = apart;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_combine(Owner &owner, const std::string &isa, int64_t count, bool multiplies, const At &x, const At &z, const At &y,
+                 int activation, float low, float high) {
+    auto step = std::make_unique<CombineStep>();
+    step->kernel = kernels(isa).combine;
+    step->count = count, step->multiplies = multiplies, step->activation = activation, step->low = low, step->high = high;
+    step->x = place(x), step->z = place(z), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_rotary(Owner &owner, const std::string &isa, int64_t heads, int64_t size, int64_t width, int64_t stride, int64_t count,
+                const At &x, const At &cos, const At &sin, const At &y) {
+    auto step = std::make_unique<RotaryStep>();
+    step->kernel = kernels(isa).rotate;
+    step->rotary = {heads, size, width, stride};
+    step->count = count, step->apart = heads * size * stride;
+    step->x = place(x), step->cos = place(cos), step->sin = place(sin), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
+void add_keep(Owner &owner, const std::string &isa, int64_t positions, int64_t channels, int columns, const At &x, const At &y,
+              const At &position) {
+    auto step = std::make_unique<KeepStep>();
+    const int64_t lanes = kernels(isa).lanes, panel = columns * lanes;
+    step->kernel = columns ? kernels(isa).unpack_tokens : nullptr;
+    step->tokens = {positions, channels, channels, panel, columns};
+    step->panel_count = columns ? (positions + panel - 1) / panel : 1;
+    step->positions_of_panel = panel, step->x_panel = panel * channels;
+    step->x = place(x), step->y = place(y), step->position = place(position);
+    owner.program.add(std::move(step));
+}
+
+using Lie = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // of keys: tile, tile_stride, step, channel_stride
+
+Keys keys_of(const Lie &lie) { return {nullptr, std::get<0>(lie), std::get<1>(lie), std::get<2>(lie), std::get<3>(lie)}; }
+
+void add_attention(Owner &owner, const std::string &isa, int columns, int64_t queries, int64_t of_batch, int64_t heads, int64_t of_keys,
+                   int64_t size, const Lie &keys_lie, const Lie &values_lie, bool causal, float scale, int64_t room, const At &x,
+                   const At &keys, const At &values, const At &y, const At &scores, const At &position) {
+    auto step = std::make_unique<AttentionStep>();
+    const int64_t at_once = columns ? columns * kernels(isa).lanes : 1;
+    step->kernel = columns ? kernels(isa).attend_panel : kernels(isa).attend_row;
+    step->attention = {keys_of(keys_lie), keys_of(values_lie), queries, of_batch, 0, size, at_once, columns, causal, scale};
+    step->at_once = at_once, step->count = (queries + at_once - 1) / at_once, step->apart = heads * size * at_once;
+    step->heads = heads, step->of_keys = of_keys, step->query_head = size * at_once;
+    step->key_head = size * std::get<3>(keys_lie), step->value_head = size * std::get<3>(values_lie);
+    step->room = room;
+    step->x = place(x), step->keys = place(keys), step->values = place(values), step->y = place(y);
+    step->scores = place(scores), step->position = place(position);
     owner.program.add(std::move(step));
 }
 
@@ -277,6 +349,25 @@ NB_MODULE(_native, m) {
             if (table.gemv[i].kernel) found.emplace_back(table.gemv[i].format, table.gemv[i].values);
         return found;
     }, nb::arg("isa"), "The formats for single vectors that an instruction set has kernels for.");
+    m.def("count_nonzeros", [](const Array<float> &values, int64_t height, const Array<int64_t> &edges, const Room<int64_t> &counts) {
+        const Weights of = weights(values, height, edges);
+        if (int64_t(counts.size()) != of.rows / height * of.blocks) throw std::invalid_argument("a count for each row and block");
+        nb::gil_scoped_release free;
+        (height == 1 ? count_nonzeros<1> : height == 4 ? count_nonzeros<4> : count_nonzeros<0>)(of, counts.data());
+    }, nb::arg("values"), nb::arg("height"), nb::arg("edges"), nb::arg("counts"), "Nonzeros of each row and block of inputs.");
+    m.def("fill_nonzeros", [](const Array<float> &values, int64_t height, const Array<int64_t> &edges, const Array<int64_t> &counts,
+                              const Array<int64_t> &starts, const Array<int64_t> &offsets, const Room<int32_t> &offset_of, const Room<float> &value_of) {
+        const Weights of = weights(values, height, edges);
+        const bool shared = int64_t(offsets.size()) == of.inputs;
+        const size_t pieces = size_t(of.rows / height * of.blocks);
+        if (starts.size() != pieces || counts.size() != pieces || (!shared && offsets.size() != values.size()) ||
+            value_of.size() != offset_of.size() * size_t(height))
+            throw std::invalid_argument("a start for each row and block, an offset for each input");
+        nb::gil_scoped_release free;
+        (height == 1 ? fill_nonzeros<1> : height == 4 ? fill_nonzeros<4> : fill_nonzeros<0>)(
+            of, counts.data(), starts.data(), offsets.data(), shared ? 0 : of.inputs, offset_of.data(), value_of.data());
+    }, nb::arg("values"), nb::arg("height"), nb::arg("edges"), nb::arg("counts"), nb::arg("starts"), nb::arg("offsets"), nb::arg("offset_of"),
+       nb::arg("value_of"), "Nonzeros and their offsets, where each row and block begins.");
     nb::class_<Arena>(m, "Arena").def(nb::init<int64_t>(), nb::arg("bytes")).def_prop_ro("address", &Arena::address);
     nb::class_<Owner>(m, "Program")
         .def(nb::init<>())
@@ -311,6 +402,17 @@ NB_MODULE(_native, m) {
              nb::arg("x"), nb::arg("y"), nb::arg("residual"), nb::arg("activation"), nb::arg("low"), nb::arg("high"))
         .def("cell", add_cell, nb::arg("isa"), nb::arg("rows"), nb::arg("width"), nb::arg("gates"), nb::arg("more"), nb::arg("state"),
              nb::arg("out"))
+        .def("norm", add_norm, nb::arg("isa"), nb::arg("columns"), nb::arg("count"), nb::arg("apart"), nb::arg("weight"), nb::arg("bias"),
+             nb::arg("groups"), nb::arg("centred"), nb::arg("eps"), nb::arg("x"), nb::arg("y"))
+        .def("combine", add_combine, nb::arg("isa"), nb::arg("count"), nb::arg("multiplies"), nb::arg("x"), nb::arg("z"), nb::arg("y"),
+             nb::arg("activation"), nb::arg("low"), nb::arg("high"))
+        .def("rotary", add_rotary, nb::arg("isa"), nb::arg("heads"), nb::arg("size"), nb::arg("width"), nb::arg("stride"),
+             nb::arg("count"), nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("y"))
+        .def("keep", add_keep, nb::arg("isa"), nb::arg("positions"), nb::arg("channels"), nb::arg("columns"), nb::arg("x"), nb::arg("y"),
+             nb::arg("position"))
+        .def("attention", add_attention, nb::arg("isa"), nb::arg("columns"), nb::arg("queries"), nb::arg("of_batch"), nb::arg("heads"),
+             nb::arg("of_keys"), nb::arg("size"), nb::arg("keys_lie"), nb::arg("values_lie"), nb::arg("causal"), nb::arg("scale"),
+             nb::arg("room"), nb::arg("x"), nb::arg("keys"), nb::arg("values"), nb::arg("y"), nb::arg("scores"), nb::arg("position"))
         .def("copy", add_copy, nb::arg("count"), nb::arg("x"), nb::arg("y"))
         .def("run", [](const Owner &owner, const std::vector<uintptr_t> &buffers, int threads) {
             const std::vector<float *> places = pointers(buffers);

@@ -203,6 +203,93 @@ struct CellStep final : Step {
     }
 };
 
+// Rows of channels, or panels, normalised.
+struct NormStep final : Step {
+    NormKernel kernel;
+    Norm norm;
+    int64_t count, apart;  // rows or panels, and floats from one to the next
+    Place x, y;
+
+    int64_t jobs() const override { return count; }
+    void run(int64_t job, int, float *const *buffers) const override { kernel(norm, x.in(buffers) + job * apart, y.in(buffers) + job * apart); }
+};
+
+struct CombineStep final : Step {
+    CombineKernel kernel;
+    int64_t count;
+    int32_t multiplies, activation;
+    float low, high;
+    Place x, z, y;
+
+    static constexpr int64_t at_once = 1 << 14;
+    int64_t jobs() const override { return (count + at_once - 1) / at_once; }
+
+    void run(int64_t job, int, float *const *buffers) const override {
+        const int64_t first = job * at_once, left = count - first;
+        kernel(multiplies, activation, low, high, x.in(buffers) + first, z.in(buffers) + first, y.in(buffers) + first,
+               left < at_once ? left : at_once);
+    }
+};
+
+// `cos` and `sin` lie as x does, with `width` channels.
+struct RotaryStep final : Step {
+    RotaryKernel kernel;
+    Rotary rotary;
+    int64_t count, apart;  // rows or panels, and floats of x from one to the next
+    Place x, cos, sin, y;
+
+    int64_t jobs() const override { return count; }
+
+    void run(int64_t job, int, float *const *buffers) const override {
+        const int64_t angles = job * rotary.width * rotary.stride;
+        kernel(rotary, x.in(buffers) + job * apart, cos.in(buffers) + angles, sin.in(buffers) + angles, y.in(buffers) + job * apart);
+    }
+};
+
+// Keys or values of a few tokens, added to those that are kept: rows of channels, the first at the number that `position` holds.
+struct KeepStep final : Step {
+    TokensKernel kernel;  // from panels; null where they are rows already
+    Tokens tokens;        // positions: of all panels
+    int64_t panel_count, positions_of_panel, x_panel;
+    Place x, y, position;
+
+    int64_t jobs() const override { return kernel ? panel_count : 1; }
+
+    void run(int64_t job, int, float *const *buffers) const override {
+        float *const to = y.in(buffers) + int64_t(*position.in(buffers)) * tokens.row_stride;
+        if (!kernel) {
+            memcpy(to, x.in(buffers), sizeof(float) * tokens.positions * tokens.channels);
+            return;
+        }
+        Tokens mine = tokens;
+        mine.positions = tokens.positions - job * positions_of_panel;
+        if (mine.positions > positions_of_panel) mine.positions = positions_of_panel;
+        kernel(mine, x.in(buffers) + job * x_panel, to + job * positions_of_panel * tokens.row_stride);
+    }
+};
+
+// A job is one head of one panel, or row, of queries.
+struct AttentionStep final : Step {
+    AttentionKernel kernel;
+    Attention attention;
+    int64_t count, apart, at_once;  // panels or rows of queries, floats from one to the next, queries in each
+    int64_t heads, of_keys;         // heads, and how many of them share one of keys and values
+    int64_t query_head, key_head, value_head;  // floats from one head to the next
+    int64_t room;                   // for the scores of one thread
+    Place x, keys, values, y, scores, position;
+
+    int64_t jobs() const override { return count * heads; }
+
+    void run(int64_t job, int member, float *const *buffers) const override {
+        const int64_t head = job % heads, number = job / heads, from = number * apart + head * query_head;
+        Attention mine = attention;
+        if (position.buffer != NOWHERE) mine.offset = int64_t(*position.in(buffers));
+        mine.keys.base = keys.in(buffers) + head / of_keys * key_head;
+        mine.values.base = values.in(buffers) + head / of_keys * value_head;
+        kernel(mine, x.in(buffers) + from, y.in(buffers) + from, scores.in(buffers) + member * room, number * at_once);
+    }
+};
+
 struct CopyStep final : Step {
     int64_t count;
     Place x, y;

@@ -76,6 +76,19 @@ inline vf load_lanes(const float *from, int32_t bits) {
 
 inline vf splat(float value) { return value - vf{}; }
 
+#if LANES == 16
+inline vf square_root(vf value) { return (vf)_mm512_sqrt_ps((__m512)value); }
+#elif LANES == 8
+inline vf square_root(vf value) { return (vf)_mm256_sqrt_ps((__m256)value); }
+#elif defined(__SSE__)
+inline vf square_root(vf value) { return (vf)_mm_sqrt_ps((__m128)value); }
+#else
+inline vf square_root(vf value) {
+    for (int lane = 0; lane < LANES; ++lane) value[lane] = __builtin_sqrtf(value[lane]);
+    return value;
+}
+#endif
+
 // NaN passes, as in torch: where one is NaN, these instructions give the second.
 #if LANES == 16
 inline vf at_least(vf value, vf low) { return (vf)_mm512_max_ps((__m512)low, (__m512)value); }

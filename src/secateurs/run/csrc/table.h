@@ -134,6 +134,43 @@ typedef void (*TokensKernel)(const Tokens &, const float *x, float *y);
 // One step of an LSTM for one row: the sum of two times four gates (input, forget, cell, output) -> new state and output.
 typedef void (*CellKernel)(const float *gates, const float *more, float *state, float *out, int64_t width, int64_t first, int64_t last);
 
+// Normalisation over the channels of each group: (x - mean) / sqrt(variance + eps) * weight + bias, or without the mean where not `centred`.
+// `weight` and `bias` (or null) have a number for each channel of a group.
+struct Norm {
+    const float *weight, *bias;
+    int64_t channels, groups;
+    int32_t centred;
+    float eps;
+};
+typedef void (*NormKernel)(const Norm &, const float *x, float *y);
+
+// x * z or x + z, and then an activation.
+typedef void (*CombineKernel)(int32_t multiplies, int32_t activation, float low, float high, const float *x, const float *z, float *y,
+                              int64_t count);
+
+// Rotary embeddings of `heads` heads of `size` channels, of which `width` turn; a channel is `stride` floats.
+struct Rotary {
+    int64_t heads, size, width, stride;
+};
+typedef void (*RotaryKernel)(const Rotary &, const float *x, const float *cos, const float *sin, float *y);
+
+// Keys, or values, of one head: number j begins at base + j / tile * tile_stride + j % tile * step.
+struct Keys {
+    const float *base;
+    int64_t tile, tile_stride, step, channel_stride;
+};
+
+// Attention of one head. Query i belongs to batch i / of_batch, and sees the keys of that one; where it is `causal`, those up to
+// offset + i: `offset` keys came before the first query.
+struct Attention {
+    Keys keys, values;
+    int64_t queries, of_batch, offset;
+    int64_t size, stride;  // channels of a head; floats from one channel of the queries to the next
+    int32_t columns, causal;
+    float scale;
+};
+typedef void (*AttentionKernel)(const Attention &, const float *q, float *y, float *scores, int64_t query);
+
 typedef void (*ActivateKernel)(int32_t activation, float low, float high, float *x, int64_t count);
 
 }  // namespace secateurs

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateurs.nested import Value, among
 from secateurs.run.lowering.draft import Draft, constant_along, reshape
 from secateurs.run.lowering.fuse import fuse
+from secateurs.run.lowering.tokens import of_tokens
 from secateurs.run.network.nodes import (
     Activate,
     Activation,
@@ -76,7 +77,7 @@ def lower(network: Network) -> Network:
         draft.forget(node)
         for piece in _lowered(node, draft):
             draft.append(piece)
-    return draft.network()
+    return of_tokens(draft.network())
 
 
 def _lowered(node: Node, draft: Draft) -> Iterator[Node]:

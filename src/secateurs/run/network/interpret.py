@@ -18,14 +18,18 @@ from secateurs.run.network.nodes import (
     Activation,
     Add,
     Affine,
+    Attention,
     Concat,
     Conv,
     Linear,
     Lstm,
     Mean,
+    Multiply,
     Network,
     Node,
+    Norm,
     Pool,
+    Rotary,
     Scale,
     Torch,
     inputs_of,
@@ -213,6 +217,53 @@ def _lstm(node: Lstm) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor
     return lstm
 
 
+def _norm(node: Norm) -> Callable[[Tensor], Tensor]:
+    size = node.weight.shape[0]
+
+    def norm(x: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (node.groups, size))
+        if node.centred:
+            return functional.layer_norm(parts, (size,), node.weight, node.bias, node.eps).flatten(-2)
+        found = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + node.eps) * node.weight
+        return (found if node.bias is None else found + node.bias).flatten(-2)
+
+    return norm
+
+
+def _rotary(node: Rotary) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    width = node.cos.shape[-1]
+
+    def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (node.heads, -1))
+        first, second = heads[..., : width // 2], heads[..., width // 2 : width]
+        turned = torch.cat([-second, first], -1)
+        found = heads[..., :width] * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)
+        return torch.cat([found, heads[..., width:]], -1).flatten(-2)
+
+    return rotary
+
+
+def _attention(node: Attention) -> Callable[..., Tensor]:
+    def attention(x: Tensor, keys: Tensor, values: Tensor, *past: Tensor) -> Tensor:
+        many, mask = node.heads // node.of_keys, None
+        if past:
+            count, before = x.shape[1], int(past[0])
+            for held, new in zip(past[1:], (keys, values), strict=True):
+                held[before : before + count] = new[0]
+            keys, values = (held[None, : before + count] for held in past[1:])
+            mask = torch.ones(count, before + count, dtype=torch.bool).tril(before)
+        query, key, value = (
+            each.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for each, heads in ((x, node.heads), (keys, node.of_keys), (values, node.of_keys))
+        )
+        key, value = (each.repeat_interleave(many, 1) for each in (key, value))
+        causal = node.causal and mask is None
+        found = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=node.scale)
+        return found.transpose(1, 2).flatten(-2)
+
+    return attention
+
+
 _STEPS: dict[type, Callable[[Any], Callable[..., Any]]] = {
     Conv: _conv,
     Linear: _linear,
@@ -224,4 +275,8 @@ _STEPS: dict[type, Callable[[Any], Callable[..., Any]]] = {
     Activate: lambda node: activated(node.activation),
     Concat: lambda node: lambda *parts: torch.cat(parts, 1),
     Lstm: _lstm,
+    Norm: _norm,
+    Multiply: lambda node: torch.mul,
+    Rotary: _rotary,
+    Attention: _attention,
 }

@@ -156,6 +156,80 @@ class Lstm:
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """Each of ``groups`` equal parts of the last dimension, normalised: (x - mean) / sqrt(variance + eps) * weight + bias.
+
+    Where it is not ``centred`` nothing is subtracted (RMSNorm). ``weight`` and ``bias`` have a number for each channel of a group.
+    """
+
+    name: str
+    x: Value
+    out: Value
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply:
+    """``out`` = x * y, both of one shape."""
+
+    name: str
+    x: Value
+    y: Value
+    out: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary embeddings (2104.09864): ``x`` is (batch, tokens, heads * size), ``cos`` and ``sin`` are (batch, tokens, width).
+
+    The first ``width`` channels of each head become x * cos + turned(x) * sin, where turned(x) is their second half, negated, and then the
+    first; the others stay.
+    """
+
+    name: str
+    x: Value
+    cos: Value
+    sin: Value
+    out: Value
+    heads: int
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What attention keeps of earlier tokens, and where: ``keys`` and ``values`` (tokens, heads of keys * size) are written into from the
+    number on that ``position`` (one float32) holds."""
+
+    position: Value
+    keys: Value
+    values: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Softmax of scaled products of queries and keys, times values.
+
+    ``x`` (the queries) and ``out`` are (batch, tokens, heads * size), ``keys`` and ``values`` (batch, tokens, of_keys * size): consecutive
+    heads share keys where there are fewer. ``causal``: a token sees those before it and itself. With a ``past`` those that it keeps
+    come first, and those of this call are added to it.
+    """
+
+    name: str
+    x: Value
+    keys: Value
+    values: Value
+    out: Value
+    heads: int
+    of_keys: int
+    scale: float
+    causal: bool
+    past: Past | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Torch:
     """Any other operation, run by torch as it was recorded: ``function(*args, **kwargs)`` with values in place of tensors."""
 
@@ -166,7 +240,7 @@ class Torch:
     outputs: tuple[Value, ...]
 
 
-Node = Conv | Linear | Pool | Mean | Add | Scale | Affine | Activate | Concat | Lstm | Torch
+Node = Conv | Linear | Pool | Mean | Add | Scale | Affine | Activate | Concat | Lstm | Norm | Multiply | Rotary | Attention | Torch
 
 
 @dataclass
@@ -192,7 +266,11 @@ def inputs_of(node: Node) -> list[Value]:
         return list(among((node.args, node.kwargs), Value))
     if isinstance(node, Concat):
         return list(node.parts)
-    found = (getattr(node, name, None) for name in ("x", "y", "factors", "residual", "hidden", "cell"))
+    names = ("x", "y", "factors", "residual", "hidden", "cell", "cos", "sin", "keys", "values")
+    found = [getattr(node, name, None) for name in names]
+    past = getattr(node, "past", None)
+    if past is not None:
+        found += [past.position, past.keys, past.values]
     return [value for value in found if value is not None]
 
 

@@ -116,6 +116,14 @@ class Homes:
             self._plain[value] = home
         return self._plain[value]
 
+    def is_packed(self, value: Value) -> bool:
+        """Whether the value lies in panels of tokens."""
+        return (value, Tokens) in self._panels
+
+    def is_row(self, value: Value) -> bool:
+        """Whether a kernel has made the value as torch would have it, in the arena."""
+        return value in self._plain
+
     def any(self, value: Value) -> Home:
         """The value in panels of an image if it lies in any, else as torch has it."""
         return self._panels.get((value, Grid)) or self.plain(value)
@@ -136,6 +144,13 @@ class Homes:
         home = self._outside(value, writes=True)
         self._tensors.add(value)
         return home
+
+    def new_rows(self, value: Value) -> Home:
+        """What torch would have, for a value that the segment makes: in the arena, or, where nothing else wants it, as a tensor."""
+        if value in self.leaving:
+            return self.new_tensor(value)
+        self._plain[value] = Home(plain_layout(value), Place(self.buffer(count(value))))
+        return self._plain[value]
 
     def new_packed(self, value: Value, grid: Grid | Tokens) -> Home:
         """Panels for a value that the segment makes: its own, or its part of a concatenation."""

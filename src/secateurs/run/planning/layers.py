@@ -243,7 +243,7 @@ def plan_vectors(homes: Homes, node: Linear, choice: Choice) -> None:
     """A linear layer over single vectors, as torch has them."""
     x = homes.plain(node.x)
     residual = None if node.residual is None else homes.plain(node.residual)
-    y = homes.new_tensor(node.out)
+    y = homes.new_rows(node.out)
     sparse = gemv.pack(matrix(node.weight), choice.format or _format(homes, node.weight), choice.values)
     bias, bounds = bias_of(node.bias, sparse.shape[0]), _bounds(sparse, homes.threads)
     task = steps.gemv(homes.isa, sparse, bias, x, y, positions_of(node), bounds, node.activation, residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,17 @@ from secateurs.run.network.nodes import (
     Activate,
     Add,
     Affine,
+    Attention,
     Concat,
     Conv,
     Lstm,
     Mean,
+    Multiply,
     Network,
     Node,
+    Norm,
     Pool,
+    Rotary,
     Scale,
     Torch,
     inputs_of,
@@ -41,6 +46,7 @@ from secateurs.run.planning.layers import (
     positions_of,
 )
 from secateurs.run.planning.masked import is_masked, plan_masked_conv
+from secateurs.run.planning.tokens import plan_of_tokens
 from secateurs.run.planning.weightless import plan_concat, plan_mean, plan_pointwise, plan_pool, share_concatenations
 
 
@@ -50,6 +56,11 @@ class Plan:
 
     items: list[Segment | Node]
     floats: int
+
+    @property
+    def between(self) -> Counter[str]:
+        """How often which operation is left to torch."""
+        return Counter(_called(item) for item in self.items if not isinstance(item, Segment))
 
 
 def plan(
@@ -71,6 +82,13 @@ def plan(
     for value in results(network):
         homes.tensor(value)
     return Plan(homes.items, lay_out(buffer for buffer in homes.buffers if buffer.first >= 0))
+
+
+def _called(node: Node) -> str:
+    if isinstance(node, Torch):
+        packet = getattr(node.function, "overloadpacket", node.function)
+        return str(getattr(packet, "__name__", packet))
+    return type(node).__name__.lower()
 
 
 def programs(made: Plan) -> dict[Segment, Any]:
@@ -115,6 +133,8 @@ def _planned(homes: Homes, node: Node, choice: Choice) -> bool:
         plan_concat(homes, node)
     elif isinstance(node, (Add, Activate, Affine, Scale)) and homes.is_image(node.x):
         plan_pointwise(homes, node)
+    elif isinstance(node, (Norm, Multiply, Add, Rotary, Attention)):
+        return plan_of_tokens(homes, node)
     else:
         return False
     return True

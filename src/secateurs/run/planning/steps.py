@@ -12,7 +12,7 @@ from secateurs.run.kernels import gemv as vectors
 from secateurs.run.kernels.machine import InstructionSet
 from secateurs.run.kernels.records import Records, words
 from secateurs.run.kernels.spmm import Sparse
-from secateurs.run.network.nodes import Activation
+from secateurs.run.network.nodes import Activation, Attention, Norm, Rotary
 from secateurs.run.planning.buffers import NOWHERE, Home, Place
 from secateurs.run.planning.layout import EMPTY, Grid, Moves, Packed, Stretches, Tiles, Tokens
 
@@ -357,3 +357,110 @@ def pointwise(
 
 def _moved(place: tuple[int, int], offset: int) -> tuple[int, int]:
     return place[0], place[1] + offset
+
+
+def norm(isa: InstructionSet, columns: int, count: int, x: Home, y: Home, node: Norm) -> Task:
+    """Rows (of 0 columns) or panels, so many of them, normalised."""
+    size = node.weight.shape[0]
+    weight = np.ascontiguousarray(node.weight.detach().numpy(), np.float32)
+    bias = NONE if node.bias is None else np.ascontiguousarray(node.bias.detach().numpy(), np.float32)
+
+    def do(program: Any) -> None:
+        program.norm(
+            isa=isa.name,
+            columns=columns,
+            count=count,
+            apart=size * node.groups * max(columns * isa.lanes, 1),
+            weight=weight,
+            bias=bias,
+            groups=node.groups,
+            centred=node.centred,
+            eps=node.eps,
+            x=at(x),
+            y=at(y),
+        )
+
+    return do
+
+
+def combine(isa: InstructionSet, count: int, multiplies: bool, activation: Activation | None, x: Home, z: Home, y: Home) -> Task:
+    """Products or sums of so many numbers that lie alike."""
+
+    def do(program: Any) -> None:
+        program.combine(isa=isa.name, count=count, multiplies=multiplies, x=at(x), z=at(z), y=at(y), **activation_of(activation))
+
+    return do
+
+
+def rotary(isa: InstructionSet, columns: int, count: int, size: int, x: Home, cos: Home, sin: Home, y: Home, node: Rotary) -> Task:
+    """Heads of ``size`` channels of rows (of 0 columns) or panels, so many of them, turned."""
+
+    def do(program: Any) -> None:
+        program.rotary(
+            isa=isa.name,
+            heads=node.heads,
+            size=size,
+            width=node.cos.shape[-1],
+            stride=max(columns * isa.lanes, 1),
+            count=count,
+            x=at(x),
+            cos=at(cos),
+            sin=at(sin),
+            y=at(y),
+        )
+
+    return do
+
+
+def keep(isa: InstructionSet, columns: int, positions: int, channels: int, x: Home, y: Home, position: Home) -> Task:
+    """Rows (of 0 columns) or panels added to those that are kept."""
+
+    def do(program: Any) -> None:
+        program.keep(isa=isa.name, positions=positions, channels=channels, columns=columns, x=at(x), y=at(y), position=at(position))
+
+    return do
+
+
+Lie = tuple[int, int, int, int]
+"""How keys lie: how many together, floats from one such tile to the next, from one key to the next, and from channel to channel."""
+
+
+def attention(
+    isa: InstructionSet,
+    columns: int,
+    node: Attention,
+    lie: Lie,
+    room: int,
+    x: Home,
+    keys: Home,
+    values: Home,
+    y: Home,
+    scores: Home,
+    position: Home | None,
+) -> Task:
+    """Attention of queries in rows (of 0 columns) or panels."""
+    batch, tokens, channels = node.x.shape
+
+    def do(program: Any) -> None:
+        program.attention(
+            isa=isa.name,
+            columns=columns,
+            queries=batch * tokens,
+            of_batch=tokens if node.past is None else 2**31,
+            heads=node.heads,
+            of_keys=node.heads // node.of_keys,
+            size=channels // node.heads,
+            keys_lie=lie,
+            values_lie=lie,
+            causal=node.causal,
+            scale=node.scale,
+            room=room,
+            x=at(x),
+            keys=at(keys),
+            values=at(values),
+            y=at(y),
+            scores=at(scores),
+            position=at(position),
+        )
+
+    return do

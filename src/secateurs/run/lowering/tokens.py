@@ -1,0 +1,558 @@
+"""What language models are made of between their linear layers: normalisations, rotary embeddings, gates and attention, recognised in the
+operations that spell them, whatever their modules are called.
+
+A value of heads, (batch, heads, tokens, size), is taken back to the (batch, tokens, heads * size) that a linear layer made; so
+nothing is moved to where heads come first and back. What nothing reads any more is left out in the end; what something else reads too
+stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.nested import Value, changed, leaves
+from secateurs.run.lowering.draft import reshape
+from secateurs.run.network.nodes import (
+    Activate,
+    Add,
+    Attention,
+    Linear,
+    Multiply,
+    Network,
+    Node,
+    Norm,
+    Rotary,
+    Torch,
+    inputs_of,
+    outputs_of,
+)
+
+aten = torch.ops.aten
+
+Made = list[Node] | Value | None
+"""What takes a node's place: other nodes, the last of which make its outputs; a value that is there already; nothing."""
+
+
+def of_tokens(network: Network) -> Network:
+    """The same network with these steps in place of the operations that spell them.
+
+    >>> from secateurs.run.lowering.lower import lower
+    >>> from secateurs.run.recording.one_call import network_of
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    >>> [type(node).__name__ for node in lower(network_of(model, torch.zeros(1, 3, 8))).nodes]
+    ['Linear', 'Norm', 'Linear']
+    """
+    reading = _Reading(network)
+    nodes: list[Node] = []
+    for node in network.nodes:
+        node = reading.current(node)
+        made = _in_place_of(reading, node)
+        if isinstance(made, Value):
+            reading.now[outputs_of(node)[0]] = made
+            continue
+        for each in made or [node]:
+            nodes.append(each)
+            reading.makers.update(dict.fromkeys(outputs_of(each), each))
+    result = changed(network.result, lambda value: reading.now.get(value, value), objects=True)
+    return _ordered(_alive(replace(network, nodes=nodes, result=result, constants={**network.constants, **reading.added})))
+
+
+def _in_place_of(reading: _Reading, node: Node) -> Made:
+    """What the first rule that knows the node gives."""
+    if reading.written.isdisjoint((*inputs_of(node), *outputs_of(node))):
+        for rule in _RULES:
+            made = rule(reading, node)
+            if made is not None:
+                return made
+    return None
+
+
+class _Reading:
+    """What is known while nodes are read one after the other: who makes what, and which value stands for which now."""
+
+    def __init__(self, network: Network) -> None:
+        self.makers: dict[Value, Node] = {}
+        self.now: dict[Value, Value] = {}
+        self.added: dict[Value, Tensor] = {}
+        self.written = network.written
+        self._constants = network.constants
+        self._angles: dict[tuple[Value, tuple[int, ...]], Value] = {}
+        self._readers: dict[Value, list[Node | None]] = defaultdict(list)
+        for node in network.nodes:
+            for value in inputs_of(node):
+                self._readers[value].append(node)
+        for _, value in leaves(network.result):
+            if isinstance(value, Value):
+                self._readers[value].append(None)
+
+    def current(self, node: Node) -> Node:
+        """A node with the values that stand for its operands now."""
+        if self.now.keys().isdisjoint(inputs_of(node)):
+            return node
+        told = {
+            each.name: getattr(node, each.name) for each in fields(node) if each.name not in ("name", "function", "outputs", "out")
+        }
+        return replace(node, **{name: changed(part, lambda value: self.now.get(value, value)) for name, part in told.items()})
+
+    def maker(self, value: Any) -> Node | None:
+        """The node that makes a value."""
+        return self.makers.get(value) if isinstance(value, Value) else None
+
+    def torchs(self, value: Any, *functions: Any) -> Torch | None:
+        """The operation of torch that makes a value, where it is one of these, on memory that nothing writes into."""
+        node = self.maker(value)
+        return node if isinstance(node, Torch) and node.function in functions and self.written.isdisjoint(inputs_of(node)) else None
+
+    def number(self, value: Any) -> Tensor | None:
+        """The numbers of a constant in float32."""
+        found = self._constants.get(value) if isinstance(value, Value) else None
+        return found if found is not None and found.dtype == torch.float32 else None
+
+    def is_read(self, value: Value) -> bool:
+        """Whether anything reads a value."""
+        return value in self._readers
+
+    def readers(self, value: Value) -> list[Node | None]:
+        """What reads a value as it was recorded; None stands for the caller."""
+        return self._readers.get(value, [])
+
+    def angles(self, value: Value, shape: tuple[int, ...]) -> Value | None:
+        """Cosines or sines as (batch, tokens, width), where that is what they are."""
+        numbers, (batch, tokens) = self.number(value), shape[:2]
+        width = value.shape[-1] if value.shape else 0
+        if numbers is None or numbers.numel() != tokens * width or not width or tokens not in value.shape:
+            return None
+        key = (value, shape[:2])
+        if key not in self._angles:
+            self._angles[key] = made = Value((batch, tokens, width))
+            self.added[made] = numbers.reshape(1, tokens, width).expand(batch, tokens, width).contiguous()
+        return self._angles[key]
+
+    def tokens_of(self, value: Any) -> tuple[Value, int] | None:
+        """Behind (batch, heads, tokens, size): the (batch, tokens, heads * size) that it is a view of, and the number of heads."""
+        value = self._original(value)
+        if value is None or len(value.shape) != 4:
+            return None
+        turned = self.torchs(value, aten.permute.default)
+        if turned is None or [axis % 4 for axis in turned.args[1]] != [0, 2, 1, 3]:
+            return None
+        return self._flat(turned.args[0])
+
+    def flat(self, value: Value) -> tuple[Value, int] | None:
+        """Behind (batch, tokens, heads, size): (batch, tokens, heads * size), and the number of heads."""
+        return self._flat(value) if len(value.shape) == 4 else None
+
+    def _flat(self, value: Value) -> tuple[Value, int] | None:
+        batch, tokens, heads, size = value.shape
+        view = self.torchs(value, aten.reshape.default)
+        if view is None:
+            return None
+        source = view.args[0]
+        return (source, heads) if source.shape == (batch, tokens, heads * size) else None
+
+    def _original(self, value: Any) -> Value | None:
+        """What a copy, a concatenation with nothing or one made for each of several heads is of."""
+        while isinstance(value, Value):
+            node = self.torchs(value, aten.clone.default, aten.cat.default, aten.reshape.default, aten.expand.default)
+            if node is None:
+                break
+            if node.function is aten.clone.default:
+                value = node.args[0]
+                continue
+            found = self._joined(node) if node.function is aten.cat.default else self._repeated(node)
+            if found is None:
+                break
+            value = found
+        return value if isinstance(value, Value) else None
+
+    def _joined(self, node: Torch) -> Value | None:
+        """The only part of a concatenation that is not empty."""
+        parts = [part for part in node.args[0] if 0 not in part.shape]
+        return parts[0] if len(parts) == 1 and parts[0].shape == node.outputs[0].shape else None
+
+    def _repeated(self, node: Torch) -> Value | None:
+        """Keys that are there once for several heads: (batch, heads, tokens, size), expanded to (batch, heads, many, tokens, size)."""
+        if node.function is not aten.reshape.default or len(node.outputs[0].shape) != 4:
+            return None
+        wide = self.torchs(node.args[0], aten.expand.default, aten.clone.default)
+        if wide is not None and wide.function is aten.clone.default:
+            wide = self.torchs(wide.args[0], aten.expand.default)
+        view = None if wide is None else self.torchs(wide.args[0], aten.reshape.default)
+        if wide is None or view is None or len(wide.outputs[0].shape) != 5:
+            return None
+        batch, heads, many, tokens, size = wide.outputs[0].shape
+        alike = wide.args[0].shape == (batch, heads, 1, tokens, size) and view.args[0].shape == (batch, heads, tokens, size)
+        return view.args[0] if alike and node.outputs[0].shape == (batch, heads * many, tokens, size) else None
+
+
+# ---------------------------------------------------------------- normalisations
+
+
+def _root_mean_square(reading: _Reading, node: Node) -> Made:
+    """``x * rsqrt(mean(x ** 2) + eps)``, and a weight after it."""
+    for x, other in _factors(node):
+        maker, weight = reading.maker(x), reading.number(other)
+        bare = isinstance(maker, Norm) and maker.bias is None and bool((maker.weight == 1).all())
+        if isinstance(maker, Norm) and bare and weight is not None and weight.shape == x.shape[-1:] and maker.groups == 1:
+            made = replace(maker, name=node.name, weight=weight, out=outputs_of(node)[0])
+            return _norm_of_heads(reading, made) or [made]
+        eps = _inverse_root(reading, x, other)
+        if eps is not None:
+            return [Norm(node.name, x, outputs_of(node)[0], torch.ones(x.shape[-1]), None, eps, centred=False)]
+    return None
+
+
+def _inverse_root(reading: _Reading, x: Value, value: Value) -> float | None:
+    """Eps, where a value is ``rsqrt(mean(x ** 2) + eps)`` over the last dimension."""
+    root = reading.torchs(value, aten.rsqrt.default)
+    plus = None if root is None else reading.torchs(root.args[0], aten.add.Tensor)
+    if plus is None or plus.kwargs or len(plus.args) != 2 or not isinstance(plus.args[1], (int, float)):
+        return None
+    mean = reading.torchs(plus.args[0], aten.mean.dim)
+    if mean is None or mean.kwargs or len(mean.args) != 3 or not mean.args[2]:
+        return None
+    if [axis % len(x.shape) for axis in mean.args[1]] != [len(x.shape) - 1]:
+        return None
+    square = reading.torchs(mean.args[0], aten.pow.Tensor_Scalar, aten.mul.Tensor)
+    if square is None or square.args[0] is not x or square.args[1] not in (2, x):
+        return None
+    return float(plus.args[1])
+
+
+def _layer_norm(reading: _Reading, node: Node) -> Made:
+    if not isinstance(node, Torch) or node.function is not aten.native_layer_norm.default:
+        return None
+    x, shape, weight, bias, eps = node.args
+    numbers = [None if each is None else reading.number(each) for each in (weight, bias)]
+    unknown = any(each is not None and found is None for each, found in zip((weight, bias), numbers, strict=True))
+    if unknown or len(shape) != 1 or x.dtype != torch.float32 or any(map(reading.is_read, node.outputs[1:])):
+        return None
+    scale = torch.ones(shape[0]) if numbers[0] is None else numbers[0]
+    return [Norm(node.name, x, node.outputs[0], scale, numbers[1], float(eps), centred=True)]
+
+
+def _norm_of_heads(reading: _Reading, node: Norm) -> list[Node] | None:
+    """A normalisation of each head alone, of what a linear layer made."""
+    found = reading.flat(node.x)
+    if found is None:
+        return None
+    x, heads = found
+    flat = Value(x.shape)
+    return [replace(node, x=x, out=flat, groups=heads), reshape(node.name, flat, node.out)]
+
+
+# ---------------------------------------------------------------- products and sums
+
+
+def _gate(reading: _Reading, node: Node) -> Made:
+    """A product of two values of one shape."""
+    for x, y in _factors(node)[:1]:
+        if x.shape == y.shape == outputs_of(node)[0].shape and reading.number(x) is None and reading.number(y) is None:
+            return [Multiply(node.name, x, y, outputs_of(node)[0])]
+    return None
+
+
+def _factors(node: Node) -> list[tuple[Value, Value]]:
+    """Both orders of the operands of a product in float32."""
+    if isinstance(node, Multiply):
+        return [(node.x, node.y), (node.y, node.x)]
+    if not isinstance(node, Torch) or node.function is not aten.mul.Tensor or node.kwargs:
+        return []
+    x, y = node.args
+    floats = isinstance(x, Value) and isinstance(y, Value) and x.dtype == y.dtype == torch.float32
+    return [(x, y), (y, x)] if floats and x.shape and y.shape else []
+
+
+def _terms(node: Node) -> list[tuple[Value, Value]]:
+    """Both orders of the operands of a sum."""
+    if isinstance(node, Add) and node.activation is None:
+        return [(node.x, node.y), (node.y, node.x)]
+    return []
+
+
+# ---------------------------------------------------------------- rotary embeddings
+
+
+def _rotary(reading: _Reading, node: Node) -> Made:
+    """``x * cos + cat(-second half of x, first half) * sin`` for each head."""
+    for plain, turned in _terms(node):
+        for x, cos in _product(reading, plain):
+            for half_turned, sin in _product(reading, turned):
+                if _turned(reading, half_turned) is x:
+                    made = _rotated(reading, node, x, cos, sin)
+                    if made is not None:
+                        return made
+    return None
+
+
+def _product(reading: _Reading, value: Value) -> list[tuple[Value, Value]]:
+    maker = reading.maker(value)
+    return [] if maker is None else _factors(maker)
+
+
+def _turned(reading: _Reading, value: Value) -> Value | None:
+    """X, where a value is the concatenation of the second half of its last dimension, negated, and the first."""
+    joined = reading.torchs(value, aten.cat.default)
+    if joined is None or len(joined.args[0]) != 2 or _axis(joined, 1) != len(value.shape) - 1:
+        return None
+    negated, first = joined.args[0]
+    minus = reading.torchs(negated, aten.neg.default)
+    one = _sliced(reading, first)
+    two = None if minus is None else _sliced(reading, minus.args[0])
+    half = value.shape[-1] // 2
+    if one is None or two is None or one[0] is not two[0] or one[0].shape != value.shape:
+        return None
+    return one[0] if one[1:] == (0, half) and two[1:] == (half, 2 * half) else None
+
+
+def _sliced(reading: _Reading, value: Any) -> tuple[Value, int, int] | None:
+    """What a value is a part of along the last dimension, and from where to where."""
+    part = reading.torchs(value, aten.slice.Tensor)
+    if part is None or (len(part.args) > 4 and part.args[4] != 1) or part.kwargs:
+        return None
+    x, axis, start, end = [*part.args, *[0, None, None][len(part.args) - 1 :]][:4]
+    size = x.shape[-1]
+    if axis % len(x.shape) != len(x.shape) - 1:
+        return None
+    first, last = (0 if start is None else start), (size if end is None else min(end, size))
+    return x, first % size if first < 0 else first, last % size if last < 0 else last
+
+
+def _axis(node: Torch, place: int) -> int:
+    axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+    return axis % len(node.outputs[0].shape)
+
+
+def _rotated(reading: _Reading, node: Node, x: Value, cos: Value, sin: Value) -> Made:
+    """Heads as a linear layer made them, turned; ``x`` may be the first part of each."""
+    part = _sliced(reading, x)
+    whole = x if part is None else part[0]
+    if part is not None and part[1] != 0:
+        return None
+    heads_first = reading.tokens_of(whole)
+    found = heads_first or reading.flat(whole)
+    if found is None:
+        return None
+    flat, heads = found
+    between = (1, None) if heads_first else (None, 1)  # angles are (..., 1, tokens, width) or (..., tokens, 1, width)
+    if any(not _are_angles(each, x, flat.shape[1], between) for each in (cos, sin)):
+        return None
+    angles = [reading.angles(each, flat.shape) for each in (cos, sin)]
+    if angles[0] is None or angles[1] is None:
+        return None
+    out = Value(flat.shape)
+    turned = Rotary(node.name, flat, angles[0], angles[1], out, heads)
+    if part is None:
+        return [turned, *_as_heads(node.name, out, heads, outputs_of(node)[0], bool(heads_first))]
+    all_heads = Value(whole.shape)
+    last = len(whole.shape) - 1
+    cut = Torch(node.name, aten.slice.Tensor, (all_heads, last, 0, x.shape[-1]), {}, outputs_of(node))
+    return [turned, *_as_heads(node.name, out, heads, all_heads, bool(heads_first)), cut]
+
+
+def _are_angles(value: Value, x: Value, tokens: int, between: tuple[int | None, int | None]) -> bool:
+    """Whether a constant has the same numbers for all heads."""
+    shape = (1,) * (len(x.shape) - len(value.shape)) + value.shape
+    wanted = (1, 1, tokens, x.shape[-1]) if between[0] == 1 else (1, tokens, 1, x.shape[-1])
+    return shape == wanted
+
+
+def _as_heads(name: str, flat: Value, heads: int, out: Value, first: bool) -> list[Node]:
+    """(batch, tokens, heads * size) as (batch, tokens, heads, size), or with heads before tokens."""
+    batch, tokens, channels = flat.shape
+    if not first:
+        return [reshape(name, flat, out)]
+    apart = Value((batch, tokens, heads, channels // heads))
+    return [reshape(name, flat, apart), Torch(name, aten.permute.default, (apart, [0, 2, 1, 3]), {}, (out,))]
+
+
+def _partly_rotary(reading: _Reading, node: Node) -> Made:
+    """The turned part of each head and the rest of it, joined again."""
+    if not isinstance(node, Torch) or node.function is not aten.cat.default or len(node.args[0]) != 2:
+        return None
+    turned, rest = node.args[0]
+    one, other = _sliced(reading, turned), _sliced(reading, rest)
+    if one is None or other is None or _axis(node, 1) != len(node.outputs[0].shape) - 1 or one[0].shape != node.outputs[0].shape:
+        return None
+    found, before = (reading.tokens_of(each[0]) or reading.flat(each[0]) for each in (one, other))
+    maker = None if found is None else reading.maker(found[0])
+    if before is None or not isinstance(maker, Rotary) or maker.x is not before[0]:
+        return None
+    width = maker.cos.shape[-1]
+    return one[0] if one[1:] == (0, width) and other[1:] == (width, one[0].shape[-1]) else None
+
+
+# ---------------------------------------------------------------- attention
+
+
+def _attention(reading: _Reading, node: Node) -> Made:
+    """Attention without a mask, of heads that linear layers made."""
+    if not isinstance(node, Torch) or node.function is not aten._scaled_dot_product_flash_attention_for_cpu.default:
+        return None
+    query, key, value, *more = node.args
+    dropout, causal = (more[0] if more else 0.0), (more[1] if len(more) > 1 else False)
+    if dropout or node.kwargs.get("attn_mask") is not None or any(map(reading.is_read, node.outputs[1:])):
+        return None
+    one, two, three = (reading.tokens_of(each) for each in (query, key, value))
+    if one is None or two is None or three is None:
+        return None
+    (x, heads), (keys, of_keys), (values, of_values) = one, two, three
+    if any(each.dtype != torch.float32 for each in (x, keys, values)):
+        return None
+    if x.shape[:2] != keys.shape[:2] or keys.shape != values.shape or of_keys != of_values or heads % of_keys:
+        return None
+    if x.shape[-1] // heads != keys.shape[-1] // of_keys:
+        return None
+    scale = node.kwargs.get("scale")
+    scale = (x.shape[-1] // heads) ** -0.5 if scale is None else float(scale)
+    out = Value(x.shape)
+    made = Attention(node.name, x, keys, values, out, heads, of_keys, scale, bool(causal))
+    return [made, *_as_heads(node.name, out, heads, node.outputs[0], first=True)]
+
+
+def _turned_back(reading: _Reading, node: Node) -> Made:
+    """Heads after tokens again: what was before they came first. And a reshape of a reshape to the first shape."""
+    if not isinstance(node, Torch) or node.function not in (aten.permute.default, aten.reshape.default):
+        return None
+    if node.function is aten.permute.default:
+        before = reading.torchs(node.args[0], aten.permute.default)
+        axes, rank = node.args[1], len(node.outputs[0].shape)
+        back = before is not None and [before.args[1][axis] % rank for axis in axes] == list(range(rank))
+        return before.args[0] if before is not None and back else None
+    view = reading.torchs(node.args[0], aten.reshape.default)
+    return view.args[0] if view is not None and view.args[0].shape == node.outputs[0].shape else None
+
+
+# ---------------------------------------------------------------- parts of a layer's outputs
+
+
+def _rows_of_layer(reading: _Reading, node: Node) -> Made:
+    """Parts of a linear layer's outputs, where nothing needs the whole: layers with those rows alone."""
+    if not isinstance(node, Torch) or node.function not in _PARTS:
+        return None
+    x, last = node.args[0], len(node.outputs[0].shape) - 1
+    if not all(isinstance(each, Torch) and each.function in _PARTS for each in reading.readers(x)):
+        return None
+    layer = reading.maker(x)
+    found = (x, 1) if isinstance(layer, Linear) else reading.tokens_of(x) or (reading.flat(x) if len(x.shape) == 4 else None)
+    layer = None if found is None else reading.maker(found[0])
+    if found is None or not isinstance(layer, Linear) or layer.residual is not None or not _along(node, last):
+        return None
+    if node.function is aten.slice.Tensor and found[1] != 1:
+        return None  # a part of each head: `_rotated` knows what to do with it
+    made: list[Node] = []
+    first = 0
+    if node.function is aten.slice.Tensor:
+        part = _range(node)
+        return None if part is None else _layer_of_rows(layer, found[1], part, node.outputs[0], first=False)
+    for out in node.outputs:
+        made += _layer_of_rows(
+            layer, found[1], (first, first + out.shape[-1]), out, first=x is not found[0] and bool(reading.tokens_of(x))
+        )
+        first += out.shape[-1]
+    return made
+
+
+def _activated_rows(reading: _Reading, node: Node) -> Made:
+    """An activation of a part of a layer's outputs, into the layer of those rows."""
+    layer = reading.maker(node.x) if isinstance(node, Activate) else None
+    if (
+        not isinstance(node, Activate)
+        or not isinstance(layer, Linear)
+        or layer.activation is not None
+        or len(reading.readers(node.x)) != 1
+    ):
+        return None
+    return [replace(layer, out=node.out, activation=node.activation)]
+
+
+_PARTS = (aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default)
+
+
+def _along(node: Torch, axis: int) -> bool:
+    """Whether parts are taken along an axis, and all of a step of one."""
+    if node.function is aten.slice.Tensor:
+        given = node.args[1] if len(node.args) > 1 else 0
+        return not node.kwargs and given % (axis + 1) == axis and (len(node.args) < 5 or node.args[4] == 1)
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    return bool(given % (axis + 1) == axis)
+
+
+def _range(node: Torch) -> tuple[int, int] | None:
+    """From where to where a slice goes."""
+    size = node.args[0].shape[-1]
+    start, end = [*node.args[2:4], None, None][:2]
+    first, last = (0 if start is None else start), (size if end is None else min(end, size))
+    return (first, last) if 0 <= first < last else None
+
+
+def _layer_of_rows(layer: Linear, heads: int, part: tuple[int, int], out: Value, first: bool) -> list[Node]:
+    """The layer with a part of the rows of each head; ``first``: as heads before tokens."""
+    rows = torch.arange(layer.weight.shape[0]).view(heads, -1)[:, slice(*part)].flatten()
+    bias = None if layer.bias is None else layer.bias[rows]
+    flat = out if len(out.shape) == len(layer.out.shape) and not first and heads == 1 else Value((*layer.out.shape[:-1], len(rows)))
+    made: list[Node] = [replace(layer, weight=layer.weight[rows], bias=bias, out=flat)]
+    return made if flat is out else [*made, *_as_heads(layer.name, flat, heads, out, first)]
+
+
+_RULES: tuple[Callable[[_Reading, Node], Made], ...] = (
+    _root_mean_square,
+    _layer_norm,
+    _rotary,
+    _partly_rotary,
+    _gate,
+    _attention,
+    _turned_back,
+    _rows_of_layer,
+    _activated_rows,
+)
+
+
+# ---------------------------------------------------------------- what is left, and in which order
+
+
+def _alive(network: Network) -> Network:
+    """Without the steps that the result does not need."""
+    live = {value for _, value in leaves(network.result) if isinstance(value, Value)}
+    nodes: list[Node] = []
+    for node in reversed(network.nodes):
+        if not outputs_of(node) or not live.isdisjoint(outputs_of(node)):
+            live.update(inputs_of(node))
+            nodes.append(node)
+    constants = {value: tensor for value, tensor in network.constants.items() if value in live}
+    return replace(network, nodes=nodes[::-1], constants=constants)
+
+
+def _ordered(network: Network) -> Network:
+    """Operations of torch when they are needed, not before: kernels in between go on without waiting for what only the caller wants."""
+    if network.written or any(not outputs_of(node) for node in network.nodes):
+        return network
+    waiting = {value: node for node in network.nodes if isinstance(node, Torch) for value in outputs_of(node)}
+    ordered: dict[Node, None] = {}
+    for node in network.nodes:
+        if not isinstance(node, Torch):
+            _put(node, waiting, ordered)
+    for node in network.nodes:
+        _put(node, waiting, ordered)
+    return replace(network, nodes=list(ordered))
+
+
+def _put(node: Node, waiting: Mapping[Value, Node], ordered: dict[Node, None]) -> None:
+    """A node after those that it waits for."""
+    stack: list[tuple[Node, Iterable[Value]]] = [(node, inputs_of(node))]
+    while stack:
+        now, needs = stack.pop()
+        missing = [waiting[value] for value in needs if value in waiting and waiting[value] not in ordered]
+        if now in ordered:
+            continue
+        if not missing:
+            ordered[now] = None
+            continue
+        stack.append((now, needs))
+        stack.extend((each, inputs_of(each)) for each in missing)
