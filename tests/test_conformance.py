@@ -40,7 +40,7 @@ from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
 from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
-from secateurs.solve import ALPS, Lasso, LeastSquares, Merge, SparseGPT, Swaps, ThiNet, TopK, ZipLM
+from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, Rescale, SparseGPT, Swaps, ThiNet, TopK, ZipLM
 from secateurs.testing import (
     COUPLED,
     LAYERS,
@@ -144,6 +144,7 @@ CRITERIA: list[tuple[Criterion, dict[str, object]]] = [
     (snip(), {"keeps_order_when_scaled": True}),
     (snip(members="all"), {}),
     (fisher(), {"keeps_order_when_scaled": True}),
+    (fisher(activations=True), {}),
     (taylor(), {}),
     (taylor(members="all"), {}),
     (taylor(activations=True), {}),
@@ -188,6 +189,8 @@ SOLVERS: list[Solver] = [
     ThiNet(),
     ZipLM(),
     Merge(),
+    GateFisher(),
+    Rescale(TopK(magnitude()), damping=1.0),
     SparseGPT(block=3, order="activation"),
     Swaps(TopK(magnitude(p=1) * input_norm())),
     ALPS(iterations=9),
@@ -268,7 +271,7 @@ def test_each_criterion_keeps_its_laws(criterion, laws):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: repr(solver)[:60])
 def test_each_solver_keeps_its_laws(solver):
-    together = isinstance(solver, (ALPS, Lasso, Merge, SparseGPT, Swaps, ThiNet, ZipLM))
+    together = isinstance(solver, (ALPS, GateFisher, Lasso, Merge, SparseGPT, Swaps, ThiNet, ZipLM))
     assert check_solver(solver, by_score=not together) is None
 
 

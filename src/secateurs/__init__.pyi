@@ -106,9 +106,12 @@ from .shrink import Shrunk as Shrunk
 from .shrink import low_rank_ as low_rank_
 from .shrink import shrink_ as shrink_
 from .solve import ALPS as ALPS
+from .solve import Chosen as Chosen
+from .solve import GateFisher as GateFisher
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
 from .solve import Merge as Merge
+from .solve import Rescale as Rescale
 from .solve import SparseGPT as SparseGPT
 from .solve import Swaps as Swaps
 from .solve import ThiNet as ThiNet

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.types import Budget, Criterion, Hook, KindError, Pattern, SecateursError, Task
+from secateurs.types import Budget, Cost, Criterion, Hook, KindError, Pattern, SecateursError, Task
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ ALLOCATOR = Kind(
 ALLOCATORS = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(keep=0.5, floor=1))
 BY_SPARSITY = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(sparsity=0.5))
 SCHEDULE = Kind("a function of the progress in (0, 1], for example cubic(0.9)", _takes(0.5))
+COST = Kind("a cost, for example macs", lambda value: isinstance(value, Cost))
 BUDGET = Kind("a budget, for example Budget(macs, keep=0.5)", lambda value: isinstance(value, Budget))
 OPTIMIZER = Kind(
     "a torch optimizer, for example torch.optim.SGD(model.parameters(), lr=0.1)",

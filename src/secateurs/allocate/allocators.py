@@ -12,9 +12,10 @@ import torch
 from secateurs.allocate.apportion import Limits, apportion, fraction_kept, limits_of, plan_of
 from secateurs.allocate.blocks import equal_in_blocks
 from secateurs.allocate.within import refuse_model_wide, total_of
+from secateurs.given import COST, require
 from secateurs.patterns import layout_of
 from secateurs.select import Threshold, kth_largest
-from secateurs.types import Allocator, KindError, Plan, PlanError, Scores, SecateursError, Site, Sites
+from secateurs.types import Allocator, Cost, KindError, Plan, PlanError, Scores, SecateursError, Site, Sites
 
 ScoresOf = Callable[[], Iterator[Scores]]
 
@@ -104,6 +105,7 @@ def global_threshold(
     floor: int = 1,
     ceiling: float = 1.0,
     same_in_every_block: bool = False,
+    per: Cost | None = None,
 ) -> Allocator:
     """One threshold for the scores of all sites together: each keeps what scores above it (1506.02626, 1803.03635).
 
@@ -119,6 +121,8 @@ def global_threshold(
     {'0': 1, '1': 1}
     """
     fraction = fraction_kept("global_threshold", sparsity, keep)
+    if per is not None:
+        require("global_threshold", "per", per, COST)
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         if any(site.contest_count > 1 for site in sites):
@@ -128,7 +132,7 @@ def global_threshold(
             )
         who, limits = f"global_threshold(keep={fraction:g})", limits_of(sites, floor, ceiling)
         apportion(sites, [1.0] * len(sites), total_of(sites, fraction), limits, who)  # raises where the bounds do not admit it
-        plan = plan_of(sites, _above_threshold(sites, scores, fraction, limits))
+        plan = plan_of(sites, _above_threshold(sites, _priced(sites, scores, per), fraction, limits))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
     return allocate
@@ -143,6 +147,21 @@ def _above_threshold(sites: Sites, scores: ScoresOf, fraction: float, limits: Li
         alike = replace(sites, found=tuple(site for site in sites if site.kind == kind))
         kept |= _pooled(alike, _only(sites, scores, kind), total_of(alike, fraction), limits)
     return kept
+
+
+def _priced(sites: Sites, scores: ScoresOf, per: Cost | None) -> ScoresOf:
+    """Scores by what a unit of each site costs; raises `PlanError` where one costs nothing."""
+    if per is None:
+        return scores
+    price, counts = per.prepare(sites.model, sites.example), {site.name: site.available for site in sites}
+    whole, prices = price(plan_of(sites, counts)), []
+    for site in sites:
+        prices.append(whole - price(plan_of(sites, counts | {site.name: max(site.available - 1, 0)})))
+        if site.available and not prices[-1] > 0:
+            raise PlanError(
+                f"{site.name}: a unit costs {prices[-1]:g} {per.unit}, so scores per={per.name} mean nothing: skip it, or leave per= away"
+            )
+    return lambda: (piece / (each or 1.0) for piece, each in zip(scores(), prices, strict=True))
 
 
 def _only(sites: Sites, scores: ScoresOf, kind: str) -> ScoresOf:

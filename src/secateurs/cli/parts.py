@@ -189,7 +189,7 @@ def _solver(node: ast.expr, given: list[Criterion]) -> Any:
     return factory(*(argument(each) for each in call.args), **named)
 
 
-_SOLVERS = [name for name in solve.__all__ if hasattr(getattr(solve, name), "scores")]
+_SOLVERS = [name for name in solve.__all__ if hasattr(getattr(solve, name), "scores") and name != "Chosen"]  # that one takes masks
 
 
 def parsed_allocator(text: str, same_in_every_block: bool = False) -> partial[Allocator]:
@@ -210,7 +210,7 @@ def parsed_allocator(text: str, same_in_every_block: bool = False) -> partial[Al
             raise ValueError("expected one of these, with named arguments where it takes some")
         factory, named = _ALLOCATORS[call.func.id], {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         named |= {"same_in_every_block": True} if same_in_every_block else {}
-        known = inspect.signature(factory).parameters.keys() - {"sparsity", "keep"}
+        known = inspect.signature(factory).parameters.keys() - {"sparsity", "keep", "per"}
         if named.keys() - known:
             raise ValueError(f"its arguments are {', '.join(sorted(known))}; how much stays is said apart from it")
         return partial(factory, **named)

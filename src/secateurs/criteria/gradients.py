@@ -15,6 +15,7 @@ from secateurs.evidence import (
     change,
     curvature,
     curvature_of_units,
+    gate_importance,
     gradient,
     hessian_gradient,
     input_norm,
@@ -48,14 +49,18 @@ def snip(members: Counted = "producers") -> Criterion:
     return Criterion("snip()", _Product(gradient(members), 1), total, (gradient(members),), members)
 
 
-def fisher(members: Counted = "producers") -> Criterion:
+def fisher(members: Counted = "producers", *, activations: bool = False) -> Criterion:
     """½·E[g²]·w² summed over a unit: the change of the loss to second order, with the empirical Fisher information for the curvature.
 
-    Gradients are those of whole batches: give batches of one sample for the Fisher information itself (1801.05787, 1905.11530).
+    Gradients are those of whole batches: give batches of one sample for the Fisher information itself (1801.05787, 1905.11530). With
+    ``activations=True``, for coupled units alone: ½·E[(∂L/∂m)²] by a gate m on what the unit's reader is given, of each sample by itself
+    (2204.09656).
 
-    >>> fisher().needs[0].name
-    'squared_gradient'
+    >>> fisher().needs[0].name, fisher(activations=True).needs[0].name
+    ('squared_gradient', 'gate_importance')
     """
+    if activations:
+        return _of_units("fisher(activations=True)", gate_importance())
     return Criterion("fisher()", _Product(squared_gradient(members), 2), total, (squared_gradient(members),), members)
 
 

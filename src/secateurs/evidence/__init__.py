@@ -1,5 +1,6 @@
 """Evidence: what a criterion needs to know of the data that pass through the layers."""
 
+from secateurs.evidence.gates import gate_fisher, gate_importance
 from secateurs.evidence.gradients import (
     activation_change,
     activation_size,
@@ -21,6 +22,7 @@ from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
+from secateurs.evidence.towards import layer_answers, products_with
 from secateurs.evidence.units import by_unit, readers_of
 from secateurs.evidence.walks import Observing, at_once, in_order
 
@@ -34,6 +36,8 @@ __all__ = [
     "change",
     "curvature",
     "curvature_of_units",
+    "gate_fisher",
+    "gate_importance",
     "gauss_newton_rows",
     "gradient",
     "hessian_gradient",
@@ -41,10 +45,12 @@ __all__ = [
     "input_gram",
     "input_norm",
     "input_rows",
+    "layer_answers",
     "loss_rise",
     "mean_loss",
     "nonzero_activations",
     "observe",
+    "products_with",
     "readers_of",
     "recorded",
     "regional_gradient",

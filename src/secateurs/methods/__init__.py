@@ -5,6 +5,7 @@ from secateurs.methods.castellano import castellano_
 from secateurs.methods.depth import depth_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
+from secateurs.methods.kwon import kwon2022_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
 from secateurs.methods.oats import oats_
@@ -25,6 +26,7 @@ __all__ = [
     "grasp_",
     "he2017_",
     "iterative_magnitude_",
+    "kwon2022_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
     "movement_",

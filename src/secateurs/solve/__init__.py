@@ -2,9 +2,11 @@
 
 from secateurs.solve.alps import ALPS
 from secateurs.solve.elimination import ZipLM
+from secateurs.solve.gates import GateFisher
 from secateurs.solve.merging import Merge
 from secateurs.solve.reconstruct import LeastSquares
 from secateurs.solve.regression import Lasso, ThiNet
+from secateurs.solve.rescale import Chosen, Rescale
 from secateurs.solve.scoring import evidence_of, joined, scores_of
 from secateurs.solve.sparsegpt import SparseGPT
 from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
@@ -13,9 +15,12 @@ from secateurs.solve.topk import TopK, highest
 
 __all__ = [
     "ALPS",
+    "Chosen",
+    "GateFisher",
     "Lasso",
     "LeastSquares",
     "Merge",
+    "Rescale",
     "SparseGPT",
     "Surgeon",
     "Swaps",

@@ -145,7 +145,7 @@ def least_squares(rows: Tensor, kept: Tensor, gram: Tensor, damping: float, name
         columns = kept[0]
         solved = torch.zeros_like(rows)
         if bool(columns.any()):
-            solved[:, columns] = _cholesky_solve(system[columns][:, columns], wanted[:, columns].T, name).T
+            solved[:, columns] = cholesky_solve(system[columns][:, columns], wanted[:, columns].T, name).T
         return solved
     step, solved = max(1, _ROWS // len(gram) ** 2), torch.zeros_like(rows)
     for start in range(0, len(rows), step):
@@ -156,12 +156,12 @@ def least_squares(rows: Tensor, kept: Tensor, gram: Tensor, damping: float, name
         both = there[:, :, None] & there[:, None, :]
         eye = torch.eye(most, dtype=gram.dtype, device=gram.device)
         systems = torch.where(both, system[index[:, :, None], index[:, None]], eye)
-        found = _cholesky_solve(systems, (wanted[part].gather(1, index) * there)[:, :, None], name)[:, :, 0]
+        found = cholesky_solve(systems, (wanted[part].gather(1, index) * there)[:, :, None], name)[:, :, 0]
         solved[part] = torch.zeros_like(solved[part]).scatter_(1, index, found * there)
     return solved
 
 
-def _cholesky_solve(systems: Tensor, wanted: Tensor, name: str) -> Tensor:
+def cholesky_solve(systems: Tensor, wanted: Tensor, name: str) -> Tensor:
     """Solve symmetric systems; where one is not positive definite the ridge is raised, with a warning."""
     eye, extra = torch.eye(systems.shape[-1], dtype=systems.dtype, device=systems.device), 0.0
     scale = float(systems.diagonal(dim1=-2, dim2=-1).mean()) or 1.0
@@ -189,6 +189,11 @@ def unit_products(site: Site, stats: Stats) -> Tensor:
         rows = member.canonical(weight_of(member)).flatten(2).double()
         total += _summed(site, index, (rows.transpose(1, 2) @ rows) * gram).to(total.device)
     return total
+
+
+def by_units(site: Site, index: int, values: Tensor) -> Tensor:
+    """Numbers of the features of a member, ``(groups, features)``, added up by unit, ``(units,)``."""
+    return values.flatten()[columns_of(site, index).to(values.device)].sum(1)
 
 
 def _summed(site: Site, index: int, products: Tensor) -> Tensor:

@@ -1,0 +1,272 @@
+"""Heads and inner units by the Fisher information of their gates, and the numbers that stay: against loops (2204.09656)."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from itertools import combinations, product
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import secateurs as sc
+from secateurs.allocate import plan_of
+from secateurs.evidence import gate_fisher, gate_importance, layer_answers, observe, products_with
+from secateurs.patterns import find_sites
+from secateurs.solve import Chosen, GateFisher, Rescale
+from secateurs.solve.gates import rearranged
+from secateurs.types import KindError, PlanError, SecateursError
+
+
+class Pairs(nn.Module):
+    """Two rows a sample, each through a small network; the answer is how they meet."""
+
+    def __init__(self, inner: int = 6) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, inner), nn.Linear(inner, 3)
+        self.gates: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.up(x.flatten(0, 1)))
+        y = self.down(h if self.gates is None else h * self.gates)
+        a, b = y.unflatten(0, (-1, 2)).unbind(1)
+        return (a * b).sum(1)
+
+
+def pairs(samples: int = 12, batch: int = 4) -> tuple[Pairs, sc.Task]:
+    torch.manual_seed(0)
+    x, target = torch.randn(samples, 2, 4), torch.randn(samples)
+    batches = [(x[i : i + batch], target[i : i + batch]) for i in range(0, samples, batch)]
+    return Pairs(), sc.Task(x[:1], calibration=batches, loss=mse_loss)
+
+
+def sites_of(model: nn.Module, task: sc.Task, pattern: sc.types.Pattern | None = None) -> sc.types.Sites:
+    return find_sites(model, pattern or sc.Channel(), task.example, only="up")
+
+
+def fisher_by_hand(model: Pairs, task: sc.Task) -> Tensor:
+    """The mean over samples of the products of gradients by explicit gates."""
+    total, count = torch.zeros(6, 6), 0
+    for x, target in task.calibration:  # type: ignore[union-attr]
+        for sample in range(len(x)):
+            model.gates = torch.ones(6, requires_grad=True)
+            mse_loss(model(x[sample : sample + 1]), target[sample : sample + 1]).backward()
+            total, count = total + torch.outer(model.gates.grad, model.gates.grad), count + 1  # type: ignore[arg-type]
+    model.gates = None
+    return total / count
+
+
+# ------------------------------------------------------------------------------------------------ gates
+
+
+def test_the_fisher_information_of_gates_is_that_of_samples_one_by_one():
+    model, task = pairs()
+    sites, whole, alone = sites_of(model, task), gate_fisher(), gate_importance()
+    found = observe(model, sites, [whole, alone], task)["up"]
+    expected = fisher_by_hand(model, task)
+    torch.testing.assert_close(found[whole], expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found[alone], expected.diagonal()[None] / 2, rtol=1e-4, atol=1e-7)
+    (scores,) = sc.TopK(sc.fisher(activations=True)).scores(sites, {"up": found})
+    torch.testing.assert_close(scores, next(GateFisher().scores(sites, {"up": found})))
+
+
+def test_units_that_several_layers_read_are_refused():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.one, self.other = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(self.up(x)) + self.other(self.up(x).relu())
+
+    task = sc.Task(torch.zeros(1, 4), calibration=[(torch.randn(8, 4), torch.zeros(8, 3))], loss=mse_loss)
+    with pytest.raises(SecateursError, match=r"^up: its units are read by 2 layers, .*skip=\['up'\]"):
+        sc.prune_(Both(), sc.Channel(), GateFisher(), sc.uniform(keep=0.5), task)
+
+
+def without(products: Tensor, gone: tuple[int, ...]) -> float:
+    return float(products[list(gone)][:, list(gone)].sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_swap_is_left_that_helps_and_as_many_stay(seed):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    products, alive = drawn @ drawn.T, torch.ones(9, dtype=torch.bool)
+    alive[8] = False
+    start = torch.zeros(9, dtype=torch.bool)
+    start[products.diagonal()[:8].topk(4).indices] = True
+    kept = rearranged(products, start, alive)
+    gone = tuple((alive & ~kept).nonzero().flatten().tolist())
+    assert int(kept.sum()) == 4 and not kept[8]
+    assert without(products, gone) <= without(products, tuple((alive & ~start).nonzero().flatten().tolist()))
+    stay = kept.nonzero().flatten().tolist()
+    for back, instead in product(gone, stay):
+        swapped = tuple(instead if unit == back else unit for unit in gone)
+        assert without(products, swapped) >= without(products, gone) - 1e-9
+    best = min(without(products, some) for some in combinations(range(8), 4))
+    assert without(products, gone) <= 2.0 * best + 1e-9  # measured: mostly the best itself
+
+
+def test_units_that_stand_for_each_other_are_not_both_taken():
+    """Alone, units 0 and 1 mean least; without both, the loss changes most."""
+    products = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.5, 0.0], [0.0, 0.0, 0.0, 9.0]]).double()
+    kept = rearranged(products, torch.tensor([False, False, True, True]), torch.ones(4, dtype=torch.bool))
+    assert kept.tolist() in ([True, False, False, True], [False, True, False, True])
+
+
+# ------------------------------------------------------------------------------------------------ scores for what a unit costs
+
+
+class Two(nn.Module):
+    """Two branches whose units cost 3 and 8 multiplications."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.wide, self.narrow = nn.Linear(2, 5), nn.Linear(5, 1), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x[:, :2]).relu()) + self.narrow(self.wide(x).relu())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_per_cost_lose_least_within_a_budget_but_for_one_unit(seed):
+    torch.manual_seed(seed)
+    model, scores = Two(), [torch.rand(1, 5), torch.rand(1, 4) * 2]
+    sites = find_sites(model, sc.Channel(), torch.zeros(1, 4))
+    budget, price = sc.Budget(sc.macs, keep=0.6), sc.macs.prepare(model, torch.zeros(1, 4))
+    plan = sc.within_budget(budget, partial(sc.global_threshold, per=sc.macs))(sites, lambda: iter(scores))
+
+    def lost(counts: tuple[int, ...]) -> float:
+        ordered = [each[0].sort(descending=True).values for each in scores]
+        return float(sum(each[count:].sum() for each, count in zip(ordered, counts, strict=True)))
+
+    limit = 0.6 * price(None)
+    fitting = [
+        counts
+        for counts in product(range(1, 6), range(1, 5))
+        if price(plan_of(sites, dict(zip(plan, counts, strict=True)))) <= limit
+    ]
+    assert price(plan) <= limit
+    assert lost(tuple(plan.values())) <= min(map(lost, fitting)) + max(float(each.max()) for each in scores)
+    unpriced = sc.within_budget(budget, sc.global_threshold)(sites, lambda: iter(scores))
+    assert lost(tuple(plan.values())) <= lost(tuple(unpriced.values())) + 0.5
+
+
+def test_a_cost_of_nothing_is_no_price():
+    free = sc.Cost("free", "nothing", lambda model, example: lambda plan: 1.0)
+    sites = find_sites(Two(), sc.Channel(), torch.zeros(1, 4))
+    with pytest.raises(PlanError, match=r"^up: a unit costs 0 nothing, so scores per=free mean nothing"):
+        sc.global_threshold(keep=0.5, per=free)(sites, lambda: iter([torch.rand(1, 5), torch.rand(1, 4)]))
+    with pytest.raises(KindError, match=r"global_threshold: per"):
+        sc.global_threshold(keep=0.5, per="macs")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ one number a unit
+
+
+def parts_of(model: Pairs, inputs: Tensor) -> Tensor:
+    """What each unit adds to the answers of its reader, ``(rows, outputs, units)``."""
+    h = torch.tanh(model.up(inputs.flatten(0, 1)))
+    return (h[:, None, :] * model.down.weight[None]).detach()
+
+
+@pytest.mark.parametrize("towards", [False, True])
+def test_the_numbers_are_those_of_a_regression_with_one_column_a_unit(towards):
+    model, task = pairs(samples=24, batch=8)
+    dense = copy.deepcopy(model)
+    sites = sites_of(model, task)
+    answers = layer_answers()
+    then = {name: found[answers] for name, found in observe(model, sites, [answers], task).items()}
+    if towards:  # what comes before has changed since
+        with torch.no_grad():
+            model.up.weight.add_(0.2 * torch.randn_like(model.up.weight))
+    before = copy.deepcopy(model)
+    solver = Rescale(sc.TopK(sc.magnitude()), 0.0, then if towards else None)
+    masks = sc.prune_(model, sc.Channel(), solver, sc.uniform(keep=0.5), task, only="up")
+    stay = masks["up.bias"]
+    inputs = torch.cat([x for x, _ in task.calibration])  # type: ignore[union-attr]
+    parts = parts_of(before, inputs)
+    wanted = parts_of(dense, inputs).sum(2) if towards else parts.sum(2)
+    columns = parts[..., stay].flatten(0, 1)
+    numbers = torch.linalg.lstsq(columns.double(), wanted.flatten()[:, None].double()).solution[:, 0]
+    torch.testing.assert_close(
+        model.down.weight.double()[:, stay], before.down.weight.double()[:, stay] * numbers, rtol=1e-3, atol=1e-5
+    )
+    assert not model.down.weight[:, ~stay].any() and torch.equal(model.down.bias, before.down.bias)
+
+
+def test_where_nothing_goes_nothing_changes_and_a_large_ridge_leaves_the_numbers_at_one():
+    for keep, damping in ((1.0, 0.0), (0.5, 1e6)):
+        model, task = pairs()
+        before = model.down.weight.detach().clone()
+        masks = sc.prune_(model, sc.Channel(), Rescale(sc.TopK(sc.magnitude()), damping), sc.uniform(keep=keep), task, only="up")
+        torch.testing.assert_close(model.down.weight, before * masks["down.weight"], rtol=1e-3, atol=1e-5)
+
+
+def test_numbers_that_are_too_large_are_not_taken_and_told():
+    model, task = pairs()
+    with torch.no_grad():
+        model.up.bias.fill_(0.5)
+        model.up.weight[1:].mul_(0.01)
+        model.up.weight[0].mul_(30)
+        model.up.bias[1:].mul_(1e-3)
+    before = model.down.weight.detach().clone()
+    then = {"down.weight": torch.full((24, 3), 50.0)}
+    with pytest.warns(UserWarning, match=r"^up: its units stay as they are, as the fit would count one \d+ times: give more data"):
+        masks = sc.prune_(model, sc.Channel(), Rescale(sc.TopK(sc.magnitude()), 0.0, then), sc.uniform(keep=0.5), task, only="up")
+    torch.testing.assert_close(model.down.weight, before * masks["down.weight"])
+
+
+def test_other_batches_than_those_that_were_answered_are_refused():
+    model, task = pairs()
+    sites, answers = sites_of(model, task), layer_answers()
+    then = {name: found[answers] for name, found in observe(model, sites, [answers], task).items()}
+    for batches in (list(task.calibration)[:1], [*task.calibration, *task.calibration]):  # type: ignore[misc,arg-type]
+        with pytest.raises(SecateursError, match=r"^down.weight: \d+ rows came, but 24 were answered: give the same batches"):
+            observe(model, sites, [products_with(then)], sc.Task(task.example, calibration=batches))
+
+
+def test_a_choice_of_other_masks_is_an_error():
+    model, task = pairs()
+    with pytest.raises(SecateursError, match=r"^up: the masks say nothing of it; they hold elsewhere"):
+        sc.prune_(
+            model, sc.Channel(), Chosen({"elsewhere": torch.ones(2, dtype=torch.bool)}), sc.uniform(keep=0.5), task, only="up"
+        )
+    masks = sc.prune_(copy.deepcopy(model), sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task, only="up")
+    with pytest.raises(PlanError, match=r"^up: the plan keeps 2 units, but the solver chose 3"):
+        sc.prune_(model, sc.Channel(), Chosen(masks), sc.uniform(keep=1 / 3), task, only="up")
+
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+
+def test_an_encoder_loses_half_of_its_macs_and_little_of_what_it_knows():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
+    config = transformers.BertConfig(
+        **sizes, hidden_dropout_prob=0.0, initializer_range=0.3, num_labels=1, max_position_embeddings=16
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    tokens = torch.randint(40, (32, 8))
+    target = model(tokens).logits.detach() + 0.1 * torch.randn(32, 1)
+    batches = [({"input_ids": tokens[i : i + 8]}, target[i : i + 8]) for i in range(0, 32, 8)]
+    task = sc.Task({"input_ids": tokens[:1]}, calibration=batches, loss=lambda output, y: mse_loss(output.logits, y))
+    only = ["*:heads", "*.intermediate.dense"]
+
+    def lost(pruned: nn.Module) -> float:
+        with torch.no_grad():
+            return float(mse_loss(pruned(tokens).logits, target))
+
+    budget, small, plain = sc.Budget(sc.macs, keep=0.6), copy.deepcopy(model), copy.deepcopy(model)
+    masks = sc.methods.kwon2022_(small, task, budget=budget, only=only)
+    assert masks.plan.promised["macs"] <= 0.6 * sc.macs(model, task.example)
+    sc.prune_(plain, sc.Channel(), sc.TopK(sc.random(0)), sc.within_budget(budget, sc.uniform), task, only=only)
+    assert lost(small) < 0.5 * lost(plain)
+    before = small(tokens).logits
+    assert not sc.shrink_(small, masks).skipped
+    torch.testing.assert_close(small(tokens).logits, before, rtol=1e-4, atol=1e-5)
+    assert sc.macs(small, task.example) == masks.plan.promised["macs"]
