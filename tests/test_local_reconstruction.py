@@ -114,6 +114,20 @@ def test_training_is_adam_on_the_relative_error_of_each_half():
     )
 
 
+def test_a_block_is_given_what_those_before_it_make_by_then_and_aims_at_what_the_dense_ones_make():
+    model, dense, task, masks, _ = pruned()
+    plain = copy.deepcopy(model)
+    found = sc.reconstruct_(model, dense, task, masks=masks, steps=20, lr=0.01)
+    apart = [batch for batch, _ in task.calibration[-2:]]
+    with torch.no_grad():
+        begun = [
+            reconstruct.relative_error(plain.blocks[1][0](model.blocks[0](x)), dense.blocks[1][0](dense.blocks[0](x)))
+            for x in apart
+        ]
+        ended = [reconstruct.relative_error(model.blocks[:2](x), dense.blocks[:2](x)) for x in apart]
+    assert found[2].before == pytest.approx(float(sum(begun)) / 2) and found[3].after == pytest.approx(float(sum(ended)) / 2)
+
+
 def test_a_run_that_was_stopped_goes_on_behind_the_last_block_to_the_bit(tmp_path, monkeypatch):
     whole, dense, task, masks, _ = pruned()
     expected = sc.reconstruct_(whole, dense, task, masks=masks, steps=10, lr=0.01)
