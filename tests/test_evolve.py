@@ -110,6 +110,31 @@ def test_blocks_exchange_levels_as_a_whole():
     assert search(model, task, exchange="blocks", generations=2, rounds=[(1, 1)], skip="1", blocks="0").losses == found.losses[:3]
 
 
+class Branch(nn.Module):
+    """What a residual block adds, through two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.tanh(self.first(x)))
+
+
+def test_which_blocks_go_is_searched_too():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(*(Branch() for _ in range(6)), nn.Linear(8, 4)), torch.randn(32, 8)
+    with torch.no_grad():
+        for idle in (1, 4):
+            model[idle].second.weight *= 1e-3
+            model[idle].second.bias *= 1e-3
+    task = sc.Task(example=data[:1], calibration=[(data, None)])
+    start, solver = sc.uniform(keep=4 / 6), TopK(sc.random(seed=1))
+    found = search(model, task, start, pattern=sc.Depth(), solver=solver, generations=10, rounds=[(1, 1)])
+    assert dict(found.plan) == {str(place): int(place not in (1, 4)) for place in range(6)}
+    assert found.losses[-1] < 1e-4 * found.losses[0]
+
+
 def test_the_tasks_loss_is_another_measure_and_what_is_not_finite_is_said():
     model, task = planted()
     by_loss = search(model, task, by="loss", generations=1)

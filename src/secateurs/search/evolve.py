@@ -67,7 +67,8 @@ def evolve(
     `offspring` children of the best plan so far exchange one to three levels between layers of the same size (``exchange="blocks"``:
     between whole blocks, those of `blocks_of`), so the total stays what it is. ``rounds`` are pairs (calibration batches, survivors):
     children are first compared on few batches, drawn anew in each generation, and those that remain on more; the last round takes the
-    first batches of all, and there a child must beat the best plan so far. So no plan is worse than its start on these batches.
+    first batches of all, and there a child must beat the best plan so far. So no plan is worse than its start on these batches. With the
+    pattern ``Depth()`` it searches which blocks go.
 
     They are compared ``by`` the ``"divergence"`` of their answers from those of the dense model (KL of the softmax over the last
     dimension; of ``(n, classes, height, width)`` over the second), whose answers are held in memory, or by the task's ``"loss"``. The
