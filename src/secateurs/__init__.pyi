@@ -44,7 +44,9 @@ from .criteria import normalised as normalised
 from .criteria import obd as obd
 from .criteria import pcas as pcas
 from .criteria import random as random
+from .criteria import reap as reap
 from .criteria import regional as regional
+from .criteria import routed as routed
 from .criteria import snip as snip
 from .criteria import synflow as synflow
 from .criteria import taylor as taylor
@@ -69,6 +71,7 @@ from .patterns import Block as Block
 from .patterns import Channel as Channel
 from .patterns import Depth as Depth
 from .patterns import Element as Element
+from .patterns import Expert as Expert
 from .patterns import Filter as Filter
 from .patterns import Head as Head
 from .patterns import Kernel as Kernel

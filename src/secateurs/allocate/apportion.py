@@ -63,7 +63,7 @@ def bounds(site: Site, floor: int, ceiling: float = 1.0) -> Bounds:
     high = site.kept_by(steps * step)
     if site.pattern.kept_of_each is not None:
         return Bounds(high, high, step, site)
-    stay = max(0 if site.whole else floor, site.units - int(ceiling * site.units + 1e-9))
+    stay = max(0 if site.whole else floor, site.least, site.units - int(ceiling * site.units + 1e-9))
     least = bisect_left(range(steps), stay, key=lambda number: site.kept_by(number * step))
     return Bounds(site.kept_by(least * step), high, step, site)
 

@@ -3,6 +3,7 @@
 from secateurs.criteria.activations import activation, apoz, variance
 from secateurs.criteria.comparing import cosine, fpgm, lamp
 from secateurs.criteria.depth import block_influence, loss_without
+from secateurs.criteria.experts import reap, routed
 from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian_trace, obd, regional, snip, synflow, taylor
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.normalised import normalised
@@ -28,7 +29,9 @@ __all__ = [
     "obd",
     "pcas",
     "random",
+    "reap",
     "regional",
+    "routed",
     "snip",
     "synflow",
     "taylor",

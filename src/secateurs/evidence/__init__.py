@@ -21,6 +21,7 @@ from secateurs.evidence.gram import input_gram, input_rows
 from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
+from secateurs.evidence.routing import expert_saliency, tokens_routed
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
 from secateurs.evidence.towards import layer_answers, products_with
 from secateurs.evidence.units import by_unit, readers_of
@@ -36,6 +37,7 @@ __all__ = [
     "change",
     "curvature",
     "curvature_of_units",
+    "expert_saliency",
     "gate_fisher",
     "gate_importance",
     "gauss_newton_rows",
@@ -57,4 +59,5 @@ __all__ = [
     "squared_gradient",
     "stream_change",
     "synaptic_flow",
+    "tokens_routed",
 ]

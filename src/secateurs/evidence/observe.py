@@ -15,6 +15,7 @@ from secateurs.evidence.backward import Backward, require_gradients
 from secateurs.evidence.experts import Stack, watched
 from secateurs.evidence.flow import observe_flow
 from secateurs.evidence.removals import observe_removals
+from secateurs.evidence.routing import watched_routing
 from secateurs.evidence.stream import watched_streams
 from secateurs.evidence.units import Units
 from secateurs.forward import check_fit, device_of, evaluating
@@ -107,6 +108,7 @@ class _Watch:
 
     def __init__(self, sites: Sites, needs: Sequence[Statistic]) -> None:
         self.sites, self.streams = sites, [need for need in needs if need.watches == "stream"]
+        self.routing = [need for need in needs if need.watches == "routing"]
         self.needs_loss = any(need.needs_loss for need in needs)
         others = [need.name for need in needs if need.needs_gradients and not need.needs_loss]
         if self.needs_loss and others:
@@ -159,6 +161,7 @@ class _Watch:
                 hook = self.member(name).module.register_forward_hook(self._feed(accumulators))
                 around.callback(hook.remove)
             around.enter_context(watched_streams(model, self.sites, self.units.begun, self.streams))
+            around.enter_context(watched_routing(model, self.sites, self.units.begun, self.routing))
             for hook in self.units.hooks(self.backward):
                 around.callback(hook.remove)
             if self.backward is not None:

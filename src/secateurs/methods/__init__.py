@@ -11,6 +11,7 @@ from secateurs.methods.movement import movement_
 from secateurs.methods.oats import oats_
 from secateurs.methods.obs import obs_
 from secateurs.methods.pcas import pcas_
+from secateurs.methods.reap import reap_
 from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
 from secateurs.methods.slimming import network_slimming_
@@ -34,6 +35,7 @@ __all__ = [
     "oats_",
     "obs_",
     "pcas_",
+    "reap_",
     "snip_",
     "sparsegpt_",
     "synflow_",

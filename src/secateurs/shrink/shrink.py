@@ -18,6 +18,7 @@ from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, inte
 from secateurs.masks.masks import Masks
 from secateurs.patterns import axis_names
 from secateurs.shrink.carry import carry_
+from secateurs.shrink.experts import take_out_experts_
 from secateurs.shrink.fold_constants import constant_units, fold_constants_
 from secateurs.shrink.idle_modules import idle_modules
 from secateurs.shrink.layer_sizes import implied
@@ -105,7 +106,12 @@ def shrink_(
         masks.require_of(model)
     if optimizer is not None:
         _require_trains(optimizer, model)
-    before, parameters = _count(model), parameters_in(model)
+    before = _count(model)
+    experts: dict[str, tuple[int, int]] = {}
+    difference = 0.0
+    if masks is not None and masks.pattern.startswith("Expert("):
+        experts, difference = take_out_experts_(model, masks, example, optimizer)
+    parameters = parameters_in(model)
     check = Check(model, telling(example))
     there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
     if there.moved:
@@ -141,6 +147,7 @@ def shrink_(
     work.grow(approximate, check=False)
     stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
     done = work.finish(before)
+    done = replace(done, sites={**experts, **done.sites}, largest_difference=max(difference, done.largest_difference))
     done = replace(done, layers=(*blocks, *idle), folded=folded, skipped=(*done.skipped, *stayed))
     carry_(masks, parameters, model, work.cuts)
     if masks is not None:

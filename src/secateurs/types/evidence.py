@@ -22,11 +22,12 @@ Watched = Literal[
     "value_gradients",
     "stream",
     "removals",
+    "routing",
 ]
 """What a statistic watches: what a layer is given, the gradient of the loss by what it answers, weights without or with their
 gradient, their second derivatives, what flows through the network without data, nothing any more (it was recorded in training), and the
-numbers that the readers of some units are given, without or with their gradient, the stream before and behind some units, and the loss
-without each of them."""
+numbers that the readers of some units are given, without or with their gradient, the stream before and behind some units, the loss
+without each of them, and what a router sends to experts."""
 
 Hessian = Literal["hutchinson", "gauss_newton", "exact", "gradient"]
 """Which numbers of the matrix H of second derivatives of the loss are looked at: its diagonal, from products with random signs, of
@@ -37,7 +38,7 @@ Counted = Literal["producers", "consumers", "norms", "all"]
 normalisations that it passes, or every one."""
 
 _OF_WEIGHTS = ("inputs", "output_gradients", "weight_gradients", "weight_curvatures", "flow", "record")
-_OF_UNITS = ("weight_gradients", "weight_curvatures", "record", "values", "value_gradients", "stream", "removals")
+_OF_UNITS = ("weight_gradients", "weight_curvatures", "record", "values", "value_gradients", "stream", "removals", "routing")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Seen:
       ``value_gradients`` the ``gradient`` of the loss by them, of the same shape
 
     - ``stream``: once a pass, the stream before a unit as ``inputs`` and behind it as ``output``, each ``(places, features)``, float32
+    - ``routing``: once a call of a mixture, in ``values`` how many tokens were sent to each expert, and the sum of weight × norm of what it
+      answered to them, ``(2, experts)``
     - ``removals``: once, in ``values`` how much the mean loss rises without each unit, ``(contests, competitors)``
 
     The loss is the mean over the batch; ``samples`` says of how many.

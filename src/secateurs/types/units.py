@@ -154,13 +154,23 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Where experts are: in the parameters of a module, or in a list of modules, of which they are one; and to how many a token goes."""
+
+    experts: str
+    index: int | None
+    top: int
+
+
+@dataclass(frozen=True)
 class Site:
     """A named set of units that compete with each other.
 
     ``contests`` and ``competitors`` are the shapes of the leading parts of a cut; what trails them are a unit's elements.
     ``alive`` (bool, ``(contests, competitors)``) marks the units that an earlier pruning left, or is ``None`` at first. All contests
     keep the same number, a multiple of ``step``, or what they have. ``kind`` is the same for sites that are isomorphic;
-    ``note`` is for people. ``whole``: it may go as a whole, so that no floor holds it; ``stretch``: where it changes a stream of numbers.
+    ``note`` is for people. ``whole``: it may go as a whole, so that no floor holds it; ``stretch``: where it changes a stream of numbers;
+    ``mixture``: of which its units are experts, so that a plan keeps as many as a token is sent to.
 
     >>> from secateurs.patterns import Element, find_sites
     >>> masks = {"weight": torch.tensor([[True, True, True], [True, False, False]])}
@@ -181,6 +191,12 @@ class Site:
     note: str = ""
     whole: bool = False
     stretch: Stretch | None = None
+    mixture: Mixture | None = None
+
+    @property
+    def least(self) -> int:
+        """How many units any plan keeps."""
+        return self.mixture.top if self.mixture is not None and self.mixture.index is None else 0
 
     @property
     def contest_count(self) -> int:
@@ -218,6 +234,10 @@ class Site:
         """How many units every contest keeps, or all that it has left, so that `kept` stay; raises `PlanError` where none does."""
         if not 0 <= kept <= self.available:
             raise PlanError(f"{self.name}: the plan keeps {kept} units, but only {self.available} of {self.units} can be kept")
+        if kept < self.least:
+            raise PlanError(
+                f"{self.name}: the plan keeps {kept} experts, but each token is sent to {self.least} of them: keep as many"
+            )
         each = bisect_left(range(self.fullest), kept, key=self.kept_by)
         if self.kept_by(each) != kept:
             near = " or ".join(str(self.kept_by(number)) for number in (each - 1, each))
