@@ -23,7 +23,6 @@ from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
 from secateurs.evidence.routing import expert_saliency, tokens_routed
 from secateurs.evidence.rows import gauss_newton_rows, mean_loss
-from secateurs.evidence.towards import layer_answers, products_with
 from secateurs.evidence.units import by_unit, readers_of
 from secateurs.evidence.walks import Observing, at_once, in_order
 
@@ -47,12 +46,10 @@ __all__ = [
     "input_gram",
     "input_norm",
     "input_rows",
-    "layer_answers",
     "loss_rise",
     "mean_loss",
     "nonzero_activations",
     "observe",
-    "products_with",
     "readers_of",
     "recorded",
     "regional_gradient",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import partial
 
 from torch import nn
 
 from secateurs.allocate import global_threshold, within_budget
 from secateurs.blockwise import in_blocks
-from secateurs.evidence import in_order, layer_answers, observe
+from secateurs.evidence import in_order
 from secateurs.masks import Masks
-from secateurs.patterns import Channel, Selection, find_sites
+from secateurs.patterns import Channel, Selection
 from secateurs.prune import prune_
 from secateurs.solve import Chosen, GateFisher, Rescale
 from secateurs.types import Budget, Pattern, Task
@@ -32,8 +31,9 @@ def kwon2022_(
 
     How many of each layer: those without which the loss changes least for what they cost, by the diagonal of the Fisher information of
     gates on them. Which ones: by all of it, swapped until no swap helps (`GateFisher`). Then, layer after layer, what stays is multiplied
-    by numbers with which the layer answers as in the dense model (`Rescale`; ``damping`` is its ridge). The calibration batches, with
-    targets for the loss, are passed some times in the same order. `shrink_` takes out what was removed.
+    by numbers with which the layer answers as it would with all of its units (`Rescale`; ``damping`` is its ridge). The paper fits these to
+    what the dense model has at the sum behind the layer; `reconstruct_` does that, and trains more than the numbers. The calibration
+    batches need targets for the loss. `shrink_` takes out what was removed.
 
     Raises as `prune_` does, and `SecateursError` where units are read by several layers.
 
@@ -44,11 +44,7 @@ def kwon2022_(
     >>> kwon2022_(model, task, budget=Budget(macs, keep=0.5)).plan["0"]
     4
     """
-    batches = task.calibration if task.calibration is not None else task.train
-    task = replace(task, calibration=None if batches is None else list(batches))
     allocate = within_budget(budget, partial(global_threshold, per=budget.cost))
     chosen = prune_(copy.deepcopy(model), pattern, GateFisher(), allocate, task, only=only, skip=skip)
-    sites, answers = find_sites(model, pattern, task.example, only=only, skip=skip), layer_answers()
-    then = {name: found[answers] for name, found in observe(model, sites, [answers], task).items()}
-    solver, walk = Rescale(Chosen(chosen), damping, then), in_blocks(each_layer=True, otherwise=in_order())
+    solver, walk = Rescale(Chosen(chosen), damping), in_blocks(each_layer=True, otherwise=in_order())
     return prune_(model, pattern, solver, chosen.plan, task, only=only, skip=skip, walk=walk)

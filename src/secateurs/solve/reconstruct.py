@@ -191,11 +191,6 @@ def unit_products(site: Site, stats: Stats) -> Tensor:
     return total
 
 
-def by_units(site: Site, index: int, values: Tensor) -> Tensor:
-    """Numbers of the features of a member, ``(groups, features)``, added up by unit, ``(units,)``."""
-    return values.flatten()[columns_of(site, index).to(values.device)].sum(1)
-
-
 def _summed(site: Site, index: int, products: Tensor) -> Tensor:
     """Products of features ``(groups, features, features)`` added up by unit; those of different groups never meet."""
     units = columns_of(site, index).to(products.device)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateurs.evidence import products_with
 from secateurs.given import SOLVER, require
 from secateurs.patterns import as_units, weight_of
-from secateurs.solve.reconstruct import GRAM, by_units, cholesky_solve, known_readers, require_damping, unit_products
+from secateurs.solve.reconstruct import GRAM, cholesky_solve, require_damping, unit_products
 from secateurs.solve.regression import alive_units, require_read_units
 from secateurs.types import Scores, SecateursError, Site, Solution, Solver, Statistic, Stats
 
@@ -25,8 +24,7 @@ class Rescale:
     """After any choice, each unit that stays is multiplied by a number, by least squares: so that those who read it answer as before
     (2204.09656: mask tuning). Far fewer numbers are fitted than by `LeastSquares`, from far less data.
 
-    ``towards`` are the answers of the dense model (`layer_answers`), by parameter: with a walk in order each layer then makes up for what
-    those before it lost as well. Without it, what its own weights answer to what it is given. ``damping``, a part of the units' mean
+    With a walk in order each makes up for what it loses of the answers to what it is given then. ``damping``, a part of the units' mean
     square, holds the numbers near 1. Where a number would be beyond ±10 all of its site stay 1, with a warning.
 
     >>> from torch import nn
@@ -41,7 +39,6 @@ class Rescale:
 
     choice: Solver
     damping: float = 1e-2
-    towards: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         require("Rescale", "choice", self.choice, SOLVER)
@@ -49,8 +46,7 @@ class Rescale:
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
-        own = (GRAM,) if self.towards is None else (GRAM, products_with(self.towards))
-        return tuple(dict.fromkeys((*self.choice.needs, *own)))
+        return tuple(dict.fromkeys((*self.choice.needs, GRAM)))
 
     def scores(self, sites: Iterable[Site], stats: Stats) -> Iterator[Scores]:
         """Those of the choice."""
@@ -76,7 +72,7 @@ class Rescale:
         numbers, products = torch.ones(site.units, dtype=torch.float64), unit_products(site, stats).cpu()
         if not bool(stay.any()):
             return numbers
-        wanted = products[:, alive_units(site)].sum(1) if self.towards is None else _meeting(site, stats, self.towards)
+        wanted = products[:, alive_units(site)].sum(1)
         ridge = self.damping * (float(products.diagonal().mean()) or 1.0)
         system = products[stay][:, stay] + ridge * torch.eye(int(stay.sum()), dtype=torch.float64)
         fitted = cholesky_solve(system, (wanted[stay] + ridge)[:, None], site.name)[:, 0]
@@ -89,20 +85,6 @@ class Rescale:
             return numbers
         numbers[stay] = fitted
         return numbers
-
-
-def _meeting(site: Site, stats: Stats, towards: Mapping[str, Tensor]) -> Tensor:
-    """How each unit's part of the answers meets what was answered: Σ⟨Zᵤ, Z − b⟩ over all readers, ``(units,)``."""
-    total, statistic = torch.zeros(site.units, dtype=torch.float64), products_with(towards)
-    for index in known_readers(site, stats):
-        member = site.members[index]
-        rows, found = member.canonical(weight_of(member)).flatten(2)[0].double(), stats[member.parameter][statistic].double()
-        bias = getattr(member.module, "bias", None)
-        if isinstance(bias, Tensor):
-            means = stats[member.parameter][GRAM].double()[0, -1, :]
-            found = found - means[:, None] * bias.detach().double()
-        total += by_units(site, index, (rows.T * found[:-1]).sum(1)[None]).cpu()
-    return total
 
 
 @dataclass(frozen=True)
