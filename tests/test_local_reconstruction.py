@@ -200,3 +200,17 @@ def test_what_cannot_be_reconstructed_is_said():
         sc.reconstruct_(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)), sc.Task(example=torch.zeros(1, 2)))
     with pytest.raises(NonFiniteError, match=r"blocks\.0: what the pruned or the dense model gives there is NaN"):
         call(task=sc.Task(example=task.example, calibration=[(torch.full((2, 8), torch.inf), None)] * 2))
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "t5"])
+def test_decoders_and_encoders_learn_in_every_part(name):
+    model, example, _ = family(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)  # so that blocks do something
+    dense, task = copy.deepcopy(model), sc.Task(example, calibration=[example] * 2)
+    masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), task, walk=sc.in_blocks())
+    found = sc.reconstruct_(model, dense, task, masks=masks, steps=4, lr=3e-3)
+    assert [part.block for part in found if part.after < part.before] == [part.block for part in found]
+    assert all(not model.get_parameter(name)[~mask].any() for name, mask in masks.items())
