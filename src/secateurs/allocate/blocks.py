@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -53,15 +54,18 @@ Group = tuple[Site, ...]
 def _corresponding(sites: Sites) -> list[Group]:
     """The sites by the place at which they stand; raises `PlanError` where one is missing."""
     modules = modules_in(sites.model, again=True)
+    kinds = _blocks(modules)
     groups: dict[Hashable, list[Site]] = {}
     places: dict[tuple[str, str], dict[str, Site]] = {}
     for site in sites:
-        block, kind, place = _where(site.name, modules)
-        groups.setdefault((kind, place, site.units, site.contests) if block else site.name, []).append(site)
+        block, place = _where(site.name, kinds)
+        groups.setdefault((kinds[block], place, site.units, site.contests) if block else site.name, []).append(site)
         if block:
-            places.setdefault((kind, _TAIL.sub("", site.name.removeprefix(f"{block}."))), {})[block] = site
+            places.setdefault((kinds[block], _TAIL.sub("", site.name.removeprefix(f"{block}."))), {})[block] = site
+    outermost = [path for path in kinds if _where(path, kinds) == (path, "")]
     for (kind, place), there in places.items():
-        _require_everywhere(kind, place, there, modules, sites)
+        blocks = [path for path in outermost if kinds[path] == kind and f"{path}.{place}" in modules]
+        _require_everywhere(blocks, place, there, sites)
     return [tuple(group) for group in groups.values()]
 
 
@@ -69,37 +73,32 @@ _TAIL = re.compile(r"[:\[#].*")
 """What the name of a site says behind that of its layer."""
 
 
-def _where(name: str, modules: Mapping[str, nn.Module]) -> tuple[str, str, str]:
-    """The path of the outermost block in which a site lies, the class of that, and the place within it, blocks within told by class."""
-    block, kind, path = "", "", ""
-    place: list[str] = []
+def _blocks(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Path → class of each module that is one of several of its class in a list, and has modules in it: a layer alone is no block."""
+    found: dict[str, str] = {}
+    for path, holding in modules.items():
+        if isinstance(holding, _LISTS):
+            alike = Counter(type(child) for child in holding.children())
+            blocks = [(name, each) for name, each in holding.named_children() if alike[type(each)] > 1 and len(each._modules)]
+            found.update((f"{path}.{name}" if path else name, f"<{type(each).__name__}>") for name, each in blocks)
+    return found
+
+
+def _where(name: str, kinds: Mapping[str, str]) -> tuple[str, str]:
+    """The outermost block in which a site lies, "" for none, and its place within it, blocks within told by their class."""
+    block, path, place = "", "", list[str]()
     for part in name.split("."):
-        inside = _is_block(path, part, modules)
         path = f"{path}.{part}" if path else part
-        if inside and not block:
-            block, kind, place = path, _class_of(modules[path]), []
+        if path in kinds and not block:
+            block, place = path, []
         else:
-            place.append(_class_of(modules[path]) if inside else part)
-    return block, kind, ".".join(place)
+            place.append(kinds.get(path, part))
+    return block, ".".join(place)
 
 
-def _is_block(container: str, name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module is one of several of its class in a list, and has modules in it: a layer alone is none."""
-    holding, path = modules.get(container), f"{container}.{name}" if container else name
-    here = modules.get(path)
-    if here is None or not isinstance(holding, _LISTS) or not any(True for _ in here.children()):
-        return False
-    return sum(type(other) is type(here) for other in holding.children()) > 1
-
-
-def _class_of(module: nn.Module) -> str:
-    return f"<{type(module).__name__}>"
-
-
-def _require_everywhere(kind: str, place: str, there: Mapping[str, Site], modules: Mapping[str, nn.Module], sites: Sites) -> None:
-    """Raise `PlanError` where a block has the layer of a site but no such site: it would stay as wide as it is."""
-    blocks = [path for path in modules if _where(path, modules)[0] == path and _class_of(modules[path]) == kind]
-    missing = next((path for path in blocks if path not in there and f"{path}.{place}" in modules), None)
+def _require_everywhere(blocks: Sequence[str], place: str, there: Mapping[str, Site], sites: Sites) -> None:
+    """Raise `PlanError` where one of the blocks with the layer of a site has no such site: it would stay as wide as it is."""
+    missing = next((path for path in blocks if path not in there), None)
     if missing is None:
         return
     known = next(iter(there.values())).name
