@@ -176,7 +176,9 @@ def test_every_back_end_that_is_there_gives_what_the_model_gives(backend: str, k
 def test_a_missing_package_is_a_reason_and_no_error(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     backend = backends.openvino if package == "openvino" else backends.onnx_runtime
-    assert backend(nn.Linear(3, 2), torch.ones(1, 3), 1) == Absent(f"{package} is not installed: pip install {package}")
+    assert backend(nn.Sequential(nn.Linear(3, 2)), torch.ones(1, 3), 1) == Absent(
+        f"{package} is not installed: pip install {package}"
+    )
 
 
 def test_a_model_that_cannot_be_converted_is_a_reason_and_no_error() -> None:

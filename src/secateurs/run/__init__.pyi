@@ -1,5 +1,7 @@
 from .compiled import Compiled as Compiled
 from .compiled import compile as compile
+from .decoding.decoder import Decoder as Decoder
+from .decoding.decoder import compile_decoder as compile_decoder
 from .explain import Explanation as Explanation
 from .forecast.latency import latency as latency
 from .forecast.latency import latency_ms as latency_ms

@@ -112,6 +112,7 @@ KERNELS = (
     ),
     _vector("lanes", "float32", exact=True),
     _vector("columns", "float32", exact=True),
+    _vector("masks", "float32", exact=True),
     _vector("lanes", "int8", exact=False),
     _vector("columns", "int8", exact=False),
     _vector("columns", "bfloat16", exact=False),

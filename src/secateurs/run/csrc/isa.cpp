@@ -33,7 +33,7 @@ namespace secateurs {
 extern const Kernels JOIN(kernels_, SECATEURS_ISA);
 const Kernels JOIN(kernels_, SECATEURS_ISA) = {
     TEXT(SECATEURS_ISA), LANES, find_spmm, find_masked_spmm, columns_at_once, move, pack_tiles, unpack_tiles, window, mean,
-    pointwise, pack_tokens, unpack_tokens, cell, find_norm, norm_row, combine, rotate, attend_panel, attend_row, activate, multiply_adds,
+    pointwise, pack_tokens, unpack_tokens, cell, find_norm, norm_row, combine, rotate, byte_rows, attend_panel, attend_row, activate, multiply_adds,
     gemv_formats, sizeof(gemv_formats) / sizeof(gemv_formats[0]),
 };
 }  // namespace secateurs

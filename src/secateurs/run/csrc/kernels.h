@@ -25,6 +25,7 @@ struct Kernels {
     NormKernel norm_row;
     CombineKernel combine;
     RotaryKernel rotate;
+    ByteRowsKernel byte_rows;
     AttentionKernel attend_panel, attend_row;
     ActivateKernel activate;
     float (*multiply_adds)(int64_t rounds);  // so many times `chains` vectors, to measure the peak

@@ -308,6 +308,15 @@ void add_attention(Owner &owner, const std::string &isa, int columns, int64_t qu
     owner.program.add(std::move(step));
 }
 
+void add_byte_rows(Owner &owner, const std::string &isa, const Array<int8_t> &q, const Array<float> &scale, const At &x, const At &y) {
+    auto step = std::make_unique<ByteRowsStep>();
+    step->kernel = kernels(isa).byte_rows;
+    step->q = owner.keep(q), step->scale = owner.keep(scale);
+    step->rows = int64_t(scale.size()), step->inputs = scale.size() ? int64_t(q.size() / scale.size()) : 0;
+    step->x = place(x), step->y = place(y);
+    owner.program.add(std::move(step));
+}
+
 void add_copy(Owner &owner, int64_t count, const At &x, const At &y) {
     auto step = std::make_unique<CopyStep>();
     step->count = count, step->x = place(x), step->y = place(y);
@@ -413,6 +422,7 @@ NB_MODULE(_native, m) {
         .def("attention", add_attention, nb::arg("isa"), nb::arg("columns"), nb::arg("queries"), nb::arg("of_batch"), nb::arg("heads"),
              nb::arg("of_keys"), nb::arg("size"), nb::arg("keys_lie"), nb::arg("values_lie"), nb::arg("causal"), nb::arg("scale"),
              nb::arg("room"), nb::arg("x"), nb::arg("keys"), nb::arg("values"), nb::arg("y"), nb::arg("scores"), nb::arg("position"))
+        .def("byte_rows", add_byte_rows, nb::arg("isa"), nb::arg("q"), nb::arg("scale"), nb::arg("x"), nb::arg("y"))
         .def("copy", add_copy, nb::arg("count"), nb::arg("x"), nb::arg("y"))
         .def("run", [](const Owner &owner, const std::vector<uintptr_t> &buffers, int threads) {
             const std::vector<float *> places = pointers(buffers);

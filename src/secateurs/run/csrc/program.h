@@ -290,6 +290,22 @@ struct AttentionStep final : Step {
     }
 };
 
+struct ByteRowsStep final : Step {
+    ByteRowsKernel kernel;
+    const int8_t *q;
+    const float *scale;
+    int64_t rows, inputs;
+    Place x, y;
+
+    static constexpr int64_t at_once = 512;
+    int64_t jobs() const override { return (rows + at_once - 1) / at_once; }
+
+    void run(int64_t job, int, float *const *buffers) const override {
+        const int64_t first = job * at_once, left = rows - first;
+        kernel(q + first * inputs, scale + first, x.in(buffers), y.in(buffers) + first, left < at_once ? left : at_once, inputs);
+    }
+};
+
 struct CopyStep final : Step {
     int64_t count;
     Place x, y;

@@ -154,6 +154,9 @@ struct Rotary {
 };
 typedef void (*RotaryKernel)(const Rotary &, const float *x, const float *cos, const float *sin, float *y);
 
+// y = scale * (q x), for rows of whole numbers.
+typedef void (*ByteRowsKernel)(const int8_t *q, const float *scale, const float *x, float *y, int64_t rows, int64_t inputs);
+
 // Keys, or values, of one head: number j begins at base + j / tile * tile_stride + j % tile * step.
 struct Keys {
     const float *base;

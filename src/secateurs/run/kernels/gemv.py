@@ -17,6 +17,9 @@ kernel leaves out by the count of each lane. Columns count within blocks of 6553
 after the other, a multiple of four for each. Values lie in words of 32 bits, [words, 16 lanes], that hold one ``"float32"`` step,
 two of ``"bfloat16"`` or four of ``"int8"``. ``"float32"`` is exact; the others are rounded to nearest.
 
+``"masks"`` (any instruction set). Rows are not sorted. Each has a code for every 16 columns, a bit for each that has a weight, and its
+weights one after the other: half as much for a weight's place as ``"columns"`` takes, at 50 % and more of them. Weights must be finite.
+
 ``"int8"`` is symmetric, with one scale for each row. Sums are float32 throughout.
 """
 
@@ -28,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Format = Literal["lanes", "columns"]
+Format = Literal["lanes", "columns", "masks"]
 Values = Literal["float32", "bfloat16", "int8"]
 Array = NDArray[Any]
 
@@ -45,6 +48,7 @@ _FORMATS: dict[tuple[str, str], type[np.generic]] = {
     ("columns", "float32"): np.float32,
     ("columns", "bfloat16"): np.uint16,
     ("columns", "int8"): np.int8,
+    ("masks", "float32"): np.float32,
 }
 
 
@@ -56,11 +60,11 @@ class Packed:
     values: Values
     shape: tuple[int, int]
     rows: Array  # int32 [groups, 16]: the output of each lane, -1 for none
-    steps: Array  # int64 [groups + 1]: where the steps of each group begin
-    nonzeros: Array  # int64 [groups + 1]: lanes: where the values of each group begin
+    steps: Array  # int64 [groups + 1]: where the steps of each group begin; masks: its codes
+    nonzeros: Array  # int64 [groups + 1]: lanes, masks: where the values of each group begin
     spans: Array  # int32 [groups, blocks, 2]: columns: the steps in which every lane is busy, and all steps
     counts: Array  # int32 [groups, blocks, 16]: columns: the nonzeros of each lane
-    codes: Array  # uint16: lanes: [steps, 2] (mask, advance), int8 [steps, 1] (advance); columns: [steps, 16]
+    codes: Array  # uint16: lanes: [steps, 2] (mask, advance), int8 [steps, 1] (advance); columns: [steps, 16]; masks: [rows, codes]
     data: Array  # the values
     scale: Array | None  # float32 [groups, 16]
     work: Array  # int64 [groups]: the cost of each group, to split them evenly
@@ -93,13 +97,15 @@ def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
     if weight.ndim != 2:
         raise ValueError(f"expected a matrix (outputs, inputs), got the shape {weight.shape}")
     weight = np.ascontiguousarray(weight, dtype=np.float32)
-    if (format == "lanes" or values == "int8") and not np.isfinite(weight).all():
+    if (format in ("lanes", "masks") or values == "int8") and not np.isfinite(weight).all():
         count = np.count_nonzero(~np.isfinite(weight))
         raise ValueError(
             f"{count} weights are infinite or NaN, which {format} {values} cannot hold; "
             "pack with format='columns', values='float32'"
         )
     present = weight != 0
+    if format == "masks":
+        return _masks(weight, present)
     counts = np.count_nonzero(present, axis=1)
     order = np.argsort(-counts, kind="stable")
     groups = -(-len(order) // LANES)
@@ -113,6 +119,32 @@ def pack(weight: Array, format: Format, values: Values = "float32") -> Packed:
     make = _lanes if format == "lanes" else _columns
     outputs, inputs = weight.shape
     return make(values, (outputs, inputs), rows.reshape(groups, LANES), row, column, value, ends)
+
+
+def _masks(weight: Array, present: Array) -> Packed:
+    outputs, inputs = weight.shape
+    groups, codes = -(-outputs // LANES), -(-inputs // LANES)
+    bits = np.zeros((groups * LANES, codes * LANES), dtype=bool)
+    bits[:outputs, :inputs] = present
+    counts = bits.sum(axis=1).reshape(groups, LANES)
+    nonzeros = np.concatenate([[0], np.cumsum(counts.sum(axis=1))]).astype(np.int64)
+    data = _aligned(int(nonzeros[-1]) + PADDING // 4, np.float32)
+    data[: nonzeros[-1]] = weight[present]
+    rows = np.arange(groups * LANES, dtype=np.int32)
+    return Packed(
+        format="masks",
+        values="float32",
+        shape=(outputs, inputs),
+        rows=np.where(rows < outputs, rows, -1).astype(np.int32).reshape(groups, LANES),
+        steps=np.arange(groups + 1, dtype=np.int64) * LANES * codes,
+        nonzeros=nonzeros,
+        spans=np.zeros((groups, 0, 2), dtype=np.int32),
+        counts=np.zeros((groups, 0, LANES), dtype=np.int32),
+        codes=np.packbits(bits, axis=1, bitorder="little").view(np.uint16).reshape(-1, 1),
+        data=data,
+        scale=None,
+        work=np.diff(nonzeros) + LANES * codes,
+    )
 
 
 def _scales(row: Array, value: Array, lanes: int, largest: int) -> Array:
@@ -277,7 +309,7 @@ def unpack(packed: Packed) -> Array:
     """The matrix that the kernels multiply with, after any rounding; step by step, as they read it."""
     weight = np.zeros(packed.shape, dtype=np.float32)
     for group in range(packed.groups):
-        walk = _walk_lanes if packed.format == "lanes" else _walk_columns
+        walk = _WALKS[packed.format]
         for lane, column, value in walk(packed, group):
             scale = np.float32(1) if packed.scale is None else packed.scale[group, lane]
             weight[packed.rows[group, lane], column] = value * scale
@@ -288,7 +320,7 @@ def reference(packed: Packed, x: Array) -> Array:
     """``W x``, where a row takes nothing from the inputs of its zeros, be they infinite."""
     y = np.zeros(packed.shape[0], dtype=np.float32)
     for group in range(packed.groups):
-        walk = _walk_lanes if packed.format == "lanes" else _walk_columns
+        walk = _WALKS[packed.format]
         sums = np.zeros(LANES, dtype=np.float32)
         for lane, column, value in walk(packed, group):
             sums[lane] += value * x[column]
@@ -329,3 +361,18 @@ def _walk_columns(packed: Packed, group: int) -> list[tuple[Array, Array, Array]
             found.append((lane, packed.codes[step, lane].astype(np.int64) + block * BLOCK, value.astype(np.float32)))
             step += 1
     return found
+
+
+def _walk_masks(packed: Packed, group: int) -> list[tuple[Array, Array, Array]]:
+    """(lanes, columns, values) of each row."""
+    found, at = [], int(packed.nonzeros[group])
+    codes = packed.codes[packed.steps[group] : packed.steps[group + 1]].reshape(LANES, -1)
+    for lane in np.flatnonzero(packed.rows[group] >= 0):
+        bits = np.unpackbits(codes[lane].view(np.uint8), bitorder="little")
+        for column in np.flatnonzero(bits):
+            found.append((np.array([lane]), np.array([column]), packed.data[at : at + 1]))
+            at += 1
+    return found
+
+
+_WALKS = {"lanes": _walk_lanes, "columns": _walk_columns, "masks": _walk_masks}
