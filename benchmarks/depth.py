@@ -1,10 +1,11 @@
 """A language model without some of its blocks: SmolLM2-135M, which of its 30 blocks go by each score, and what that costs.
 
-    SECATEURS_DATA=... python benchmarks/depth.py build             # build/models as benchmarks/language.py says; about an hour of one core
+    SECATEURS_DATA=... python benchmarks/depth.py build             # build/models as benchmarks/language.py says; an hour or two of a core
     SECATEURS_DATA=... python benchmarks/depth.py build --report    # only the page, from what is there
     SECATEURS_DATA=... python benchmarks/depth.py build --speed     # tokens per second of the shrunk models: on a quiet machine
 
-Calibration is on the first windows of ``wikitext2_valid.txt``, judged is the first 10 windows of 512 tokens of ``wikitext2_test.txt``.
+It goes on where it was stopped. Calibration is on the first windows of ``wikitext2_valid.txt``, judged is the first 10 windows of 512
+tokens of ``wikitext2_test.txt``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,30 +53,23 @@ SCORES: dict[str, sc.Criterion] = {
 }
 
 
-def ranked(criterion: sc.Criterion, model: Any, sites: Any, task: sc.Task) -> list[Any]:
-    """The blocks, those that are missed least first."""
+def ranked(criterion: sc.Criterion, model: Any, sites: Any, task: sc.Task) -> list[str]:
+    """The names of the blocks, those that are missed least first."""
     if criterion.name.startswith("random"):  # each is a site of its own, so that one draw is made over all of them
         seed = int(criterion.name.removeprefix("random(seed=").removesuffix(")"))
         scores = torch.rand(len(sites), generator=torch.Generator().manual_seed(seed)).tolist()
     else:
         stats = sc.observe(model, sites, criterion.needs, task)
         scores = [float(each) for each in sc.TopK(criterion).scores(sites, stats)]
-    return [sites[index] for index in sorted(range(len(sites)), key=lambda index: scores[index])]
+    return [sites[index].name for index in sorted(range(len(sites)), key=lambda index: scores[index])]
 
 
 @torch.no_grad()
-def removals(score: str, model: Any, task: sc.Task) -> Iterator[list[str]]:
-    """One block more at zero each time: as prune_ and depth_ choose, without finding the blocks again."""
-    sites, gone = sc.find_sites(model, sc.Depth(), task.example), []
-    order = ranked(SCORES[score], model, sites, task)
-    for count in range(MOST):
-        if count and score.endswith("greedy"):
-            left = replace(sites, found=tuple(site for site in sites if site.name not in gone))
-            order = [None] * count + ranked(SCORES[score], model, left, task)
-        for member in order[count].members:
+def zero(sites: Any, names: list[str]) -> None:
+    """Blocks at zero, as masks leave them."""
+    for site in sites:
+        for member in site.members if site.name in names else ():
             member.weight.zero_()
-        gone.append(order[count].name)
-        yield list(gone)
 
 
 def speed(model: Any, rounds: int = 5) -> float:
@@ -92,24 +85,33 @@ def speed(model: Any, rounds: int = 5) -> float:
 
 
 def measure(build: Path, found: dict[str, Any]) -> None:
-    """Every score that is not there yet."""
-    for score in SCORES:
-        if score in found:
+    """Everything that is not there yet: as prune_ and depth_ choose, without finding the blocks again. Goes on where it was stopped."""
+    for score, criterion in SCORES.items():
+        rows = found.setdefault(score, [])
+        if len(rows) == MOST:
             continue
         model, tokenizer = network(build)
         judged = windows(tokenizer, "wikitext2_test.txt", JUDGED)
-        if "dense" not in found:
-            found["dense"] = perplexity(model, judged)
+        found.setdefault("dense", None)
+        found["dense"] = found["dense"] or perplexity(model, judged)
         task = sc.Task(EXAMPLE, calibration=windows(tokenizer, "wikitext2_valid.txt", CALIBRATION))
-        rows: list[dict[str, Any]] = []
-        for gone in removals(score, model, task):
+        sites, gone = sc.find_sites(model, sc.Depth(), EXAMPLE), rows[-1]["gone"] if rows else []
+        zero(sites, gone)
+        order = found.setdefault("orders", {}).get(score.removesuffix(", greedy"))
+        while len(gone) < MOST:
+            left = replace(sites, found=tuple(site for site in sites if site.name not in gone))
+            if order is None or (gone and score.endswith("greedy")):
+                order = gone + ranked(criterion, model, left, task)
+                found["orders"].setdefault(score, order)
+            gone = [*gone, order[len(gone)]]
+            zero(sites, gone)
             rows.append({"gone": gone, "perplexity": perplexity(model, judged)})
             print(score, len(gone), gone[-1], round(rows[-1]["perplexity"], 2), flush=True)
-        found[score] = rows
+            CELLS.write_text(json.dumps(found, indent=1))
         if score == "loss without it, greedy":
             shrunk = sc.shrink_(model, example=EXAMPLE)
             found["shrunk"] = {"parameters": shrunk.parameters, "perplexity": perplexity(model, judged)}
-        CELLS.write_text(json.dumps(found, indent=1))
+            CELLS.write_text(json.dumps(found, indent=1))
 
 
 def times(build: Path, found: dict[str, Any]) -> None:
@@ -119,10 +121,7 @@ def times(build: Path, found: dict[str, Any]) -> None:
     for count in (1, 2, 4, 8):
         model, _ = network(build)
         gone = found["loss without it, greedy"][count - 1]["gone"]
-        with torch.no_grad():
-            for name in gone:
-                for weight in model.get_submodule(name).parameters():
-                    weight.zero_()
+        zero(sc.find_sites(model, sc.Depth(), EXAMPLE), gone)
         sc.shrink_(model, example=EXAMPLE)
         found["speed"][str(count)] = speed(model)
     CELLS.write_text(json.dumps(found, indent=1))
@@ -135,11 +134,11 @@ def page(found: dict[str, Any]) -> None:
     rows = [
         [score, *(f"{row['perplexity']:.1f}" for row in found[score])]
         for score in SCORES
-        if not score.startswith("random") and score in found
+        if not score.startswith("random") and len(found.get(score, ())) == MOST
     ]
     spread = [[seed[count - 1]["perplexity"] for seed in seeds] for count in counts]
     rows.append(["random, the better and the worse of two", *(f"{min(each):.0f} to {max(each):.0f}" for each in spread)])
-    last = {score: sorted(int(name.rsplit(".", 1)[1]) for name in found[score][-1]["gone"]) for score in SCORES if score in found}
+    last = {score: sorted(int(name.rsplit(".", 1)[1]) for name in found[score][-1]["gone"]) for score in SCORES if found.get(score)}
     parts = [
         "# Blocks of a language model",
         f"SmolLM2-135M-Instruct (30 blocks, Q4_1 made float32), no training. Perplexity on the first {JUDGED} windows of {WINDOW} tokens "

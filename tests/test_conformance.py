@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateurs.allocate import alpha_pruning, by_layer, erdos_renyi, fraction_kept, global_threshold, owl, uniform, within_budget
-from secateurs.costs import macs, nonzero_macs, nonzero_params, params, tensor_bytes
+from secateurs.costs import active_params, kv_cache_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.criteria import (
     activation,
     apoz,
@@ -235,6 +235,7 @@ COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (params, count_parameters),
     (macs, count_macs),
     (tensor_bytes, None),
+    (active_params, count_parameters),
 ]
 
 
@@ -298,6 +299,10 @@ def test_each_cost_keeps_its_laws_on_each_model(cost, counted, specimen, tmp_pat
         return size - 8 - header
 
     assert check_cost(cost, counted=saved_payload if cost is tensor_bytes else counted, on=[specimen]) is None
+
+
+def test_the_memory_of_keys_and_values_keeps_its_laws_where_there_are_any():
+    assert check_cost(kv_cache_bytes(16), on=COUPLED[-1:]) is None
 
 
 def test_bytes_keep_their_laws_on_models_that_are_larger_than_a_header():

@@ -1,5 +1,6 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
+from secateurs.graph.attentions import keys_and_values
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
 from secateurs.graph.branches import Branch, Branches, Operand, additions, branches_of, serving_alone
@@ -7,6 +8,7 @@ from secateurs.graph.calls import ModuleCall, ModulePass
 from secateurs.graph.halves import Half, halves_of
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
+from secateurs.graph.mixtures import Routed, mixtures_of
 from secateurs.graph.ops import Op, Trace
 from secateurs.graph.ready import ready
 from secateurs.graph.rules import RULES
@@ -40,6 +42,7 @@ __all__ = [
     "Operand",
     "Pieces",
     "Place",
+    "Routed",
     "SizeCall",
     "Snapshot",
     "Source",
@@ -60,6 +63,8 @@ __all__ = [
     "interpret",
     "is_told",
     "kept",
+    "keys_and_values",
+    "mixtures_of",
     "normal",
     "occurrences",
     "ready",

@@ -5,7 +5,7 @@ from secateurs.patterns.canonical import LAYOUTS, NORMALISATIONS, Layout, Weight
 from secateurs.patterns.coupled import Channel, Head
 from secateurs.patterns.cut import misfit, tiled
 from secateurs.patterns.depth import Depth, gives_back
-from secateurs.patterns.expert import Expert, mixtures_of
+from secateurs.patterns.expert import Expert
 from secateurs.patterns.selection import among, find_parameters, select
 from secateurs.patterns.shapes import Block, Element, Filter, Kernel, NofM, Vector
 from secateurs.patterns.sites import find_sites
@@ -56,7 +56,6 @@ __all__ = [
     "layout_of",
     "marked",
     "misfit",
-    "mixtures_of",
     "output_head",
     "restrict",
     "select",

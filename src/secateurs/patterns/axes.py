@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.forward import modules_in
-from secateurs.graph import Axis, Dim, Place, Structure, View, analyse, extent, normal
+from secateurs.graph import Axis, Dim, Place, Structure, View, analyse, extent, keys_and_values, normal
 from secateurs.patterns.canonical import Layout, layout_of, quantised
 from secateurs.patterns.selection import Axes, among, listed
 from secateurs.patterns.units import with_alive
-from secateurs.types import Chosen, Coupling, Cut, Extents, Member, PatternError, Product, Site, Sites, Skipped
+from secateurs.types import KEYS_AND_VALUES, Chosen, Coupling, Cut, Extents, Member, PatternError, Product, Site, Sites, Skipped
 
 
 def sites_on_axes(
@@ -177,5 +177,12 @@ def _extents(structure: Structure, names: Mapping[Axis, str], found: Mapping[Axi
         product = tuple([extent(dim, known) for dim in dims])
         if any(sites for dim in product for _, sites in dim):
             extents[name] = (product,)
+    extents |= kept_of_keys_and_values(structure, known)
     extents["macs"] = tuple(tuple(extent(dim, known) for dim in product) for product in structure.typing.products)
     return extents
+
+
+def kept_of_keys_and_values(structure: Structure, known: Mapping[Axis, str]) -> Extents:
+    """The bytes of keys and values of one place of a sequence, in numbers of kept units; nothing where no site counts them."""
+    products = [tuple([extent(dim, known) for dim in dims] + [((size, ()),)]) for _, size, dims in keys_and_values(structure)]
+    return {KEYS_AND_VALUES: tuple(products)} if any(sites for each in products for dim in each for _, sites in dim) else {}

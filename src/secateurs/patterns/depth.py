@@ -22,13 +22,28 @@ from secateurs.graph import (
     analyse,
     branches_of,
     interpret,
+    keys_and_values,
     serving_alone,
 )
 from secateurs.patterns.canonical import layout_of, quantised
 from secateurs.patterns.selection import among
 from secateurs.patterns.shapes import written
 from secateurs.patterns.units import with_alive
-from secateurs.types import Chosen, Cut, Extents, Member, PatternError, Product, Site, Sites, Skipped, Spot, Stretch, Within
+from secateurs.types import (
+    KEYS_AND_VALUES,
+    Chosen,
+    Cut,
+    Extents,
+    Member,
+    PatternError,
+    Product,
+    Site,
+    Sites,
+    Skipped,
+    Spot,
+    Stretch,
+    Within,
+)
 
 Parts = Literal["block", "attention", "mlp", "halves"]
 """Whole blocks; their attentions; what else they add; or both of these, which compete."""
@@ -268,7 +283,11 @@ class _Search:
         for dims, place in zip(typing.products, typing.multiplying, strict=True):
             terms[(owner[place],) if place in owner else ()] += prod(dim.size for dim in dims)
         found["macs"] = ((tuple((count, names) for names, count in terms.items()),),)
-        return found
+        kept = [
+            ((((size * prod(dim.size for dim in dims)), (owner[place],) if place in owner else ()),),)
+            for place, size, dims in keys_and_values(self.structure)
+        ]
+        return {**found, KEYS_AND_VALUES: tuple(kept)} if kept else found
 
 
 def gives_back(call: ModuleCall, knowing: Knowing) -> bool:

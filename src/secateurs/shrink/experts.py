@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from secateurs.answers import telling
 from secateurs.forward import buffers_in, modules_in, parameters_in
+from secateurs.graph import mixtures_of
 from secateurs.masks.masks import Masks
-from secateurs.patterns import Expert, find_sites, mixtures_of
+from secateurs.patterns import Expert, find_sites
 from secateurs.shrink.carry import carry_
 from secateurs.shrink.layer_sizes import implied
 from secateurs.shrink.remembered import remember_

@@ -29,7 +29,7 @@ from secateurs.types.evidence import (
     Stats,
     Watched,
 )
-from secateurs.types.extents import Extents, Product
+from secateurs.types.extents import KEYS_AND_VALUES, Extents, Product
 from secateurs.types.plan import Allocator, Plan, Share
 from secateurs.types.training import Constraint, Hook, Run, Task
 from secateurs.types.units import (
@@ -52,6 +52,7 @@ from secateurs.types.units import (
 )
 
 __all__ = [
+    "KEYS_AND_VALUES",
     "Accumulator",
     "Allocator",
     "Budget",

@@ -12,4 +12,7 @@ Product = tuple[tuple[tuple[int, tuple[str, ...]], ...], ...]
 
 
 Extents = Mapping[str, tuple[Product, ...]]
-"""Parameter or buffer → its number of elements; ``"macs"`` → those of the whole model: sums of products, where sites are coupled."""
+"""Parameter or buffer → its number of elements; ``"macs"`` → those of the whole model: sums of products, where sites are coupled. And
+``KEYS_AND_VALUES``, which is no name of a parameter → the bytes that attentions keep of one place of a sequence."""
+
+KEYS_AND_VALUES = "bytes of keys and values"
