@@ -122,6 +122,8 @@ from .solve import Swaps as Swaps
 from .solve import ThiNet as ThiNet
 from .solve import TopK as TopK
 from .solve import ZipLM as ZipLM
+from .streaming import PrunedFolder as PrunedFolder
+from .streaming import prune_folder as prune_folder
 from .tried import trial as trial
 from .types import Budget as Budget
 from .types import Constraint as Constraint

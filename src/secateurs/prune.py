@@ -193,13 +193,28 @@ def _weights_of(site: Site) -> dict[str, nn.Parameter]:
 
 
 def _scores(solver: Solver, sites: Sites, stats: Stats, parts: int) -> Iterator[Scores]:
-    if parts > 1:
-        raise PlanError(
-            "the allocator compares the scores of all sites, which are not there when one site is observed after the other: prune at once "
-            "(without walk=), or decide beforehand, for example with uniform(sparsity=0.5), erdos_renyi(sparsity=0.5) or with the plan "
-            "that planned(...) makes"
-        )
-    return solver.scores(sites, stats)
+    return no_scores() if parts > 1 else solver.scores(sites, stats)
+
+
+def no_scores() -> Iterator[Scores]:
+    """What an allocator is given where one site is observed after the other."""
+    raise PlanError(
+        "the allocator compares the scores of all sites, which are not there when one site is observed after the other: prune at once "
+        "(without walk=), or decide beforehand, for example with uniform(sparsity=0.5), erdos_renyi(sparsity=0.5) or with the plan "
+        "that planned(...) makes"
+    )
+
+
+def prune_part_(sites: Sites, plan: Plan, solver: Solver, stats: Stats) -> list[str]:
+    """Solve some sites and write what comes of it, for who cares for the rest of `prune_`; gives the parameters that were written.
+
+    Where anything fails, what was written is taken back.
+    """
+    with _taken_back_on_error() as write:
+        found = _Found(write)
+        for site in track(sites, "pruning"):
+            found.solve(site, plan[site.name], solver, stats, last=False)
+    return list(dict.fromkeys([*found.masks, *found.written]))
 
 
 def masks_of(site: Site, solution: Solution) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from secateurs.cli.found import (
     task_named,
     with_weights,
 )
+from secateurs.cli.llm import llm
 from secateurs.cli.parts import (
     allocator_for,
     amount_removed,
@@ -58,6 +59,7 @@ app = App(
     help="Prune PyTorch networks, recover the accuracy, and prove what it bought.",
     help_format="markdown",
 )
+app.command(llm)
 
 
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
