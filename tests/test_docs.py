@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-OTHERS = {"trainers.md": ("transformers", "accelerate", "lightning")}
+OTHERS = {
+    "language-models.md": ("transformers", "tokenizers"),
+    "trainers.md": ("transformers", "accelerate", "lightning"),
+}
 """Pages that run other libraries, which may be missing, and whose warnings are theirs."""
 
 
