@@ -72,7 +72,7 @@ def prune_(
         plan = of_first(plan)
         _require_these_sites(plan, sites)
         partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan, task))
-        for number, part in enumerate(parts):
+        for number, part in enumerate(track(parts, "in parts", show=len(parts) > 1)):
             if partway is not None and found.put_back(partway, number, part):
                 continue
             stats = first if len(parts) == 1 else observed(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from secateurs.graph import blocks_of, trace_of
 from secateurs.nested import changed, tensors_in
 from secateurs.patterns import find_sites
 from secateurs.predictions import require_window
-from secateurs.progress import track
+from secateurs.progress import tell, track
 from secateurs.prune import no_scores, prune_part_
 from secateurs.streaming.hollow import Hollow
 from secateurs.streaming.output import Output
@@ -55,6 +56,7 @@ def prune_folder(
     blocks: str | None = None,
     only: Selection | None = None,
     skip: Selection | None = None,
+    show: bool = True,
 ) -> PrunedFolder:
     """Prune a Hugging Face folder of safetensors into a new one with the same files, names and dtypes, one block in memory.
 
@@ -64,7 +66,7 @@ def prune_folder(
 
     ``out`` comes to be when all is done; until then the work is in ``out`` with ``.partial`` behind its name, and the same call goes on
     after the last block that was finished, with the same result to the bit. ``source`` is only read; the tokenizer's and the
-    configuration's files are copied.
+    configuration's files are copied. ``show`` tells the time left: a bar, or a line a block where stderr is no terminal.
 
     Raises `FileError` where a file is missing, damaged, quantised or not named as in the model, or ``out`` is there already or its
     ``.partial`` belongs to other work; `WriteError` where the disk has too little room; `TaskError` for windows that are longer than the
@@ -82,7 +84,7 @@ def prune_folder(
         "batches": digest(dict(enumerate(tensors_in(task.calibration)))),
     }
     with Output.begun(hollow.shards, Path(out), about) as output:
-        kept = _pruned(hollow, walk, plan, solver, task, output)
+        kept = _pruned(hollow, walk, plan, solver, task, output, show)
         output.finish()
     units = {name: share.units * sum(share.elements.values()) for name, share in plan.shares.items()}
     return PrunedFolder(Path(out), plan, sum(kept.values()), sum(units.values()), sites.skipped, output.left_out)
@@ -127,12 +129,13 @@ def _sites(
     return walk, sites
 
 
-def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output) -> dict[str, int]:
+def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool) -> dict[str, int]:
     """All blocks one after the other; gives how many weights of each site stay."""
     stacks = next(iter(walk.stacks.values()))
     passage = _passage(hollow, stacks, task) if solver.needs else None
     parts: Mapping[str, Sites] = dict(zip(walk.blocks, walk, strict=True))
-    with closing(track(stacks.names, "blocks")) as names:
+    begun, left = time.monotonic(), len(stacks.names)
+    with closing(track(stacks.names, "blocks", show=show)) as names:
         for name in names:
             inside, done = hollow.inside(name), output.is_done(name)
             hollow.load_(inside, output.partial if done else None)
@@ -145,6 +148,9 @@ def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, o
             if passage is not None and name != stacks.names[-1]:
                 passage.advance()
             hollow.free_(inside)
+            left -= 1
+            passed = (time.monotonic() - begun) / (len(stacks.names) - left)
+            tell(f"{name}: {left} of {len(stacks.names)} blocks left, about {left * passed / 60:.0f} min", show and left > 0)
     return output.kept
 
 

@@ -96,6 +96,7 @@ class Output:
                 shutil.copyfile(path, self.partial / path.name)
         except OSError as error:
             raise WriteError(f"could not write {self.partial}: {error}") from error
+        self._sync()
         self._mark()
         (self.partial / f"{_MARK}.copying").unlink()
 
@@ -126,7 +127,7 @@ class Output:
         try:
             if self.out.exists():
                 self.out.rmdir()  # empty
-            (self.partial / _MARK).unlink()
             os.replace(self.partial, self.out)
+            (self.out / _MARK).unlink()
         except OSError as error:
             raise WriteError(f"could not give {self.partial} its name {self.out}: {error}") from error
