@@ -40,7 +40,7 @@ from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
 from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
-from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, Rescale, SparseGPT, Swaps, ThiNet, TopK, ZipLM
+from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, SparseGPT, Swaps, ThiNet, TopK, ZipLM
 from secateurs.testing import (
     COUPLED,
     LAYERS,
@@ -190,7 +190,6 @@ SOLVERS: list[Solver] = [
     ZipLM(),
     Merge(),
     GateFisher(),
-    Rescale(TopK(magnitude()), damping=1.0),
     SparseGPT(block=3, order="activation"),
     Swaps(TopK(magnitude(p=1) * input_norm())),
     ALPS(iterations=9),

@@ -15,9 +15,9 @@ import secateurs as sc
 from secateurs.allocate import plan_of
 from secateurs.evidence import gate_fisher, gate_importance, observe
 from secateurs.patterns import find_sites
-from secateurs.solve import Chosen, GateFisher, Rescale
+from secateurs.solve import Chosen, GateFisher
 from secateurs.solve.gates import rearranged
-from secateurs.types import KindError, PlanError, SecateursError
+from secateurs.types import KindError, PlanError, SecateursError, TaskError
 
 
 class Pairs(nn.Module):
@@ -167,42 +167,84 @@ def test_a_cost_of_nothing_is_no_price():
 # ------------------------------------------------------------------------------------------------ one number a unit
 
 
-def parts_of(model: Pairs, inputs: Tensor) -> Tensor:
-    """What each unit adds to the answers of its reader, ``(rows, outputs, units)``."""
-    h = torch.tanh(model.up(inputs.flatten(0, 1)))
-    return (h[:, None, :] * model.down.weight[None]).detach()
+class Residual(nn.Module):
+    """Two residual branches behind normalisations, as halves of a block are."""
+
+    def __init__(self, before: bool) -> None:
+        super().__init__()
+        self.before = before
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(3))
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(*size) for _ in range(2)) for size in ((4, 6), (6, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=False):
+            x = x + down(torch.tanh(up(norm(x)))) if self.before else norm(down(torch.tanh(up(x))) + x)
+        return self.norms[2](x)
 
 
-def test_the_numbers_are_those_of_a_regression_with_one_column_a_unit():
-    model, task = pairs(samples=24, batch=8)
-    before = copy.deepcopy(model)
-    masks = sc.prune_(model, sc.Channel(), Rescale(sc.TopK(sc.magnitude()), 0.0), sc.uniform(keep=0.5), task, only="up")
-    stay, inputs = masks["up.bias"], torch.cat([x for x, _ in task.calibration])  # type: ignore[union-attr]
-    parts = parts_of(before, inputs).double()
-    numbers = torch.linalg.lstsq(parts[..., stay].flatten(0, 1), parts.sum(2).flatten()[:, None]).solution[:, 0]
-    expected = before.down.weight.double()[:, stay] * numbers
-    torch.testing.assert_close(model.down.weight.double()[:, stay], expected, rtol=1e-3, atol=1e-5)
-    assert not model.down.weight[:, ~stay].any() and torch.equal(model.down.bias, before.down.bias)
+def sums_of(model: Residual, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What the readers are given, and the sums behind them."""
+    given, sums = [], []
+    for norm, up, down in zip(model.norms, model.ups, model.downs, strict=False):
+        given.append(torch.tanh(up(norm(x) if model.before else x)))
+        sums.append(x + down(given[-1]))
+        x = sums[-1] if model.before else norm(sums[-1])
+    return given, sums
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["normalised before", "normalised after"])
+def test_the_numbers_are_those_of_a_regression_with_one_column_a_unit(before):
+    torch.manual_seed(0)
+    model, data = Residual(before), torch.randn(4, 10, 4)
+    dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(each[None], None) for each in data])
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)
+    expected = copy.deepcopy(model)
+    sc.rescale_(model, dense, task, masks, damping=0.0)
+    with torch.no_grad():
+        for place in range(2):
+            given, sums = sums_of(expected, data)
+            down, stay = expected.downs[place], masks[f"ups.{place}.bias"]
+            parts = (given[place][..., None, :] * down.weight).double()[..., stay]
+            wanted = (sums_of(dense, data)[1][place] - (sums[place] - down(given[place])) - down.bias).double()
+            numbers = torch.linalg.lstsq(parts.reshape(-1, 3), wanted.reshape(-1, 1)).solution[:, 0]
+            down.weight[:, stay] *= numbers.float()
+            torch.testing.assert_close(model.downs[place].weight, down.weight, rtol=1e-3, atol=1e-5)
+    assert all(not parameter[~masks[name]].any() for name, parameter in model.named_parameters() if name in masks)
 
 
 def test_where_nothing_goes_nothing_changes_and_a_large_ridge_leaves_the_numbers_at_one():
-    for keep, damping in ((1.0, 0.0), (0.5, 1e6)):
-        model, task = pairs()
-        before = model.down.weight.detach().clone()
-        masks = sc.prune_(model, sc.Channel(), Rescale(sc.TopK(sc.magnitude()), damping), sc.uniform(keep=keep), task, only="up")
-        torch.testing.assert_close(model.down.weight, before * masks["down.weight"], rtol=1e-3, atol=1e-5)
+    for keep, damping in ((1.0, 0.0), (0.5, 1e9)):
+        torch.manual_seed(0)
+        model, data = Residual(True), torch.randn(4, 10, 4)
+        dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(data, None)])
+        masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=keep), task)
+        before = copy.deepcopy(model.state_dict())
+        sc.rescale_(model, dense, task, masks, damping=damping)
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-5)
 
 
 def test_numbers_that_are_too_large_are_not_taken_and_told():
-    model, task = pairs()
-    with torch.no_grad():  # what stays is a hundredth of what goes, and points the same way
-        model.up.weight.copy_(model.up.weight[:1].expand(6, 4))
-        model.up.bias.copy_(model.up.bias[:1].expand(6))
-        model.down.weight.copy_(model.down.weight[:, :1] * torch.tensor([0.01, 0.01, 0.01, 1.0, 1.0, 1.0]))
-    before, chosen = model.down.weight.detach().clone(), {"up.bias": torch.arange(6) < 3}
-    with pytest.warns(UserWarning, match=r"^up: its units stay as they are, as the fit would count one \d+ times: give more data"):
-        masks = sc.prune_(model, sc.Channel(), Rescale(Chosen(chosen), 1e-9), sc.uniform(keep=0.5), task, only="up")
-    torch.testing.assert_close(model.down.weight, before * masks["down.weight"])
+    model, data = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(32, 4)
+    dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(data, None)])
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)
+    with torch.no_grad():
+        dense[2].weight.mul_(1000)
+    before = model[2].weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"^0: its units stay as they are, as the fit would count one \d+ times: give more data"):
+        sc.rescale_(model, dense, task, masks, damping=1e-6)
+    assert torch.equal(model[2].weight, before)
+
+
+def test_units_without_one_reader_or_without_batches_are_an_error_and_the_model_as_it_was():
+    model, data = nn.Sequential(nn.Conv1d(1, 4, 1), nn.Tanh(), nn.Conv1d(4, 2, 1)), torch.randn(2, 1, 3)
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), sc.Task(data))
+    with pytest.raises(SecateursError, match=r"^0: rescale_ needs units that one linear layer reads, .* by 2.weight: skip it"):
+        sc.rescale_(model, copy.deepcopy(model), sc.Task(data, calibration=[(data, None)]), masks)
+    linear, task = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), sc.Task(torch.zeros(1, 4))
+    masks = sc.prune_(linear, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)
+    with pytest.raises(TaskError, match=r"^rescale_ needs batches"):
+        sc.rescale_(linear, copy.deepcopy(linear), task, masks)
 
 
 def test_a_choice_of_other_masks_is_an_error():

@@ -102,6 +102,7 @@ from .recover import one_shot as one_shot
 from .recover import penalty as penalty
 from .recover import per_step as per_step
 from .recover import reconstruct_ as reconstruct_
+from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .search import Evolution as Evolution
@@ -116,7 +117,6 @@ from .solve import GateFisher as GateFisher
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
 from .solve import Merge as Merge
-from .solve import Rescale as Rescale
 from .solve import SparseGPT as SparseGPT
 from .solve import Swaps as Swaps
 from .solve import ThiNet as ThiNet

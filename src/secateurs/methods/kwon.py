@@ -8,12 +8,12 @@ from functools import partial
 from torch import nn
 
 from secateurs.allocate import global_threshold, within_budget
-from secateurs.blockwise import in_blocks
-from secateurs.evidence import in_order
 from secateurs.masks import Masks
 from secateurs.patterns import Channel, Selection
 from secateurs.prune import prune_
-from secateurs.solve import Chosen, GateFisher, Rescale
+from secateurs.recover import rescale_
+from secateurs.solve import GateFisher
+from secateurs.tried import taken_back_on_error
 from secateurs.types import Budget, Pattern, Task
 
 
@@ -31,8 +31,7 @@ def kwon2022_(
 
     How many of each layer: those without which the loss changes least for what they cost, by the diagonal of the Fisher information of
     gates on them. Which ones: by all of it, swapped until no swap helps (`GateFisher`). Then, layer after layer, what stays is multiplied
-    by numbers with which the layer answers as it would with all of its units (`Rescale`; ``damping`` is its ridge). The paper fits these to
-    what the dense model has at the sum behind the layer; `reconstruct_` does that, and trains more than the numbers. The calibration
+    by numbers with which the sum behind the layer is that of the dense model (`rescale_`; ``damping`` is its ridge). The calibration
     batches need targets for the loss. `shrink_` takes out what was removed.
 
     Raises as `prune_` does, and `SecateursError` where units are read by several layers.
@@ -44,7 +43,8 @@ def kwon2022_(
     >>> kwon2022_(model, task, budget=Budget(macs, keep=0.5)).plan["0"]
     4
     """
-    allocate = within_budget(budget, partial(global_threshold, per=budget.cost))
-    chosen = prune_(copy.deepcopy(model), pattern, GateFisher(), allocate, task, only=only, skip=skip)
-    solver, walk = Rescale(Chosen(chosen), damping), in_blocks(each_layer=True, otherwise=in_order())
-    return prune_(model, pattern, solver, chosen.plan, task, only=only, skip=skip, walk=walk)
+    dense, allocate = copy.deepcopy(model), within_budget(budget, partial(global_threshold, per=budget.cost))
+    with taken_back_on_error(model):
+        masks = prune_(model, pattern, GateFisher(), allocate, task, only=only, skip=skip)
+        rescale_(model, dense, task, masks, damping=damping, pattern=pattern, only=only, skip=skip)
+    return masks

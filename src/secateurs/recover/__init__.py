@@ -9,6 +9,7 @@ from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.reconstruct import Reconstructed, reconstruct_
+from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 
@@ -33,6 +34,7 @@ __all__ = [
     "penalty",
     "per_step",
     "reconstruct_",
+    "rescale_",
     "rewind_",
     "train_",
     "trainer_callback",

@@ -1,12 +1,12 @@
 """Which units stay, and what becomes of them."""
 
 from secateurs.solve.alps import ALPS
+from secateurs.solve.chosen import Chosen
 from secateurs.solve.elimination import ZipLM
 from secateurs.solve.gates import GateFisher
 from secateurs.solve.merging import Merge
-from secateurs.solve.reconstruct import LeastSquares
+from secateurs.solve.reconstruct import LeastSquares, scales
 from secateurs.solve.regression import Lasso, ThiNet
-from secateurs.solve.rescale import Chosen, Rescale
 from secateurs.solve.scoring import evidence_of, joined, scores_of
 from secateurs.solve.sparsegpt import SparseGPT
 from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
@@ -20,7 +20,6 @@ __all__ = [
     "Lasso",
     "LeastSquares",
     "Merge",
-    "Rescale",
     "SparseGPT",
     "Surgeon",
     "Swaps",
@@ -32,6 +31,7 @@ __all__ = [
     "in_shape",
     "inverse_of",
     "joined",
+    "scales",
     "scores_of",
     "write_",
 ]

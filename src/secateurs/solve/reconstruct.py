@@ -145,7 +145,7 @@ def least_squares(rows: Tensor, kept: Tensor, gram: Tensor, damping: float, name
         columns = kept[0]
         solved = torch.zeros_like(rows)
         if bool(columns.any()):
-            solved[:, columns] = cholesky_solve(system[columns][:, columns], wanted[:, columns].T, name).T
+            solved[:, columns] = _cholesky_solve(system[columns][:, columns], wanted[:, columns].T, name).T
         return solved
     step, solved = max(1, _ROWS // len(gram) ** 2), torch.zeros_like(rows)
     for start in range(0, len(rows), step):
@@ -156,12 +156,12 @@ def least_squares(rows: Tensor, kept: Tensor, gram: Tensor, damping: float, name
         both = there[:, :, None] & there[:, None, :]
         eye = torch.eye(most, dtype=gram.dtype, device=gram.device)
         systems = torch.where(both, system[index[:, :, None], index[:, None]], eye)
-        found = cholesky_solve(systems, (wanted[part].gather(1, index) * there)[:, :, None], name)[:, :, 0]
+        found = _cholesky_solve(systems, (wanted[part].gather(1, index) * there)[:, :, None], name)[:, :, 0]
         solved[part] = torch.zeros_like(solved[part]).scatter_(1, index, found * there)
     return solved
 
 
-def cholesky_solve(systems: Tensor, wanted: Tensor, name: str) -> Tensor:
+def _cholesky_solve(systems: Tensor, wanted: Tensor, name: str) -> Tensor:
     """Solve symmetric systems; where one is not positive definite the ridge is raised, with a warning."""
     eye, extra = torch.eye(systems.shape[-1], dtype=systems.dtype, device=systems.device), 0.0
     scale = float(systems.diagonal(dim1=-2, dim2=-1).mean()) or 1.0
@@ -189,6 +189,26 @@ def unit_products(site: Site, stats: Stats) -> Tensor:
         rows = member.canonical(weight_of(member)).flatten(2).double()
         total += _summed(site, index, (rows.transpose(1, 2) @ rows) * gram).to(total.device)
     return total
+
+
+def scales(site: Site, index: int, gram: Tensor, meeting: Tensor, damping: float) -> Tensor:
+    """What each unit that is left is to be multiplied by, ``(units,)``, so that the one linear layer that reads it, member `index`, answers
+    by least squares what is wanted: ``gram`` is Σ x·xᵀ and ``meeting`` Σ x·tᵀ, x with a constant 1 behind it, t what is wanted, with bias.
+
+    Numbers of units that are gone are 1; ``damping``, a part of the mean square of what the units add, holds the others near 1.
+    """
+    member = site.members[index]
+    rows, bias = member.canonical(weight_of(member)).flatten(2)[0].double(), getattr(member.module, "bias", None)
+    added = meeting[:-1] - gram[:-1, -1:] * bias.detach().double() if isinstance(bias, Tensor) else meeting[:-1]
+    products = _summed(site, index, ((rows.T @ rows) * gram[:-1, :-1])[None])
+    wanted = (rows.T * added).sum(1)[columns_of(site, index).to(rows.device)].sum(1)
+    stay = (torch.ones(site.units, dtype=torch.bool) if site.alive is None else site.alive[0]).to(rows.device)
+    numbers, count = torch.ones_like(wanted), int(stay.sum())
+    ridge = damping * (float(products.diagonal().mean()) or 1.0)
+    system = products[stay][:, stay] + ridge * torch.eye(count, dtype=products.dtype, device=products.device)
+    if count:
+        numbers[stay] = _cholesky_solve(system, (wanted[stay] + ridge)[:, None], site.name)[:, 0]
+    return numbers
 
 
 def _summed(site: Site, index: int, products: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""One number for each unit that stays, so that the sums behind the layers are again what they were in the dense model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.batch import run_batch, split
+from secateurs.forward import evaluating, modules_in
+from secateurs.given import MASKS, MODEL, TASK, require
+from secateurs.graph import Trace
+from secateurs.masks import Masks
+from secateurs.nested import tensors_in
+from secateurs.patterns import Channel, Selection, find_sites, weight_of
+from secateurs.progress import track
+from secateurs.solve import scales
+from secateurs.tried import taken_back_on_error
+from secateurs.types import Member, Pattern, SecateursError, Site, Task, TaskError
+
+_LARGEST = 10.0
+"""No unit is to count more than so many times: where a fit says so, its data are too few (as in the paper's code)."""
+
+
+def rescale_(
+    model: nn.Module,
+    dense: nn.Module,
+    task: Task,
+    masks: Masks,
+    *,
+    damping: float = 1e-2,
+    pattern: Pattern = Channel(),  # noqa: B008 (frozen)
+    only: Selection | None = None,
+    skip: Selection | None = None,
+) -> None:
+    """Multiply each head or unit that stays by a number, folded into the layer that reads it, layer after layer in the order of the pass
+    (2204.09656: mask tuning).
+
+    The numbers of a layer are those of least squares: with what the pruned model gives it by then, the residual sum behind it (its
+    answer, where there is none) is to be that of the ``dense`` model, a copy made before the pruning; so it also makes up for what those
+    before it lost. ``damping``, a part of the mean square of what the units add, holds the numbers near 1. Where one would be beyond ±10
+    all of its site stay 1, with a warning. ``pattern``, ``only`` and ``skip`` are those of the pruning. After an error the model is as it
+    was.
+
+    Raises `SecateursError` where units are not read by one linear layer, `TaskError` where there are no batches.
+
+    >>> import copy
+    >>> from secateurs import TopK, magnitude, prune_, uniform
+    >>> _ = torch.manual_seed(0)
+    >>> model, data = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(256, 4)
+    >>> dense, task = copy.deepcopy(model), Task(data, calibration=[(data, None)])
+    >>> masks = prune_(model, Channel(), TopK(magnitude()), uniform(sparsity=0.25), task)
+    >>> pruned = (model(data) - dense(data)).square().mean()
+    >>> rescale_(model, dense, task, masks)
+    >>> bool((model(data) - dense(data)).square().mean() < pruned)
+    True
+    """
+    for name, value, kind in (("model", model, MODEL), ("dense", dense, MODEL), ("task", task, TASK), ("masks", masks, MASKS)):
+        require("rescale_", name, value, kind)
+    sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks.named_as_in(model))
+    places = [_place(site, sites.structure.trace) for site in sites]
+    with taken_back_on_error(model), evaluating(model), evaluating(dense):
+        for site, place in zip(sites, track(places, "rescaling"), strict=True):
+            _rescale_(site, place, *_products(model, dense, task, place), damping)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The layer that reads a site's units, which member that is, and which module is given the sum behind it, as which of its tensors."""
+
+    index: int
+    reader: str
+    behind: str | None
+    number: int = 0
+
+
+def _place(site: Site, trace: Trace) -> _Place:
+    readers = [(index, member) for index, member in enumerate(site.members) if member.role == "consumer"]
+    index, member = readers[0] if readers else (0, site.members[0])
+    if len(readers) != 1 or member.shape[0] != 1 or member.weight.ndim != 2:
+        raise SecateursError(
+            f"{site.name}: rescale_ needs units that one linear layer reads, as heads and inner units of transformers are, and these are "
+            f"read by {', '.join(each.parameter for _, each in readers) or 'none'}: skip it with skip=[{site.name!r}]"
+        )
+    reader = member.parameter.rpartition(".")[0]
+    value = next((each.gives[0] for each in trace.passes if each.module == reader and each.gives), None)
+    while value is not None and len(reading := trace.readers.get(value, [])) == 1:
+        (op,) = reading
+        both = [each for each in op.args[:2] if each in op.inputs]
+        if op.name == "add" and len(both) == 2 and both[0].shape == both[1].shape:
+            given = [each for each in trace.passes if any(one is op.outputs[0] for one in each.given)]
+            first = min(given, key=lambda each: (each.ops.start, each.module.count(".")), default=None)
+            if first is None or sum(each.module == first.module for each in trace.passes) > 1:
+                break
+            return _Place(index, reader, first.module, [one is op.outputs[0] for one in first.given].index(True))
+        value = op.outputs[0] if op.outputs[0].shape == value.shape else None
+    return _Place(index, reader, None)
+
+
+class _Enough(BaseException):
+    """Ends a pass of which no more is needed."""
+
+
+@contextmanager
+def _watched(model: nn.Module, place: _Place, found: dict[str, Any]) -> Iterator[None]:
+    """Keeps what the reader is given and answers, and the sum behind it."""
+    modules = modules_in(model, again=True)
+
+    def at_reader(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found["given"], found["sum"] = args[0].flatten(0, -2), output.flatten(0, -2)
+        found["answer"] = found["sum"]
+        if place.behind is None:
+            raise _Enough
+
+    def at_sum(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found["sum"] = list(tensors_in((args, kwargs)))[place.number].flatten(0, -2)
+        raise _Enough
+
+    handles = [modules[place.reader].register_forward_hook(at_reader)]
+    if place.behind is not None:
+        handles.append(modules[place.behind].register_forward_pre_hook(at_sum, with_kwargs=True))
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _products(model: nn.Module, dense: nn.Module, task: Task, place: _Place) -> tuple[Tensor, Tensor]:
+    """Σ x·xᵀ of what the reader is given, and Σ x·tᵀ with what it should answer, its bias included: both with a constant 1 behind x."""
+    batches = task.calibration if task.calibration is not None else task.train
+    gram = meeting = None
+    for batch in batches if batches is not None else ():
+        inputs, _ = split(model, task, batch)
+        then: dict[str, Tensor] = {}
+        now: dict[str, Tensor] = {}
+        for each, found in ((dense, then), (model, now)):
+            with _watched(each, place, found):
+                run_batch(each, inputs, "a calibration batch", task.example)
+        rows = torch.cat([now["given"], now["given"].new_ones(len(now["given"]), 1)], dim=1).double()
+        wanted = (now["answer"] + then["sum"] - now["sum"]).double()
+        gram = rows.T @ rows if gram is None else gram + rows.T @ rows
+        meeting = rows.T @ wanted if meeting is None else meeting + rows.T @ wanted
+    if gram is None or meeting is None:
+        raise TaskError("rescale_ needs batches that show what the layers are given: give Task(calibration=...) or Task(train=...)")
+    return gram, meeting
+
+
+def _rescale_(site: Site, place: _Place, gram: Tensor, meeting: Tensor, damping: float) -> None:
+    member = site.members[place.index]
+    numbers = scales(site, place.index, gram, meeting, damping)
+    if (largest := float(numbers.abs().max())) > _LARGEST:
+        warnings.warn(
+            f"{site.name}: its units stay as they are, as the fit would count one {largest:.0f} times: give more data, or a larger "
+            "damping=",
+            stacklevel=4,
+        )
+        return
+    _multiply_(member, numbers)
+
+
+@torch.no_grad()
+def _multiply_(member: Member, numbers: Tensor) -> None:
+    weight = weight_of(member).clone()
+    view = member.cut(member.canonical(weight))
+    view.mul_(numbers.to(view).reshape(-1, *(1,) * (view.ndim - 1)))
+    member.weight.copy_(weight)
