@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import secateurs as sc
+from secateurs.cli.parts import parsed_allocator
 from secateurs.patterns import find_sites
 from secateurs.solve import TopK
 from secateurs.types import KindError, NonFiniteError, PlanError, SecateursError, Task
@@ -184,6 +185,19 @@ def test_numbers_are_numbers_patterns_decide_and_weights_have_spectra():
     column = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 4))
     with pytest.raises(PlanError, match=r"0.*sees one eigenvalue.*needs two at least: skip=\['0"):
         sc.alpha_pruning(sparsity=0.5)(find_sites(column, sc.Element(), only="*"), None)  # type: ignore[arg-type]
+    nothing = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nothing[1].weight.data.zero_()
+    with pytest.raises(PlanError, match=r"1: all of 1\.weight is zero, so alpha_pruning sees no spectrum"):
+        sc.alpha_pruning(sparsity=0.5)(find_sites(nothing, sc.Element(), only="*.weight"), None)  # type: ignore[arg-type]
     model.blocks[0][0].weight.data[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"blocks\.0\.0\.weight"):
         sc.alpha_pruning(sparsity=0.5)(find_sites(model, sc.Element(), only="blocks"), None)  # type: ignore[arg-type]
+
+
+def test_they_are_written_on_the_command_line_as_in_python():
+    sites = find_sites(stack(), sc.Element(), torch.zeros(1, 16), only="blocks")
+    made = parsed_allocator("alpha-pruning(spread=0.2)")
+    assert made(sparsity=0.5)(sites, None) == sc.alpha_pruning(sparsity=0.5, spread=0.2)(sites, None)  # type: ignore[arg-type]
+    assert parsed_allocator("owl(times=7)").func is sc.owl
+    with pytest.raises(SecateursError, match="write alpha-pruning, erdos-renyi, global, owl, uniform, with arguments"):
+        parsed_allocator("layers")

@@ -132,19 +132,19 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_block_to_the_bit(tmp_pat
     whole, dense, task, masks, _ = pruned()
     expected = sc.reconstruct_(whole, dense, task, masks=masks, steps=10, lr=0.01)
     model, dense, task, masks, _ = pruned()
-    before, trained = copy.deepcopy(model.state_dict()), reconstruct._Training.part_
+    before, trained = copy.deepcopy(model.state_dict()), reconstruct.BlockTraining.part_
 
     def stopped(self, *given):
         if self.name == "blocks.2":
             raise KeyboardInterrupt
         return trained(self, *given)
 
-    monkeypatch.setattr(reconstruct._Training, "part_", stopped)
+    monkeypatch.setattr(reconstruct.BlockTraining, "part_", stopped)
     with pytest.raises(KeyboardInterrupt):
         sc.reconstruct_(model, dense, task, masks=masks, steps=10, lr=0.01, checkpoint=tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     monkeypatch.setattr(
-        reconstruct._Training, "part_", lambda self, *given: trained(self, *given) if self.name == "blocks.2" else None
+        reconstruct.BlockTraining, "part_", lambda self, *given: trained(self, *given) if self.name == "blocks.2" else None
     )
     assert sc.reconstruct_(model, dense, task, masks=masks, steps=10, lr=0.01, checkpoint=tmp_path) == expected
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
@@ -190,7 +190,7 @@ def test_what_cannot_be_reconstructed_is_said():
         call(dense=model)
     with pytest.raises(SecateursError, match=r"has no parameter blocks\.0\.0\.first\.weight of the pruned one's shape"):
         call(dense=Network(width=4))
-    with pytest.raises(SecateursError, match=r"steps=0, lr=0\.0001: give at least one step"):
+    with pytest.raises(SecateursError, match=r"steps=0, lr=0\.001: give at least one step"):
         call(steps=0)
     with pytest.raises(SecateursError, match="a learning rate above 0"):
         call(lr=-1.0)

@@ -113,7 +113,7 @@ def alpha_pruning(
     Needs neither data nor scores, so that it decides for ``walk=in_order()`` too. A convolution is the matrix of its filters, each expert
     of a stack has one of its own. (For language models the authors begin the tail at the peak of the spectrum.)
 
-    Raises `PlanError` for weights with less than two rows or columns, `NonFiniteError` for NaN.
+    Raises `PlanError` for weights that are all zero or have less than two rows or columns, `NonFiniteError` for NaN.
 
     >>> from torch import nn
     >>> from secateurs.patterns import Element, find_sites
@@ -155,6 +155,11 @@ def _spectra(site: Site, member: Member) -> Iterator[Tensor]:
             raise PlanError(
                 f"{site.name}: {member.parameter} is {tuple(member.weight.shape)}, of which alpha_pruning sees one eigenvalue, but a power "
                 f"law needs two at least: skip=[{site.name!r}], or take uniform(...)"
+            )
+        if not matrix.any():
+            raise PlanError(
+                f"{site.name}: all of {member.parameter} is zero, so alpha_pruning sees no spectrum: load the weights first, or "
+                f"skip=[{site.name!r}]"
             )
         matrix = matrix.double()
         yield torch.linalg.eigvalsh(matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix)

@@ -38,6 +38,7 @@ def prune(
     window: int = 512,
     count: int = 64,
     seed: int = 0,
+    reconstruct: int = 0,
     blocks: str | None = None,
     threads: int | None = None,
 ) -> None:
@@ -67,6 +68,8 @@ def prune(
         Windows to calibrate on, drawn without overlap.
     seed
         Seed by which the windows are drawn.
+    reconstruct
+        Steps of training of each part of a block, once it is pruned, to give again what it gave before; some hundred.
     blocks
         The module that holds the blocks, such as model.layers, where they are not found by themselves.
     threads
@@ -80,16 +83,18 @@ def prune(
     if shape.kept_of_each is not None and sparsity is not None:
         raise SecateursError(f"--sparsity {sparsity}: the pattern {shape} says itself how much stays; leave one of them away")
     allocate = None if shape.kept_of_each is not None else uniform(sparsity=0.5 if sparsity is None else sparsity)
-    if text is None and chosen.needs:
+    require_at_least(0, reconstruct=reconstruct)
+    if text is None and (chosen.needs or reconstruct):
+        who = "--reconstruct" if reconstruct else f"{chosen}"
         raise SecateursError(
-            f"{chosen} looks at what passes the layers: give --text, a file to calibrate on, or take --method magnitude"
+            f"{who} looks at what passes the layers: give --text, a file to calibrate on, or take --method magnitude"
         )
     _require_folder(model)
     task = (
         Task(torch.zeros(1, 8, dtype=torch.int64)) if text is None else text_task(text, _tokenizer(model), window, count, seed=seed)
     )
     with stopping("go on"), torch_threads(threads):
-        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks)
+        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, reconstruct=reconstruct)
     say(f"{found.kept:,} of {found.weights:,} weights in {len(found.plan)} layers stay (sparsity {found.sparsity:.4f})")
     if found.left_out:
         say(f"not copied: {', '.join(found.left_out)}")

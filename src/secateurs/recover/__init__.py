@@ -8,12 +8,13 @@ from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
-from secateurs.recover.reconstruct import Reconstructed, reconstruct_
+from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
 from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 
 __all__ = [
+    "BlockTraining",
     "Movement",
     "Reconstructed",
     "Schedule",

@@ -47,7 +47,7 @@ def reconstruct_(
     *,
     masks: Masks | None = None,
     steps: int = 200,
-    lr: float = 1e-4,
+    lr: float = 1e-3,
     blocks: str | Iterable[str] | None = None,
     halves: bool = True,
     seed: int = 0,
@@ -119,7 +119,7 @@ def _require(
             require("reconstruct_", name, value, kind)
     if not isinstance(lr, float) or not 0 < lr < float("inf") or not isinstance(steps, int) or steps < 1:
         raise SecateursError(
-            f"reconstruct_: steps={steps}, lr={lr}: give at least one step, and a learning rate above 0, such as 1e-4"
+            f"reconstruct_: steps={steps}, lr={lr}: give at least one step, and a learning rate above 0, such as 1e-3"
         )
     if count() > 1:
         raise SecateursError(
@@ -182,7 +182,7 @@ class _Work:
         block, dense = self.model.get_submodule(name), self.dense.get_submodule(name)
         found: list[Reconstructed] = []
         for half in parts:
-            training = _Training(block, dense, name, half, calls[0], calls[1])
+            training = BlockTraining(block, dense, name, half, calls[0], calls[1])
             found.append(Reconstructed(name, half.parameters, *training.part_(self.masks, self.steps, self.lr, self.seed)))
         if partway is not None:
             errors = torch.tensor([[each.before, each.after] for each in found], dtype=torch.float64)
@@ -193,7 +193,7 @@ class _Work:
 
 
 @dataclass
-class _Training:
+class BlockTraining:
     """One part of a block: the block as it is pruned, and as it was; what each is called with; and how the part is trained."""
 
     block: nn.Module

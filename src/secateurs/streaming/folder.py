@@ -15,6 +15,7 @@ from secateurs.allocate import as_pattern
 from secateurs.blockwise import Passage, in_blocks
 from secateurs.evidence import observe
 from secateurs.files.partway import digest
+from secateurs.given import COUNT, require
 from secateurs.graph import blocks_of, trace_of
 from secateurs.nested import changed, tensors_in
 from secateurs.patterns import find_sites
@@ -23,6 +24,7 @@ from secateurs.progress import tell, track
 from secateurs.prune import no_scores, prune_part_
 from secateurs.streaming.hollow import Hollow
 from secateurs.streaming.output import Output
+from secateurs.streaming.restoring import Restoring
 from secateurs.types import Allocator, Pattern, Plan, SecateursError, Selection, Sites, Skipped, Solver, Stats, Task, TaskError
 
 _SHORT = 16
@@ -56,6 +58,8 @@ def prune_folder(
     blocks: str | None = None,
     only: Selection | None = None,
     skip: Selection | None = None,
+    reconstruct: int = 0,
+    lr: float = 1e-3,
     show: bool = True,
 ) -> PrunedFolder:
     """Prune a Hugging Face folder of safetensors into a new one with the same files, names and dtypes, one block in memory.
@@ -63,6 +67,9 @@ def prune_folder(
     As `prune_` with ``walk=in_blocks()``, by default of all layers in the blocks: what stands outside them stays as it is. A block's
     weights are float32 while it is worked on, and rounded to their dtype before it makes the inputs of the next. In memory are one block,
     its inputs and its statistics; on disk, a second copy of the weights.
+
+    ``reconstruct`` is how many steps each part of a block is trained, as soon as it is pruned, to give what the dense one gives (see
+    `secateurs.recover.reconstruct_`); then a second stream of inputs, a copy of the block and what Adam keeps of it are in memory too.
 
     ``out`` comes to be when all is done; until then the work is in ``out`` with ``.partial`` behind its name, and the same call goes on
     after the last block that was finished, with the same result to the bit. ``source`` is only read; the tokenizer's and the
@@ -72,8 +79,11 @@ def prune_folder(
     ``.partial`` belongs to other work; `WriteError` where the disk has too little room; `TaskError` for windows that are longer than the
     model allows; and as `prune_` does.
     """
+    require("prune_folder", "reconstruct", reconstruct, COUNT)
+    if reconstruct < 0 or not 0 < lr < float("inf"):
+        raise SecateursError(f"reconstruct={reconstruct}, lr={lr}: give no step or some, and a learning rate above 0, such as 1e-3")
     hollow = Hollow(Path(source))
-    task = _fitting(hollow, solver, task)
+    task = _fitting(hollow, bool(solver.needs) or reconstruct > 0, task)
     walk, sites = _sites(hollow, pattern, task, blocks, only, skip)
     plan = (allocate or as_pattern())(sites, no_scores)
     about = {
@@ -82,9 +92,10 @@ def prune_folder(
         "solver": repr(solver),
         "plan": plan.to_json(),
         "batches": digest(dict(enumerate(tensors_in(task.calibration)))),
+        **({"reconstruction": f"{reconstruct} steps at {lr}"} if reconstruct else {}),
     }
     with Output.begun(hollow.shards, Path(out), about) as output:
-        kept = _pruned(hollow, walk, plan, solver, task, output, show)
+        kept = _pruned(hollow, walk, plan, solver, task, output, show, (reconstruct, lr))
         output.finish()
     units = {name: share.units * sum(share.elements.values()) for name, share in plan.shares.items()}
     return PrunedFolder(Path(out), plan, sum(kept.values()), sum(units.values()), sites.skipped, output.left_out)
@@ -96,11 +107,11 @@ def _told(hollow: Hollow) -> str:
     return ", ".join(f"{file} {about.st_size} {about.st_mtime_ns}" for file, about in files)
 
 
-def _fitting(hollow: Hollow, solver: Solver, task: Task) -> Task:
+def _fitting(hollow: Hollow, needed: bool, task: Task) -> Task:
     """The task with its batches in a list, none of them longer than the model allows."""
     given = task.calibration if task.calibration is not None else task.train
-    batches = [] if given is None or not solver.needs else list(given)
-    if not batches and solver.needs:
+    batches = [] if given is None or not needed else list(given)
+    if not batches and needed:
         raise TaskError("there is no text to calibrate on: give a task made by secateurs.tasks.text(path, tokenizer)")
     for tensor in tensors_in([batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]):
         if not tensor.is_floating_point() and tensor.ndim > 1:
@@ -129,24 +140,36 @@ def _sites(
     return walk, sites
 
 
-def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool) -> dict[str, int]:
+def _pruned(
+    hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool, training: tuple[int, float]
+) -> dict[str, int]:
     """All blocks one after the other; gives how many weights of each site stay."""
     stacks = next(iter(walk.stacks.values()))
-    passage = _passage(hollow, stacks, task) if solver.needs else None
+    passage = _passage(hollow, stacks, task) if solver.needs or training[0] else None
+    restoring = Restoring(passage, trace_of(hollow.model, task.example), *training) if passage is not None and training[0] else None
     parts: Mapping[str, Sites] = dict(zip(walk.blocks, walk, strict=True))
     begun, left = time.monotonic(), len(stacks.names)
     with closing(track(stacks.names, "blocks", show=show)) as names:
         for name in names:
             inside, done = hollow.inside(name), output.is_done(name)
-            hollow.load_(inside, output.partial if done else None)
+            hollow.load_(inside, output.partial if done and restoring is None else None)
+            if restoring is not None:
+                restoring.begin(name, hollow.model.get_submodule(name))
+                if done:
+                    hollow.load_(inside, output.partial)
             if name in parts and not done:
                 written = prune_part_(parts[name], plan, solver, _observed(passage, name, parts[name], solver))
+                if restoring is not None:
+                    restoring.restore_(name, {each.parameter for site in parts[name] for each in site.members}, hollow.parameters)
+                    written = inside
                 for parameter in written:
                     hollow.round_(parameter)
                     hollow.shards.write(hollow.keys[parameter], hollow.parameters[parameter], output.partial)
             output.done(name, {site.name: _left(site) for site in parts.get(name, ())})
             if passage is not None and name != stacks.names[-1]:
                 passage.advance()
+                if restoring is not None:
+                    restoring.advance(name)
             hollow.free_(inside)
             left -= 1
             passed = (time.monotonic() - begun) / (len(stacks.names) - left)
