@@ -16,8 +16,10 @@ from secateurs.forward import run_example
 from secateurs.graph import analyse, branches_of
 from secateurs.models import resnet_20
 from secateurs.nested import tensors_in
+from secateurs.shrink.needed_units import Nonzero
 from secateurs.shrink.remembered import steps_of
 from secateurs.shrink.replay import replay_
+from secateurs.shrink.stacks import idle_entries
 from secateurs.shrink.step import Step
 from secateurs.types import FileError, PatternError, SecateursError
 
@@ -381,3 +383,25 @@ def test_the_record_of_a_step_reads_back():
     )
     assert Step.from_document(json.loads(json.dumps(step.to_document()))) == step
     assert "entries" not in Step().to_document()
+
+
+def test_a_block_from_which_something_else_is_read_stays():
+    class Shown(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            self.inner = self.up(self.norm(x)).relu()
+            return x + self.down(self.inner)
+
+    class Reading(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Shown(8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), self.blocks[-1].inner.sum()
+
+    x = torch.randn(5, 3)
+    for model, stay in ((Stack(), {"blocks": [0, 1, 2]}), (Reading(), {})):
+        with torch.no_grad():
+            model.blocks[3].down.weight.zero_()
+            model.blocks[3].down.bias.zero_()
+        assert idle_entries(model, analyse(model.eval(), x), Nonzero.of(model)) == stay
