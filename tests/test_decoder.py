@@ -110,6 +110,8 @@ def test_steps_go_on_where_the_prompt_ended() -> None:
         assert fast.length == place + 1
         with torch.no_grad():
             assert torch.allclose(found, model(input_ids=ids[:, : place + 1]).logits[0, -1], atol=1e-5)
+        fast.length = place  # once more, without all logits
+        assert fast.follow(int(ids[0, place])) == int(found.argmax())
     with torch.no_grad():  # nothing is left of what was before
         assert torch.allclose(fast.prompt([3]), model(input_ids=torch.tensor([[3]])).logits[0, -1], atol=1e-5)
 

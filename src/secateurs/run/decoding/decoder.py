@@ -45,7 +45,8 @@ _FULL, _SCREENED = 0.9, 0.2
 
 
 class Decoder:
-    """A language model that remembers: `prompt` begins a text, `step` adds a token, `generate` writes on. Made by `compile_decoder`.
+    """A language model that remembers: `prompt` begins a text, `step` and `follow` add a token, `generate` writes on. Made by
+    `compile_decoder`.
 
     One text at a time, and one thread of the program; ``length`` tokens of at most ``max_length`` are remembered.
     """
@@ -83,6 +84,10 @@ class Decoder:
     def step(self, token: int) -> Tensor:
         """Read one more token; the logits (words) of the one after it."""
         return self._logits(self._more(self._tokens([int(token)])))
+
+    def follow(self, token: int) -> int:
+        """Read one more token; the most likely one after it, without all logits."""
+        return self._next(self._more(self._tokens([int(token)])), 0.0, None)
 
     def generate(
         self,
