@@ -81,7 +81,7 @@ def test_answers_come_back_on_data_that_was_not_seen_and_masks_hold_to_the_bit(d
         error(model, dense, apart),
         copy.deepcopy(model.head),
     )
-    found = sc.reconstruct_(model, dense, task, masks=masks, steps=80, lr=0.01)
+    found = sc.reconstruct_(model, dense, task, masks=masks, steps=40, lr=0.02)
     assert error(model, dense, apart) < before / 4
     assert [part.block for part in found] == [f"blocks.{number}" for number in (0, 0, 1, 1, 2, 2)]
     assert all(part.after < part.before for part in found)
@@ -202,7 +202,7 @@ def test_what_cannot_be_reconstructed_is_said():
         call(task=sc.Task(example=task.example, calibration=[(torch.full((2, 8), torch.inf), None)] * 2))
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "t5"])
+@pytest.mark.parametrize("name", ["mixtral", "bert"])
 def test_decoders_and_encoders_learn_in_every_part(name):
     model, example, _ = family(name)
     with torch.no_grad():

@@ -25,10 +25,10 @@ def loaded(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
 def test_answers_come_nearer_and_what_is_pruned_stays_so(tmp_path: Path, dtype: torch.dtype) -> None:
     source = dense(tmp_path / "dense", dtype=dtype)
-    plain, trained = (pruned(source, tmp_path / f"after {steps}", reconstruct=steps) for steps in (0, 20))
+    plain, trained = (pruned(source, tmp_path / f"after {steps}", reconstruct=steps) for steps in (0, 10))
     tokens = torch.randint(0, 32, (4, 12), generator=torch.Generator().manual_seed(2))
     stream = lambda folder: loaded(folder).model(tokens).last_hidden_state.detach()  # noqa: E731
     wanted = stream(source)
@@ -58,7 +58,7 @@ def test_each_block_learns_as_soon_as_it_is_pruned(tmp_path: Path) -> None:
         assert torch.allclose(weight, model.state_dict()[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("after", [3, 9])
+@pytest.mark.parametrize("after", [9])
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, after: int) -> None:
     source = dense(tmp_path / "dense", dtype=torch.bfloat16)
     pruned(source, tmp_path / "expected", reconstruct=3)
