@@ -405,3 +405,13 @@ def test_a_block_from_which_something_else_is_read_stays():
             model.blocks[3].down.weight.zero_()
             model.blocks[3].down.bias.zero_()
         assert idle_entries(model, analyse(model.eval(), x), Nonzero.of(model)) == stay
+
+
+def test_of_a_mixture_nothing_is_proven_which_is_said(t):
+    more = {"num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = t.MixtralForCausalLM(t.MixtralConfig(**SIZES, **more)).eval()
+    with pytest.raises(PatternError, match="the model's code decides by numbers, so that of its blocks nothing can be proven"):
+        sc.find_sites(model, sc.Depth(), WORDS)
+    masks = prune(model, WORDS, sc.Depth("attention"), ["model.layers.1.self_attn"])
+    reasons = {item.name: item.reason for item in sc.shrink_(model, masks).skipped}
+    assert "nothing can be proven: it stays, as zeros" in reasons["model.layers.1.self_attn"]

@@ -146,6 +146,12 @@ def shrink_(
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
     stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
+    if masks is not None and masks.pattern.startswith("Depth(") and knowing is None:
+        whole = [name for name, kept in (masks.plan or {}).items() if not kept]
+        stayed += tuple(
+            Skipped(name, "the model's code decides by numbers, so that nothing can be proven: it stays, as zeros")
+            for name in whole
+        )
     done = work.finish(before)
     done = replace(done, sites={**experts, **done.sites}, largest_difference=max(difference, done.largest_difference))
     done = replace(done, layers=(*blocks, *idle), folded=folded, skipped=(*done.skipped, *stayed))
