@@ -22,7 +22,7 @@ def kwon2022_(
     task: Task,
     *,
     budget: Budget,
-    damping: float = 1e-2,
+    damping: float = 1.0,
     pattern: Pattern = Channel(),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,

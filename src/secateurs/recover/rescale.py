@@ -33,7 +33,7 @@ def rescale_(
     task: Task,
     masks: Masks,
     *,
-    damping: float = 1e-2,
+    damping: float = 1.0,
     pattern: Pattern = Channel(),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,
