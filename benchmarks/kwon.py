@@ -232,8 +232,8 @@ def report() -> None:
     said = (
         f"Without training the most is left {WAYS[best][0]}: {cells[best]['test']:.4f}. On 400 pairs of the development part (dense "
         "0.8580), tried before the test pairs were: the search alone 0.8376, rearranged 0.8440, least squares for all weights 0.8473; with "
-        "one number for each unit that stays, aimed at each layer's own answers 0.8414, at those of the dense model's layers 0.8375, at its "
-        "sums behind the layers with `damping=1` 0.8458, the default for that reason. On the test pairs these numbers cost more "
+        "one number for each unit that stays, aimed at each layer's own answers 0.8414, at those of the dense model's layers 0.8375, at "
+        "its sums behind the layers with `damping=1` 0.8458, the default for that reason. On the test pairs these numbers cost more "
         "than they bring (with `damping=0.01` even 0.7928): at half of the MACs the choice is the better part of the method. The row of "
         "`kwon2022_` was scaled after shrinking, which is the same in less time. The distillation has not been run."
     )
