@@ -155,8 +155,9 @@ def torch_calls(model: Any, inputs: dict[str, list[Tensor]]) -> Calls:
 
     def step() -> object:
         with torch.inference_mode():
-            cache.crop(BEFORE)
-            return model(inputs["one token"][0], past_key_values=cache, use_cache=True).logits.argmax()
+            found = model(inputs["one token"][0], past_key_values=cache, use_cache=True).logits.argmax()
+            cache.crop(-1)
+            return found
 
     return {**{what: partial(prompt, given[0]) for what, given in inputs.items() if what != "one token"}, "one token": step}
 
@@ -218,7 +219,10 @@ def page(found: dict[str, Any]) -> str:
     ]
     heads = "secateurs | all logits | torch | ONNX Runtime | OpenVINO | tokens per second | best dense | ahead | must"
     for sparsity, each in sorted(found.items(), key=lambda pair: float(pair[0])):
-        lines += [f"## {float(sparsity):.0%}: compiled in {each['compile']:.1f} s, load {each['load']:.1f}", ""]
+        lines += [
+            f"## {float(sparsity):.0%}: compiled in {each['compile']:.1f} s, load {each['load']:.1f}, {len(each['one token']['torch'])} rounds",
+            "",
+        ]
         lines += [f"| | {heads} |", "|---|" + "---|" * 9]
         lines += [
             _row(what, float(sparsity), each[what]) for what in (*(name for name in each if name.startswith("prompt")), "one token")
