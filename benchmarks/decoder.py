@@ -219,10 +219,8 @@ def page(found: dict[str, Any]) -> str:
     ]
     heads = "secateurs | all logits | torch | ONNX Runtime | OpenVINO | tokens per second | best dense | ahead | must"
     for sparsity, each in sorted(found.items(), key=lambda pair: float(pair[0])):
-        lines += [
-            f"## {float(sparsity):.0%}: compiled in {each['compile']:.1f} s, load {each['load']:.1f}, {len(each['one token']['torch'])} rounds",
-            "",
-        ]
+        told = f"compiled in {each['compile']:.1f} s, load {each['load']:.1f}, {len(each['one token']['torch'])} rounds"
+        lines += [f"## {float(sparsity):.0%}: {told}", ""]
         lines += [f"| | {heads} |", "|---|" + "---|" * 9]
         lines += [
             _row(what, float(sparsity), each[what]) for what in (*(name for name in each if name.startswith("prompt")), "one token")
