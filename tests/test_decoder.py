@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import secateurs as sc
 from secateurs.nested import Value
 from secateurs.run import CompileError, Decoder, available, compile_decoder
 from secateurs.run.decoding.head import Screen
@@ -46,6 +45,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "GPT-NeoX": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL)),
     "Phi-3": lambda: transformers.Phi3ForCausalLM(transformers.Phi3Config(**FEWER, **SMALL)),
+    "one key head": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(num_key_value_heads=1, **SMALL)),
+    "one head, GPT-2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=1, vocab_size=50, n_positions=160, **NAMES)
+    ),
+    "one head, GPT-NeoX": lambda: transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**{**SMALL, "num_attention_heads": 1})
+    ),
     "Gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(head_dim=8, **FEWER, **SMALL)),
 }
 
@@ -231,11 +237,16 @@ def test_what_is_asked_for_and_cannot_be() -> None:
         (lambda: fast.prompt(torch.ones(2, 3, dtype=torch.int64)), r"not \(2, 3\)"),
         (lambda: fast.prompt([0.5]), "whole numbers"),
         (lambda: fast.generate([1], 2, temperature=-1), "neither can be negative"),
+        (lambda: fast.generate([1], 2, temperature=float("nan")), "nor without end"),
+        (lambda: fast.prompt("a text"), "not str: give what the tokenizer makes"),  # type: ignore[arg-type]
+        (lambda: fast.prompt([3, 20]), "tokens from 3 to 20: the model's words are 0 to 19"),
+        (lambda: fast.step(-1), "tokens from -1 to -1: the model's words are"),
+        (lambda: compile_decoder(Own().bfloat16(), 40), r"weights in torch.bfloat16, .* compile_decoder\(model.float\(\)\)"),
+        (lambda: compile_decoder(made("GPT-2"), 161), "max_length=161: the model rejects a text of so many tokens"),
         (lambda: compile_decoder(Own(), 1), "at least 2 is needed"),
         (lambda: compile_decoder(Own(), 40, isa="none"), "a decoder needs the kernels"),
     ):
         with pytest.raises(CompileError, match=message):
             call()
-    with pytest.raises((IndexError, sc.SecateursError)):
-        fast.prompt([20])
+    assert fast.generate([1], 3, temperature=1e-45).tolist() == fast.generate([1], 3).tolist()
     assert isinstance(fast, Decoder)

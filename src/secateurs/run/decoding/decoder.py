@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import replace
@@ -21,7 +22,7 @@ from secateurs.run.choosing.tune import Tuned, choices, reckon, tune
 from secateurs.run.clock.memory import Memory
 from secateurs.run.clock.timing import torch_threads
 from secateurs.run.decoding.head import Screen
-from secateurs.run.decoding.pieces import Sequence, ending, logits_of, piece_of, sequence_of
+from secateurs.run.decoding.pieces import Sequence, ending, logits_of, piece_of, sequence_of, vocabulary
 from secateurs.run.decoding.ready import ReadyPiece
 from secateurs.run.explain import Explanation, explain
 from secateurs.run.kernels.machine import InstructionSet, instruction_set, native_module
@@ -32,6 +33,7 @@ from secateurs.run.planning.layers import Choice
 from secateurs.run.planning.plan import plan
 from secateurs.run.planning.runner import Runner
 from secateurs.run.recording.one_call import network_of
+from secateurs.types import TaskError
 
 _PIECE = 128
 """Tokens of a prompt that are run together: their weights are read once for all."""
@@ -54,6 +56,7 @@ class Decoder:
     def __init__(self, sequence: Sequence, isa: InstructionSet, threads: int, tuning: bool) -> None:
         self.max_length, self.threads, self.length = sequence.length, threads, 0
         self._isa, self._memory, self._tuning = isa, Memory(), tuning
+        self._vocabulary = vocabulary(sequence)
         self._tuned: dict[Node, Tuned] = {}
         room = sequence.length + _PIECE
         pieces = [piece_of(sequence, count, room) for count in (1, min(_PIECE, sequence.length))]
@@ -100,10 +103,13 @@ class Decoder:
     ) -> Tensor:
         """Tokens (1, tokens) with those that follow, up to ``max_new_tokens`` or the first that is in ``stop``.
 
-        Without a temperature each is the most likely one, as ``model.generate(do_sample=False)`` gives; with one they are drawn.
+        Without a temperature each is the most likely one, as ``model.generate(do_sample=False)`` gives; with one they are drawn. What ends
+        a text is not taken from the model's configuration: give its ``eos_token_id`` as ``stop``.
         """
-        if temperature < 0 or max_new_tokens < 0:
-            raise CompileError(f"temperature={temperature}, max_new_tokens={max_new_tokens}: neither can be negative")
+        if not 0 <= temperature < math.inf or max_new_tokens < 0:
+            raise CompileError(
+                f"temperature={temperature}, max_new_tokens={max_new_tokens}: neither can be negative, nor without end"
+            )
         ends = set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
         found = self._given(ids).tolist()
         if len(found) + max_new_tokens > self.max_length:
@@ -128,7 +134,8 @@ class Decoder:
 
     def _next(self, hidden: Tensor, temperature: float, generator: torch.Generator | None) -> int:
         if temperature:
-            chances = (self._logits(hidden) / temperature).softmax(-1)
+            logits = self._logits(hidden).double()
+            chances = ((logits - logits.max()) / temperature).softmax(-1)
             return int(torch.multinomial(chances, 1, generator=generator))
         if self._screen is not None:
             return self._screen.largest(hidden)
@@ -144,7 +151,12 @@ class Decoder:
         return self._more(given)
 
     def _given(self, ids: Tensor | Many[int]) -> Tensor:
-        given = torch.as_tensor(ids)
+        try:
+            given = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CompileError(
+                f"a prompt is (tokens) or (1, tokens) of whole numbers, not {type(ids).__name__}: give what the tokenizer makes of the text"
+            ) from error
         if given.ndim == 2 and given.shape[0] == 1:
             given = given[0]
         if given.ndim != 1 or not given.numel() or given.dtype.is_floating_point:
@@ -152,7 +164,11 @@ class Decoder:
         return self._tokens(given)
 
     def _tokens(self, ids: Any) -> Tensor:
-        return torch.as_tensor(ids, dtype=torch.int64)
+        tokens = torch.as_tensor(ids, dtype=torch.int64)
+        known = self._vocabulary
+        if known is not None and bool(((tokens < 0) | (tokens >= known)).any()):
+            raise CompileError(f"tokens from {tokens.min()} to {tokens.max()}: the model's words are 0 to {known - 1}")
+        return tokens
 
     def _more(self, ids: Tensor) -> Tensor:
         """Read tokens after those that are remembered; what the head takes of the last."""
@@ -208,11 +224,20 @@ def compile_decoder(
     found = instruction_set(isa)
     if found is None:
         raise CompileError("a decoder needs the kernels, which are switched off or were not built: call the model itself")
+    other = next((each.dtype for each in model.parameters() if each.is_floating_point() and each.dtype != torch.float32), None)
+    if other is not None:
+        raise CompileError(f"the model has weights in {other}, and the kernels work in float32: compile_decoder(model.float())")
     own = copy.deepcopy(model).eval().requires_grad_(False)
     count = torch.get_num_threads() if threads is None else threads
     with torch_threads(count), torch.no_grad():
         ids = torch.arange(max_length)[None] % _words(own)
-        network = lower(network_of(own, _call(own, ids)))
+        try:
+            network = lower(network_of(own, _call(own, ids)))
+        except TaskError as error:
+            raise CompileError(
+                f"max_length={max_length}: the model rejects a text of so many tokens; where it has fewer positions, give a smaller one "
+                f"({error})"
+            ) from error
         made = Decoder(sequence_of(network, logits_of(network, max_length)), found, count, tune)
         _prove(own, made, ids[:, : _EXAMPLE[1]])
     return made

@@ -135,6 +135,12 @@ def ending(sequence: Sequence) -> Network:
     return Network((x,), nodes, sized(sequence.logits), dict(sequence.constants), x)
 
 
+def vocabulary(sequence: Sequence) -> int | None:
+    """How many words the tables have that are asked for the tokens themselves; None without such a table."""
+    looked_up = (node for node in sequence.body if isinstance(node, Torch) and node.function is aten.embedding.default)
+    return min((node.args[0].shape[0] for node in looked_up if node.args[1] is sequence.ids), default=None)
+
+
 def _needed(nodes: list[Node], result: Value) -> list[Node]:
     live, found = {result}, []
     for node in reversed(nodes):

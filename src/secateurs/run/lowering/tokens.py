@@ -140,9 +140,20 @@ class _Reading:
         if value is None or len(value.shape) != 4:
             return None
         turned = self.torchs(value, aten.permute.default)
+        if turned is None and value.shape[1] == 1:
+            return self._only_head(value)
         if turned is None or [axis % 4 for axis in turned.args[1]] != [0, 2, 1, 3]:
             return None
         return self._flat(turned.args[0])
+
+    def _only_head(self, value: Value) -> tuple[Value, int] | None:
+        """Behind (batch, 1, tokens, size): one head comes first by a mere reshape."""
+        batch, _, tokens, size = value.shape
+        view = self.torchs(value, aten.reshape.default)
+        source = None if view is None else view.args[0]
+        if source is None or source.shape == (batch, tokens, size):
+            return None if source is None else (source, 1)
+        return self._flat(source) if source.shape == (batch, tokens, 1, size) else None
 
     def flat(self, value: Value) -> tuple[Value, int] | None:
         """Behind (batch, tokens, heads, size): (batch, tokens, heads * size), and the number of heads."""
@@ -366,7 +377,7 @@ def _are_angles(value: Value, x: Value, tokens: int, between: tuple[int | None, 
 def _as_heads(name: str, flat: Value, heads: int, out: Value, first: bool) -> list[Node]:
     """(batch, tokens, heads * size) as (batch, tokens, heads, size), or with heads before tokens."""
     batch, tokens, channels = flat.shape
-    if not first:
+    if not first or heads == 1:
         return [reshape(name, flat, out)]
     apart = Value((batch, tokens, heads, channels // heads))
     return [reshape(name, flat, apart), Torch(name, aten.permute.default, (apart, [0, 2, 1, 3]), {}, (out,))]
@@ -444,7 +455,7 @@ def _rows_of_layer(reading: _Reading, node: Node) -> Made:
     layer = None if found is None else reading.maker(found[0])
     if found is None or not isinstance(layer, Linear) or layer.residual is not None or not _along(node, last):
         return None
-    if node.function is aten.slice.Tensor and found[1] != 1:
+    if node.function is aten.slice.Tensor and x is not found[0]:
         return None  # a part of each head: `_rotated` knows what to do with it
     made: list[Node] = []
     first = 0
@@ -501,6 +512,17 @@ def _layer_of_rows(layer: Linear, heads: int, part: tuple[int, int], out: Value,
     return made if flat is out else [*made, *_as_heads(layer.name, flat, heads, out, first)]
 
 
+def _of_only_head(reading: _Reading, node: Node) -> Made:
+    """A linear layer of what one head gave, heads first: of (batch, tokens, size) instead."""
+    if not isinstance(node, Linear) or node.residual is not None or len(node.x.shape) != 4 or node.x.shape[1] != 1:
+        return None
+    found = reading.tokens_of(node.x)
+    if found is None:
+        return None
+    flat = Value((*found[0].shape[:-1], node.out.shape[-1]))
+    return [replace(node, x=found[0], out=flat), reshape(node.name, flat, node.out)]
+
+
 _RULES: tuple[Callable[[_Reading, Node], Made], ...] = (
     _root_mean_square,
     _layer_norm,
@@ -511,6 +533,7 @@ _RULES: tuple[Callable[[_Reading, Node], Made], ...] = (
     _turned_back,
     _rows_of_layer,
     _activated_rows,
+    _of_only_head,
 )
 
 
