@@ -401,7 +401,7 @@ def test_a_pattern_that_fits_no_layer_is_an_error_with_the_reasons():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.ReLU(), "ReLU has no prunable weight; it has no parameters"),
+        (nn.ReLU(), "ReLU has no prunable weight; it has nothing of this kind"),
         (nn.LayerNorm(4), "LayerNorm has no prunable weight; left alone: .*a normalisation, never pruned"),
         (
             nn.Bilinear(2, 3, 4),

@@ -153,6 +153,34 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, after: int) -> None:
     assert told(tmp_path / "pruned") == told(tmp_path / "expected") and found.sparsity == 0.5
 
 
+def test_what_no_block_came_of_leaves_nothing(tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense")
+    with pytest.raises(SecateursError, match="ThiNet chooses units that other layers read"):
+        pruned(source, tmp_path / "pruned", sc.ThiNet())
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_damaged_partial_work_is_to_be_removed(tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense")
+    with pytest.raises(Stop):
+        pruned(source, tmp_path / "pruned", Stopping(7, []))
+    shard = min((tmp_path / "pruned.partial").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(FileError, match=r"pruned\.partial is damaged: remove it to begin again"):
+        pruned(source, tmp_path / "pruned", Stopping(1000, []))
+
+
+def test_weights_of_several_sites_count_once(tmp_path: Path) -> None:
+    source = dense(tmp_path / "dense")
+    found = sc.prune_folder(
+        source, tmp_path / "pruned", sc.Head(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), task(), show=False
+    )
+    masked = {name for share in found.plan.shares.values() for name in share.elements}
+    there = [weight for name, weight in tensors(tmp_path / "pruned").items() if name in masked]
+    assert found.weights == sum(weight.numel() for weight in there)
+    assert found.kept == sum(int(weight.count_nonzero()) for weight in there)
+
+
 def test_stopped_between_the_files_of_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, copied, copyfile = dense(tmp_path / "dense"), list[Path](), shutil.copyfile
 
@@ -342,6 +370,8 @@ def test_prune_and_perplexity(run: Callable[..., tuple[int, str]], tmp_path: Pat
         "prune", "model", "--method", "magnitude", "--sparsity", "0.25", "--blocks", "model.layers", "--out", "plain"
     )
     assert status == 0 and "(sparsity 0.2500)" in said
+    status, said = run("prune", "model", "--method", "magnitude", "--skip", "*.mlp.*", "--out", "attention")
+    assert status == 0 and "in 12 layers stay (sparsity 0.5000)" in said
 
 
 def test_what_the_command_line_refuses(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
@@ -351,7 +381,18 @@ def test_what_the_command_line_refuses(run: Callable[..., tuple[int, str]], tmp_
     shutil.copytree(tmp_path / "model", bare)
     for file in bare.glob("token*"):
         file.unlink()
+    for name, content in (("cut", "{"), ("list", "[]")):
+        shutil.copytree(tmp_path / "model", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(content)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    for file in (tmp_path / "model").glob("token*"):
+        shutil.copy(file, tmp_path / "bert")
     for arguments, expected in (
+        (("perplexity", "bert", *text), "BertLMHeadModel sees the words that it is to tell"),
+        (("prune", "cut", *text, *out), "config.json is damaged: Expecting property name"),
+        (("prune", "list", *text, *out), "config.json is damaged: it holds no JSON object"),
         (("prune", "model", *out), "give --text, a file to calibrate on, or take --method magnitude"),
         (("prune", "model", "--text", "empty.txt", *out), "empty.txt is empty: give a file with text"),
         (("prune", "model", "--text", "text.txt", "--window", "33", "--count", "2", *out), "are longer than the 32"),

@@ -113,11 +113,19 @@ def test_errors_say_what_is_wrong(file: Path, tmp_path: Path) -> None:
         sc.tasks.text(file, tokenizer, window=1)
     with pytest.raises(SecateursError, match="the tokenizer is None, but must be one of transformers"):
         sc.tasks.text(file, None)
+    with pytest.raises(SecateursError, match="the tokenizer is 'gpt2', but must be"):
+        sc.tasks.text(file, "gpt2")
+    with pytest.raises(SecateursError, match="seed='one' must be a whole number"):
+        sc.tasks.text(file, tokenizer, window=10, count=2, seed="one")  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=r"the output is \(2, 3\), the target \(2, 3\): it needs logits"):
         sc.tasks.next_token_loss(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long))
     model, _, _ = family("llama")
     with pytest.raises(TaskError, match="windows of 33 tokens are longer than the 32 that LlamaForCausalLM allows"):
         sc.perplexity(model, torch.zeros(1, 33, dtype=torch.long))
+    with pytest.raises(TaskError, match=r"tokens are \(windows, tokens\), not \(8,\); of one window give tokens\[None\]"):
+        sc.perplexity(model, torch.zeros(8, dtype=torch.long))
+    certain = torch.nn.Embedding.from_pretrained(-1e6 * torch.eye(4))
+    assert sc.perplexity(certain, torch.zeros(1, 8, dtype=torch.long)) == math.inf
     with pytest.raises(TaskError, match="there is no window of at least two tokens"):
         sc.perplexity(model, [])
     with pytest.raises(TaskError, match="the task has no batches"):

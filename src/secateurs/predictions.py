@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from secateurs.batch import run_batch, split
 from secateurs.forward import evaluating
 from secateurs.progress import track
-from secateurs.tasks.language import next_token_loss
+from secateurs.tasks.language import exponential, next_token_loss
 from secateurs.types import Task, TaskError
 
 
@@ -32,18 +31,22 @@ def perplexity(model: nn.Module, data: Task | Tensor | Iterable[Any]) -> float:
     6.0
     """
     task = data if isinstance(data, Task) else Task(None)
-    given = _of(task) if isinstance(data, Task) else data.split(1) if isinstance(data, Tensor) else data
+    given = _of(task) if isinstance(data, Task) else _apart(data) if isinstance(data, Tensor) else data
     total, count = 0.0, 0
     with evaluating(model), closing(track(given, "evaluating")) as batches:
         for batch in batches:
             inputs, tokens = split(model, task, (batch, batch) if isinstance(batch, Tensor) else batch, "perplexity")
+            if tokens.ndim != 2:
+                raise TaskError(
+                    f"perplexity: tokens are (windows, tokens), not {tuple(tokens.shape)}; of one window give tokens[None]"
+                )
             require_window(model, tokens.shape[-1])
             told = tokens[:, 1:].numel()
             total += float(next_token_loss(run_batch(model, inputs, "a window"), tokens)) * told
             count += told
     if not count:
         raise TaskError("perplexity: there is no window of at least two tokens")
-    return math.exp(total / count)
+    return exponential(total / count)
 
 
 def require_window(model: nn.Module, window: int) -> None:
@@ -54,6 +57,10 @@ def require_window(model: nn.Module, window: int) -> None:
             f"windows of {window} tokens are longer than the {longest} that {type(model).__name__} allows (max_position_embeddings): take "
             f"window={longest} or less"
         )
+
+
+def _apart(tokens: Tensor) -> Iterable[Tensor]:
+    return tokens.split(1) if tokens.ndim == 2 else [tokens]
 
 
 def _of(task: Task) -> Iterable[Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from cyclopts import App
+from cyclopts import App, Parameter
+from torch import Tensor
 
 from secateurs import criteria, evidence, patterns, solve
 from secateurs.allocate import uniform
@@ -21,6 +23,9 @@ from secateurs.tasks.language import text as text_task
 from secateurs.types import FileError, Pattern, SecateursError, Solver, Task
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
+
+Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
+_AGREE = 1e-4
 
 llm = App(name="llm", help="Prune language models from folder to folder, and measure how well they tell what comes next.")
 
@@ -40,6 +45,7 @@ def prune(
     seed: int = 0,
     reconstruct: int = 0,
     blocks: str | None = None,
+    skip: Names = [],  # noqa: B006
     threads: int | None = None,
 ) -> None:
     """Prune a Hugging Face folder of safetensors into a new one, block by block, with one block in memory.
@@ -72,6 +78,8 @@ def prune(
         Steps of training of each part of a block, once it is pruned, to give again what it gave before; some hundred.
     blocks
         The module that holds the blocks, such as model.layers, where they are not found by themselves.
+    skip
+        Layers that stay as they are, by name or glob.
     threads
         Threads of torch.
     """
@@ -95,6 +103,7 @@ def prune(
     )
     with stopping("go on"), torch_threads(threads):
         found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, reconstruct=reconstruct)
+        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, skip=skip or None)
     say(f"{found.kept:,} of {found.weights:,} weights in {len(found.plan)} layers stay (sparsity {found.sparsity:.4f})")
     if found.left_out:
         say(f"not copied: {', '.join(found.left_out)}")
@@ -126,6 +135,7 @@ def perplexity(model: Path, *, text: Path, window: int = 2048, count: int | None
     network = _loaded(model)
     require_window(network, window)
     with torch_threads(threads):
+        _require_causal(network, model, task.example)
         value = perplexity_of(network, task)
     windows = len(task.calibration.inputs)  # type: ignore[union-attr]
     say(f"perplexity {value:.4g} on {windows} windows of {window} tokens of {text}")
@@ -149,6 +159,25 @@ def _chosen(method: Method | None, solver: str | None, pattern: str | None) -> t
 def _require_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder} is no Hugging Face folder: there is no config.json in it")
+    try:
+        configuration = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise FileError(f"{folder / 'config.json'} is damaged: {error}; load the whole folder again") from error
+    if not isinstance(configuration, dict):
+        raise FileError(f"{folder / 'config.json'} is damaged: it holds no JSON object; load the whole folder again")
+
+
+def _require_causal(network: Any, folder: Path, tokens: Tensor) -> None:
+    """Raise where the last token of a window changes what is told of those before it."""
+    other = tokens.clone()
+    other[:, -1] = tokens[:, 0] if bool((tokens[:, 0] != tokens[:, -1]).all()) else (tokens[:, -1] == 0).long()
+    with torch.no_grad():
+        one, two = (network(input_ids=each).logits[:, :-1] for each in (tokens, other))
+    if not torch.allclose(one, two, rtol=0, atol=_AGREE * float(one.abs().max()), equal_nan=True):
+        raise FileError(
+            f"{folder}: {type(network).__name__} sees the words that it is to tell, so that its perplexity says nothing: give a causal "
+            "model (of BERT's kind one with is_decoder in config.json)"
+        )
 
 
 def _transformers() -> Any:

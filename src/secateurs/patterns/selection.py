@@ -212,6 +212,6 @@ def extents_without(extents: Extents, whole: Mapping[str, int]) -> Extents:
 def listed(skipped: Sequence[Skipped]) -> str:
     """What was left alone, and why, in a sentence: the end of an error."""
     if not skipped:
-        return "it has no parameters"
+        return "it has nothing of this kind"
     shown = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5])
     return f"left alone: {shown}" + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")

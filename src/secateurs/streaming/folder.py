@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,8 +97,8 @@ def prune_folder(
     with Output.begun(hollow.shards, Path(out), about) as output:
         kept = _pruned(hollow, walk, plan, solver, task, output, show, (reconstruct, lr))
         output.finish()
-    units = {name: share.units * sum(share.elements.values()) for name, share in plan.shares.items()}
-    return PrunedFolder(Path(out), plan, sum(kept.values()), sum(units.values()), sites.skipped, output.left_out)
+    there = {name: share.units * each for share in plan.shares.values() for name, each in share.elements.items()}
+    return PrunedFolder(Path(out), plan, sum(kept.values()), sum(there.values()), sites.skipped, output.left_out)
 
 
 def _told(hollow: Hollow) -> str:
@@ -144,6 +144,10 @@ def _pruned(
     hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool, training: tuple[int, float]
 ) -> dict[str, int]:
     """All blocks one after the other; gives how many weights of each site stay."""
+
+
+def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool) -> dict[str, int]:
+    """All blocks one after the other; gives how many numbers of each weight stay."""
     stacks = next(iter(walk.stacks.values()))
     passage = _passage(hollow, stacks, task) if solver.needs or training[0] else None
     restoring = Restoring(passage, trace_of(hollow.model, task.example), *training) if passage is not None and training[0] else None
@@ -165,7 +169,7 @@ def _pruned(
                 for parameter in written:
                     hollow.round_(parameter)
                     hollow.shards.write(hollow.keys[parameter], hollow.parameters[parameter], output.partial)
-            output.done(name, {site.name: _left(site) for site in parts.get(name, ())})
+            output.done(name, _left(parts.get(name, ())))
             if passage is not None and name != stacks.names[-1]:
                 passage.advance()
                 if restoring is not None:
@@ -184,8 +188,9 @@ def _observed(passage: Passage | None, name: str, part: Sites, solver: Solver) -
     return observe(alone, part, solver.needs, Task(batches[0][0], calibration=batches))
 
 
-def _left(site: Any) -> int:
-    return sum(int(torch.count_nonzero(member.weight)) for member in site.members)
+def _left(sites: Iterable[Any]) -> dict[str, int]:
+    """How much stays of each weight, once where several sites lie in it."""
+    return {member.parameter: int(torch.count_nonzero(member.weight)) for site in sites for member in site.members}
 
 
 def _passage(hollow: Hollow, stacks: Any, task: Task) -> Passage:

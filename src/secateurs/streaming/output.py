@@ -13,7 +13,7 @@ from typing import Any
 
 from secateurs.replacing import replacing
 from secateurs.streaming.shards import INDEX, Shards
-from secateurs.types import FileError, WriteError
+from secateurs.types import FileError, SecateursError, WriteError
 
 _MARK = "secateurs-partway.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".ckpt")
@@ -50,7 +50,12 @@ class Output:
         output = Output(shards, out, about)
         if not output._goes_on():
             output._copy()
-        yield output
+        try:
+            yield output
+        except SecateursError:
+            if not output.blocks:
+                shutil.rmtree(output.partial, ignore_errors=True)
+            raise
 
     def _goes_on(self) -> bool:
         mark = self.partial / _MARK
@@ -72,6 +77,10 @@ class Output:
                     f"{self.partial} belongs to another pruning: its {key} is {str(about.get(key))[:80]}, here it is {wanted[:80]}; "
                     "remove it, or name another folder"
                 )
+        try:
+            Shards.of(self.partial)
+        except FileError as error:
+            raise FileError(f"{self.partial} is damaged: remove it to begin again ({error})") from error
         return True
 
     def _copy(self) -> None:

@@ -50,6 +50,8 @@ def text(
     for name, value, least in (("window", window, 2), ("count", count, 1), ("batch_size", batch_size, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise SecateursError(f"text: {name}={value!r} must be a whole number from {least}")
+    if seed is not None and not isinstance(seed, int):
+        raise SecateursError(f"text: seed={seed!r} must be a whole number, or None for the first windows")
     longest = getattr(tokenizer, "model_max_length", None)
     if isinstance(longest, int) and window > longest:
         raise SecateursError(f"text: window={window} is longer than the {longest} tokens that the tokenizer's model allows")
@@ -66,7 +68,7 @@ def text(
         metric=next_token_loss,
         metric_name="perplexity",
         higher_is_better=False,
-        summary=math.exp,
+        summary=exponential,
         name=Path(path).stem,
     )
 
@@ -92,6 +94,14 @@ def next_token_loss(output: Any, target: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float(), target)
     parts = zip(logits.split(_AT_ONCE), target.split(_AT_ONCE), strict=True)
     return torch.stack([functional.cross_entropy(one.float(), other, reduction="sum") for one, other in parts]).sum() / len(target)
+
+
+def exponential(nats: float) -> float:
+    """exp, infinite where float cannot hold it."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def _logits(output: Any) -> Tensor | None:
@@ -126,7 +136,7 @@ def tokenised(path: str | Path, tokenizer: Any) -> Tensor:
         raise SecateursError(f"{path} is empty: give a file with text")
     if callable(tokenizer):
         found = tokenizer(content, verbose=False)["input_ids"]
-    elif hasattr(tokenizer, "encode"):
+    elif hasattr(tokenizer, "encode") and not isinstance(tokenizer, str):
         found = tokenizer.encode(content)
         found = getattr(found, "ids", found)
     else:
