@@ -102,8 +102,7 @@ def prune(
         Task(torch.zeros(1, 8, dtype=torch.int64)) if text is None else text_task(text, _tokenizer(model), window, count, seed=seed)
     )
     with stopping("go on"), torch_threads(threads):
-        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, reconstruct=reconstruct)
-        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, skip=skip or None)
+        found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, skip=skip or None, reconstruct=reconstruct)
     say(f"{found.kept:,} of {found.weights:,} weights in {len(found.plan)} layers stay (sparsity {found.sparsity:.4f})")
     if found.left_out:
         say(f"not copied: {', '.join(found.left_out)}")

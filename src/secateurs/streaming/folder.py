@@ -143,10 +143,6 @@ def _sites(
 def _pruned(
     hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool, training: tuple[int, float]
 ) -> dict[str, int]:
-    """All blocks one after the other; gives how many weights of each site stay."""
-
-
-def _pruned(hollow: Hollow, walk: Any, plan: Plan, solver: Solver, task: Task, output: Output, show: bool) -> dict[str, int]:
     """All blocks one after the other; gives how many numbers of each weight stay."""
     stacks = next(iter(walk.stacks.values()))
     passage = _passage(hollow, stacks, task) if solver.needs or training[0] else None
