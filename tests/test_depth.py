@@ -291,6 +291,27 @@ def test_blocks_leave_their_list_and_masks_and_files_follow(tmp_path):
         more.bind(Stack())
 
 
+@pytest.mark.parametrize("parts", ["block", "mlp"])
+def test_a_plan_of_blocks_promises_the_bytes_of_the_file_at_most(parts, tmp_path):
+    model, x = Stack().eval(), torch.randn(5, 3)
+    masks = prune(model, x, sc.Depth(parts), [sc.find_sites(model, sc.Depth(parts), x)[1].name])
+    promised = sc.bytes_(model, x, masks.plan)
+    sc.shrink_(model, masks)
+    sc.save(model, tmp_path / "small.safetensors")
+    names = 200 * len(list(Stack().parameters()))  # in the header, of those that go as well
+    assert (written := (tmp_path / "small.safetensors").stat().st_size) <= promised < written + names
+
+
+def test_where_all_that_is_zero_went_nothing_is_said_to_stay():
+    model, x = Stack().eval(), torch.randn(5, 3)
+    masks = prune(model, x, sc.Depth(), ["blocks.1"])
+    for parameter in model.parameters():  # no zeros but those of the block
+        parameter.data += torch.rand_like(parameter) + 0.1
+    masks.apply_()
+    shrunk = sc.shrink_(model, masks)
+    assert shrunk.layers == ("blocks.1",) and not shrunk.skipped
+
+
 def test_one_block_of_each_list_stays():
     model, x = Stack().eval(), torch.randn(5, 3)
     with torch.no_grad():

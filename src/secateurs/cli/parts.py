@@ -36,7 +36,7 @@ def parsed_pattern(text: str) -> Pattern:
 
 def _shapes() -> Iterable[Any]:
     tilings = (patterns.Element, patterns.NofM, patterns.Vector, patterns.Kernel, patterns.Block, patterns.Filter)
-    return (*tilings, patterns.Channel, patterns.Head)
+    return (*tilings, patterns.Channel, patterns.Head, patterns.Depth, patterns.Expert)
 
 
 def parsed_tiling(text: str) -> Pattern:

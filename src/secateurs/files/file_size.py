@@ -48,12 +48,20 @@ def _record(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A record of shrinking as long as the one of this plan can be: which units go, and what follows from it, is not known yet."""
     kept: dict[Any, list[int]] = {}
     shapes, cuts = {}, {}
+    entries: set[str] = set()
     for name, (product, *_) in plan.extents.items():
-        if name in tensors and plan.size(name) < plan.size(name, whole=True):
-            shapes[name] = list(tensors[name].shape)
-            cuts[name] = {str(dim): len(kept) for dim in range(len(shapes[name]))}
-            for size, each in zip(shapes[name], product, strict=True):
-                kept.setdefault(each, _longest(_left(plan, each), size))
+        left = plan.size(name)
+        if name not in tensors or left == plan.size(name, whole=True):
+            continue
+        sites = {site for dim in product for _, each in dim for site in each}
+        whole = len(product) < tensors[name].ndim  # whole entries go, blocks of a stack or experts of a mixture, and not lengths
+        entries |= sites if whole else set()
+        if not left and all(plan.shares[site].units == 1 for site in sites):
+            continue
+        shapes[name] = list(tensors[name].shape)
+        cuts[name] = {str(dim): len(kept) for dim in range(len(shapes[name]))}
+        for size, each in () if whole else zip(shapes[name], product, strict=True):
+            kept.setdefault(each, _longest(_left(plan, each), size))
     modules = {name.rpartition(".")[0]: "-" * _A_MODULE for name in shapes}
     return {
         "shapes": shapes,
@@ -63,6 +71,7 @@ def _record(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "identities": [],
         "zeros": [],
         "kept": [*kept.values()],
+        "entries": {site: list(range(plan.shares[site].units)) for site in sorted(entries)},
     }
 
 

@@ -199,12 +199,13 @@ def _planned(dense: nn.Module, task: Task, plan: Plan | None) -> Entry:
 
 def _in_words(shrunk: Shrunk) -> str:
     """What shrinking did, in a sentence or two."""
+    sites = f"{len(shrunk.sites)} site{'s' * (len(shrunk.sites) != 1)} of the model got physically smaller"
+    whole = f"taken out whole: {', '.join(shrunk.layers)}"
+    did = "; ".join(each for each, there in ((sites, shrunk.sites or not shrunk.layers), (whole, shrunk.layers)) if there)
     said = (
-        f"{len(shrunk.sites)} site{'s' * (len(shrunk.sites) != 1)} of the model got physically smaller; on the example the small "
-        f"model's outputs differ from the masked model's by at most {shrunk.largest_difference:.1e} of the largest."
+        f"{did[0].upper()}{did[1:]}; on the example the small model's outputs differ from the masked model's by at most "
+        f"{shrunk.largest_difference:.1e} of the largest."
     )
-    if shrunk.layers:
-        said += f" Taken out whole: {', '.join(shrunk.layers)}."
     names = ", ".join(item.name for item in shrunk.skipped)
     return said + (f" Left as zeros, because the model cannot run smaller there: {names}." if names else "")
 

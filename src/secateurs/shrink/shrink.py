@@ -146,12 +146,7 @@ def shrink_(
     work.grow(exact, check=True)
     work.grow(approximate, check=False)
     stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
-    if masks is not None and masks.pattern.startswith("Depth(") and knowing is None:
-        whole = [name for name, kept in (masks.plan or {}).items() if not kept]
-        stayed += tuple(
-            Skipped(name, "the model's code decides by numbers, so that nothing can be proven: it stays, as zeros")
-            for name in whole
-        )
+    stayed += _undecided(masks, structure)
     done = work.finish(before)
     done = replace(done, sites={**experts, **done.sites}, largest_difference=max(difference, done.largest_difference))
     done = replace(done, layers=(*blocks, *idle), folded=folded, skipped=(*done.skipped, *stayed))
@@ -182,6 +177,14 @@ def _known(model: nn.Module, structure: Structure, there: Nonzero) -> Knowing | 
     weights = [(name, weight.ndim) for name, weight in there.weights.items() if weight.numel() and weight.ndim]
     zeros = any(not bool(there.along(name, dim).all()) for name, ndim in weights for dim in range(min(ndim, 2)))
     return interpret(model, structure) if zeros and structure.trace.fake else None
+
+
+def _undecided(masks: Masks | None, structure: Structure) -> tuple[Skipped, ...]:
+    """The blocks that stay because the model's code decides by numbers."""
+    if masks is None or structure.trace.fake or not masks.pattern.startswith("Depth("):
+        return ()
+    reason = "the model's code decides by numbers, so that nothing can be proven: it stays, as zeros"
+    return tuple(Skipped(name, reason) for name, kept in (masks.plan or {}).items() if not kept)
 
 
 def _take_out_entries_(model: nn.Module, structure: Structure, there: Nonzero, check: Check) -> tuple[str, ...]:
