@@ -59,8 +59,11 @@ def same(one: tuple[nn.Module, sc.Masks], other: tuple[nn.Module, sc.Masks]) -> 
     )
 
 
+SLOW = ("llama", "mixtral", "gemma2", "falcon_alibi", "bert")
+
+
 @pytest.mark.filterwarnings("ignore:.*its inputs depend", "ignore:.*no calibration token")
-@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma2", "gpt2", "falcon_alibi", "bloom", "bert", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "t5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_the_same_to_the_bit_as_in_order(name: str) -> None:
     holders = family(name)[2]
     blocks = [f"{holder}.*" for holder in holders]

@@ -77,7 +77,10 @@ def likely(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     return model.generate(ids, max_new_tokens=count, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=0)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("Llama", "GPT-2", "GPT-NeoX", "Gemma")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS])
 def test_it_generates_what_the_model_generates(name: str) -> None:
     model = made(name, sparsity=0.6)
     fast = compile_decoder(model, 160, threads=1, tune=False)

@@ -43,7 +43,7 @@ def gpt_oss(t):
     return t.GptOssForCausalLM(t.GptOssConfig(**SIZES, num_local_experts=4, head_dim=8)), 4
 
 
-MODELS = [mixtral, qwen2, qwen3, olmoe, gpt_oss]
+MODELS = [mixtral, gpt_oss, *(pytest.param(each, marks=pytest.mark.slow) for each in (qwen2, qwen3, olmoe))]
 
 
 @pytest.fixture

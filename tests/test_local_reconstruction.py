@@ -22,7 +22,10 @@ from secateurs.types import FileError, NonFiniteError, SecateursError, TaskError
 WHOLE = ("phi", "gpt_neox", "falcon", "falcon_alibi")  # attention and feed-forward side by side
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("llama", "mixtral", "gpt2", "falcon_alibi", "bert", "t5")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES])
 def test_blocks_are_cut_at_their_residual_sums(name):
     model, example, _ = family(name)
     trace = trace_of(model, example)

@@ -52,19 +52,19 @@ def every_row() -> list[Row]:
     for pattern, specimens, only in kinds:
         specimen, sites = sites_of(pattern, specimens, only)
         task = Task(specimen.example, calibration=[(specimen.example, None)], loss=energy)
-        defined = [criterion for criterion, _ in CRITERIA if is_defined(criterion, sites, task)]
-        stats = observe(sites.model, sites, list(dict.fromkeys(need for each in defined for need in each.needs)), task)
-        rows += [(sites, stats, TopK(criterion)) for criterion in defined]
+        found = [(criterion, observed(criterion, sites, task)) for criterion, _ in CRITERIA]
+        rows += [(sites, stats, TopK(criterion)) for criterion, stats in found if stats is not None]
     return rows
 
 
-def is_defined(criterion: Criterion, sites: Sites, task: Task) -> bool:
-    """Whether such units have a score."""
+def observed(criterion: Criterion, sites: Sites, task: Task) -> Stats | None:
+    """What a criterion needs, where such units have a score."""
     try:
-        list(TopK(criterion).scores(sites, observe(sites.model, sites, criterion.needs, task)))
+        stats = observe(sites.model, sites, criterion.needs, task)
+        list(TopK(criterion).scores(sites, stats))
     except SecateursError:
-        return False
-    return True
+        return None
+    return stats
 
 
 def test_each_pattern_with_each_criterion_scores_the_same_in_another_process(tmp_path: Path) -> None:

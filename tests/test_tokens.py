@@ -153,7 +153,10 @@ def decoder(name: str) -> nn.Module:
     return MODELS[name]().eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("Qwen3", "GPT-2", "GPT-NeoX", "Phi-3")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS])
 def test_nothing_between_the_embedding_and_the_logits_is_left_to_torch(name: str) -> None:
     model = decoder(name)
     for shape in ((1, 20), (2, 7), (1, 2)):

@@ -41,8 +41,8 @@ def keys_and_values(structure: Structure) -> list[tuple[int, int, list[Dim]]]:
     >>> from torch import nn
     >>> from secateurs.graph import analyse
     >>> attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 5, 8)
-    >>> [(size, [dim.size for dim in dims]) for _, size, dims in keys_and_values(analyse(attention, (x, x, x)))]
-    [(4, [2, 4]), (4, [2, 4])]
+    >>> [(size, prod(dim.size for dim in dims)) for _, size, dims in keys_and_values(analyse(attention, (x, x, x)))]
+    [(4, 8), (4, 8)]
     """
     trace, made = structure.trace, set(structure.producers)
     found = []
