@@ -214,6 +214,10 @@ NEARLY: dict[str, Callable[[Tensor], Tensor]] = {
     "the mean over tokens": lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5),
     "a cube": lambda x: x * torch.rsqrt(x.pow(3).abs().mean(-1, keepdim=True) + 1e-5),
     "of something else": lambda x: x * torch.rsqrt(x.sin().pow(2).mean(-1, keepdim=True) + 1e-5),
+    "twice, not squared": lambda x: (lambda y: y * torch.rsqrt((y * 2).mean(-1, keepdim=True) + 1e-5))(x.abs()),
+    "repeated queries": lambda x: _summed(functional.scaled_dot_product_attention(*[_repeated(x)] * 3)),
+    "repeated and turned": lambda x: _summed(_with_angles(_repeated(x), torch.linspace(0, 1, 24).view(1, 1, 6, 4))),
+    "repeated and split": lambda x: _summed(torch.cat(_repeated(x).split(2, -1)[::-1], -1)),
     "a mask": lambda x: joined(functional.scaled_dot_product_attention(*[heads(x)] * 3, attn_mask=torch.eye(6) > 0)),
     "heads not before tokens": lambda x: functional.scaled_dot_product_attention(*[x.view(2, 6, 2, 4)] * 3).flatten(2),
     "angles of each head": lambda x: _turned(x, torch.linspace(0, 1, 48).view(1, 2, 6, 4)),
@@ -233,11 +237,22 @@ EXACTLY: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _repeated(x: Tensor) -> Tensor:
+    return heads(x)[:, :, None].expand(2, 2, 2, 6, 4).reshape(2, 4, 6, 4)
+
+
+def _summed(x: Tensor) -> Tensor:
+    return joined(x[:, :2] + x[:, 2:])
+
+
 def _turned(x: Tensor, angles: Tensor, minus: int = 0) -> Tensor:
-    each = heads(x)
+    return joined(_with_angles(heads(x), angles, minus))
+
+
+def _with_angles(each: Tensor, angles: Tensor, minus: int = 0) -> Tensor:
     first, second = each[..., :2], each[..., 2:]
     turned = [second, -first] if minus else [-second, first]
-    return joined(each * angles.cos() + torch.cat(turned, -1) * angles.sin())
+    return each * angles.cos() + torch.cat(turned, -1) * angles.sin()
 
 
 @pytest.mark.parametrize("what", [*NEARLY, *EXACTLY])
@@ -253,6 +268,23 @@ def test_what_is_nearly_a_step_is_not_taken_for_it(what: str) -> None:
     for isa in available():
         (found,) = Runner(network, plan(network, isa), 1)(x)
         assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_turned_part_is_not_joined_with_a_rest_in_another_order() -> None:
+    """As many tokens as heads: the shapes do not tell which come first."""
+
+    def step(x: Tensor) -> Tensor:
+        other, angles = x.view(1, 2, 2, 4), torch.linspace(0, 1, 4).view(1, 1, 2, 2)
+        each = other.transpose(1, 2)[..., :2]
+        turned = each * angles.cos() + torch.cat([-each[..., 1:], each[..., :1]], -1) * angles.sin()
+        return torch.cat([turned, other[..., 2:]], -1).transpose(1, 2).reshape(1, 2, 8)
+
+    torch.manual_seed(0)
+    model, x = Spelled(step).eval(), torch.randn(1, 2, 8)
+    network = lower(network_of(model, torch.randn(1, 2, 8)))
+    assert any(isinstance(node, Rotary) for node in network.nodes)
+    with torch.no_grad():
+        assert torch.allclose(interpreter(network)(x), model(x), atol=1e-5)
 
 
 def test_a_layer_normalisation_whose_statistics_are_read_stays_torchs() -> None:

@@ -122,22 +122,25 @@ class _Reading:
         """What reads a value as it was recorded; None stands for the caller."""
         return self._readers.get(value, [])
 
-    def angles(self, value: Value, shape: tuple[int, ...]) -> Value | None:
-        """Cosines or sines as (batch, tokens, width), where that is what they are."""
-        numbers, (batch, tokens) = self.number(value), shape[:2]
-        width = value.shape[-1] if value.shape else 0
-        if numbers is None or numbers.numel() != tokens * width or not width or tokens not in value.shape:
+    def angles(self, value: Value, flat: tuple[int, ...], width: int, heads_first: bool) -> Value | None:
+        """Cosines or sines as (batch, tokens, width), where that is what they are: the same for all heads of a batch."""
+        numbers, (batch, tokens) = self.number(value), flat[:2]
+        wanted = (1, 1, tokens, width) if heads_first else (1, tokens, 1, width)
+        if numbers is None or (1,) * (4 - len(value.shape)) + value.shape != wanted:
             return None
-        key = (value, shape[:2])
+        key = (value, flat[:2])
         if key not in self._angles:
             self._angles[key] = made = Value((batch, tokens, width))
             self.added[made] = numbers.reshape(1, tokens, width).expand(batch, tokens, width).contiguous()
         return self._angles[key]
 
-    def tokens_of(self, value: Any) -> tuple[Value, int] | None:
-        """Behind (batch, heads, tokens, size): the (batch, tokens, heads * size) that it is a view of, and the number of heads."""
-        value = self._original(value)
-        if value is None or len(value.shape) != 4:
+    def tokens_of(self, value: Any, shared: bool = False) -> tuple[Value, int] | None:
+        """Behind (batch, heads, tokens, size): the (batch, tokens, heads * size) that it is a view of, and the number of heads.
+
+        There may be fewer of them where several heads are one that was repeated, if they may be ``shared``.
+        """
+        given, value = value, self._original(value)
+        if value is None or len(value.shape) != 4 or not (shared or value.shape == given.shape):
             return None
         turned = self.torchs(value, aten.permute.default)
         if turned is None and value.shape[1] == 1:
@@ -231,7 +234,9 @@ def _inverse_root(reading: _Reading, x: Value, value: Value) -> float | None:
     if [axis % len(x.shape) for axis in mean.args[1]] != [len(x.shape) - 1]:
         return None
     square = reading.torchs(mean.args[0], aten.pow.Tensor_Scalar, aten.mul.Tensor)
-    if square is None or square.args[0] is not x or square.args[1] not in (2, x):
+    if square is None or square.args[0] is not x:
+        return None
+    if square.args[1] != 2 if square.function is aten.pow.Tensor_Scalar else square.args[1] is not x:
         return None
     return float(plus.args[1])
 
@@ -314,18 +319,23 @@ def _turned(reading: _Reading, value: Value) -> Value | None:
         return None
     negated, first = joined.args[0]
     minus = reading.torchs(negated, aten.neg.default)
-    one = _sliced(reading, first)
-    two = None if minus is None else _sliced(reading, minus.args[0])
+    one = _slice_of(reading, first)
+    two = None if minus is None else _slice_of(reading, minus.args[0])
     half = value.shape[-1] // 2
     if one is None or two is None or one[0] is not two[0] or one[0].shape != value.shape:
         return None
     return one[0] if one[1:] == (0, half) and two[1:] == (half, 2 * half) else None
 
 
-def _sliced(reading: _Reading, value: Any) -> tuple[Value, int, int] | None:
+def _slice_of(reading: _Reading, value: Any) -> tuple[Value, int, int] | None:
     """What a value is a part of along the last dimension, and from where to where."""
     part = reading.torchs(value, aten.slice.Tensor)
-    if part is None or (len(part.args) > 4 and part.args[4] != 1) or part.kwargs:
+    return None if part is None else _range(part)
+
+
+def _range(part: Torch) -> tuple[Value, int, int] | None:
+    """What a slice is of, and from where to where along the last dimension; nothing where it is along another, or leaves some out."""
+    if (len(part.args) > 4 and part.args[4] != 1) or part.kwargs:
         return None
     x, axis, start, end = [*part.args, *[0, None, None][len(part.args) - 1 :]][:4]
     size = x.shape[-1]
@@ -342,42 +352,33 @@ def _axis(node: Torch, place: int) -> int:
 
 def _rotated(reading: _Reading, node: Node, x: Value, cos: Value, sin: Value) -> Made:
     """Heads as a linear layer made them, turned; ``x`` may be the first part of each."""
-    part = _sliced(reading, x)
+    part = _slice_of(reading, x)
     whole = x if part is None else part[0]
     if part is not None and part[1] != 0:
         return None
-    heads_first = reading.tokens_of(whole)
-    found = heads_first or reading.flat(whole)
+    found = reading.tokens_of(whole)
+    heads_first = found is not None
+    found = found or reading.flat(whole)
     if found is None:
         return None
     flat, heads = found
-    between = (1, None) if heads_first else (None, 1)  # angles are (..., 1, tokens, width) or (..., tokens, 1, width)
-    if any(not _are_angles(each, x, flat.shape[1], between) for each in (cos, sin)):
-        return None
-    angles = [reading.angles(each, flat.shape) for each in (cos, sin)]
+    angles = [reading.angles(each, flat.shape, x.shape[-1], heads_first) for each in (cos, sin)]
     if angles[0] is None or angles[1] is None:
         return None
     out = Value(flat.shape)
     turned = Rotary(node.name, flat, angles[0], angles[1], out, heads)
     if part is None:
-        return [turned, *_as_heads(node.name, out, heads, outputs_of(node)[0], bool(heads_first))]
+        return [turned, *_as_heads(node.name, out, heads, outputs_of(node)[0], heads_first)]
     all_heads = Value(whole.shape)
     last = len(whole.shape) - 1
     cut = Torch(node.name, aten.slice.Tensor, (all_heads, last, 0, x.shape[-1]), {}, outputs_of(node))
-    return [turned, *_as_heads(node.name, out, heads, all_heads, bool(heads_first)), cut]
+    return [turned, *_as_heads(node.name, out, heads, all_heads, heads_first), cut]
 
 
-def _are_angles(value: Value, x: Value, tokens: int, between: tuple[int | None, int | None]) -> bool:
-    """Whether a constant has the same numbers for all heads."""
-    shape = (1,) * (len(x.shape) - len(value.shape)) + value.shape
-    wanted = (1, 1, tokens, x.shape[-1]) if between[0] == 1 else (1, tokens, 1, x.shape[-1])
-    return shape == wanted
-
-
-def _as_heads(name: str, flat: Value, heads: int, out: Value, first: bool) -> list[Node]:
+def _as_heads(name: str, flat: Value, heads: int, out: Value, heads_first: bool) -> list[Node]:
     """(batch, tokens, heads * size) as (batch, tokens, heads, size), or with heads before tokens."""
     batch, tokens, channels = flat.shape
-    if not first or heads == 1:
+    if not heads_first or heads == 1:
         return [reshape(name, flat, out)]
     apart = Value((batch, tokens, heads, channels // heads))
     return [reshape(name, flat, apart), Torch(name, aten.permute.default, (apart, [0, 2, 1, 3]), {}, (out,))]
@@ -388,10 +389,12 @@ def _partly_rotary(reading: _Reading, node: Node) -> Made:
     if not isinstance(node, Torch) or node.function is not aten.cat.default or len(node.args[0]) != 2:
         return None
     turned, rest = node.args[0]
-    one, other = _sliced(reading, turned), _sliced(reading, rest)
+    one, other = _slice_of(reading, turned), _slice_of(reading, rest)
     if one is None or other is None or _axis(node, 1) != len(node.outputs[0].shape) - 1 or one[0].shape != node.outputs[0].shape:
         return None
-    found, before = (reading.tokens_of(each[0]) or reading.flat(each[0]) for each in (one, other))
+    found, before = reading.tokens_of(one[0]), reading.tokens_of(other[0])
+    if found is None and before is None:
+        found, before = reading.flat(one[0]), reading.flat(other[0])
     maker = None if found is None else reading.maker(found[0])
     if before is None or not isinstance(maker, Rotary) or maker.x is not before[0]:
         return None
@@ -410,7 +413,7 @@ def _attention(reading: _Reading, node: Node) -> Made:
     dropout, causal = (more[0] if more else 0.0), (more[1] if len(more) > 1 else False)
     if dropout or node.kwargs.get("attn_mask") is not None or any(map(reading.is_read, node.outputs[1:])):
         return None
-    one, two, three = (reading.tokens_of(each) for each in (query, key, value))
+    one, two, three = reading.tokens_of(query), reading.tokens_of(key, shared=True), reading.tokens_of(value, shared=True)
     if one is None or two is None or three is None:
         return None
     (x, heads), (keys, of_keys), (values, of_values) = one, two, three
@@ -424,7 +427,7 @@ def _attention(reading: _Reading, node: Node) -> Made:
     scale = (x.shape[-1] // heads) ** -0.5 if scale is None else float(scale)
     out = Value(x.shape)
     made = Attention(node.name, x, keys, values, out, heads, of_keys, scale, bool(causal))
-    return [made, *_as_heads(node.name, out, heads, node.outputs[0], first=True)]
+    return [made, *_as_heads(node.name, out, heads, node.outputs[0], heads_first=True)]
 
 
 def _turned_back(reading: _Reading, node: Node) -> Made:
@@ -453,19 +456,19 @@ def _rows_of_layer(reading: _Reading, node: Node) -> Made:
     layer = reading.maker(x)
     found = (x, 1) if isinstance(layer, Linear) else reading.tokens_of(x) or (reading.flat(x) if len(x.shape) == 4 else None)
     layer = None if found is None else reading.maker(found[0])
-    if found is None or not isinstance(layer, Linear) or layer.residual is not None or not _along(node, last):
+    if found is None or not isinstance(layer, Linear) or layer.residual is not None:
         return None
-    if node.function is aten.slice.Tensor and x is not found[0]:
-        return None  # a part of each head: `_rotated` knows what to do with it
-    made: list[Node] = []
-    first = 0
     if node.function is aten.slice.Tensor:
         part = _range(node)
-        return None if part is None else _layer_of_rows(layer, found[1], part, node.outputs[0], first=False)
+        if part is None or part[1] >= part[2] or x is not found[0]:
+            return None  # a part of each head: `_rotated` knows what to do with it
+        return _layer_of_rows(layer, found[1], part[1:], node.outputs[0], heads_first=False)
+    if _axis(node, 2) != last:
+        return None
+    made: list[Node] = []
+    first, heads_first = 0, x is not found[0] and reading.tokens_of(x) is not None
     for out in node.outputs:
-        made += _layer_of_rows(
-            layer, found[1], (first, first + out.shape[-1]), out, first=x is not found[0] and bool(reading.tokens_of(x))
-        )
+        made += _layer_of_rows(layer, found[1], (first, first + out.shape[-1]), out, heads_first)
         first += out.shape[-1]
     return made
 
@@ -486,30 +489,17 @@ def _activated_rows(reading: _Reading, node: Node) -> Made:
 _PARTS = (aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default)
 
 
-def _along(node: Torch, axis: int) -> bool:
-    """Whether parts are taken along an axis, and all of a step of one."""
-    if node.function is aten.slice.Tensor:
-        given = node.args[1] if len(node.args) > 1 else 0
-        return not node.kwargs and given % (axis + 1) == axis and (len(node.args) < 5 or node.args[4] == 1)
-    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    return bool(given % (axis + 1) == axis)
-
-
-def _range(node: Torch) -> tuple[int, int] | None:
-    """From where to where a slice goes."""
-    size = node.args[0].shape[-1]
-    start, end = [*node.args[2:4], None, None][:2]
-    first, last = (0 if start is None else start), (size if end is None else min(end, size))
-    return (first, last) if 0 <= first < last else None
-
-
-def _layer_of_rows(layer: Linear, heads: int, part: tuple[int, int], out: Value, first: bool) -> list[Node]:
-    """The layer with a part of the rows of each head; ``first``: as heads before tokens."""
+def _layer_of_rows(layer: Linear, heads: int, part: tuple[int, int], out: Value, heads_first: bool) -> list[Node]:
+    """The layer with a part of the rows of each head."""
     rows = torch.arange(layer.weight.shape[0]).view(heads, -1)[:, slice(*part)].flatten()
     bias = None if layer.bias is None else layer.bias[rows]
-    flat = out if len(out.shape) == len(layer.out.shape) and not first and heads == 1 else Value((*layer.out.shape[:-1], len(rows)))
+    flat = (
+        out
+        if len(out.shape) == len(layer.out.shape) and not heads_first and heads == 1
+        else Value((*layer.out.shape[:-1], len(rows)))
+    )
     made: list[Node] = [replace(layer, weight=layer.weight[rows], bias=bias, out=flat)]
-    return made if flat is out else [*made, *_as_heads(layer.name, flat, heads, out, first)]
+    return made if flat is out else [*made, *_as_heads(layer.name, flat, heads, out, heads_first)]
 
 
 def _of_only_head(reading: _Reading, node: Node) -> Made:
