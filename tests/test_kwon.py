@@ -212,6 +212,53 @@ def test_the_numbers_are_those_of_a_regression_with_one_column_a_unit(before):
     assert all(not parameter[~masks[name]].any() for name, parameter in model.named_parameters() if name in masks)
 
 
+class Between(nn.Module):
+    """A residual branch whose answer is another one before it is added."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.up, self.down, self.between, self.last = nn.Linear(4, 6), nn.Linear(6, 4), between, nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(x, self.down(torch.tanh(self.up(x)))))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x, y: x + 0.1 * y,
+        lambda x, y: torch.add(x, y, alpha=0.1),
+        lambda x, y: x + torch.tanh(y),
+        lambda x, y: x + nn.functional.layer_norm(y, (4,)),
+    ],
+    ids=["scaled", "alpha", "curved", "normalised"],
+)
+def test_where_the_answer_is_not_added_as_it_is_the_answer_itself_is_aimed_at(between):
+    torch.manual_seed(0)
+    model, data = Between(between), torch.randn(10, 4)
+    dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(data, None)])
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)
+    with torch.no_grad():
+        given, stay, expected = torch.tanh(model.up(data)), masks["up.bias"], model.down.weight.clone()
+        parts = (given[:, None] * expected)[..., stay].double()
+        wanted = (dense.down(torch.tanh(dense.up(data))) - model.down.bias).double()
+        expected[:, stay] *= torch.linalg.lstsq(parts.reshape(-1, 3), wanted.reshape(-1, 1)).solution[:, 0].float()
+    sc.rescale_(model, dense, task, masks, damping=0.0)
+    torch.testing.assert_close(model.down.weight, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_passes_elsewhere_than_the_example_is_an_error():
+    class Short(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(x) == 1 else x + self.down(self.up(x))
+
+    model, data = Short(torch.add), torch.randn(10, 4)
+    dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(data, None)])
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)
+    with pytest.raises(SecateursError, match=r"^last is called with the example, but not with a calibration batch"):
+        sc.rescale_(model, dense, task, masks)
+
+
 def test_where_nothing_goes_nothing_changes_and_a_large_ridge_leaves_the_numbers_at_one():
     for keep, damping in ((1.0, 0.0), (0.5, 1e9)):
         torch.manual_seed(0)

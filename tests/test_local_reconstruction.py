@@ -42,6 +42,28 @@ def test_blocks_are_cut_at_their_residual_sums(name):
             )
 
 
+class Around(nn.Module):
+    """A block of other width, in which something goes round the sum."""
+
+    def __init__(self, around: bool) -> None:
+        super().__init__()
+        self.fc, self.inner, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.skip = nn.Linear(3, 4) if around else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, given = self.fc(x), x
+        x = x + self.inner(x)
+        return x + (self.last(x) if self.skip is None else self.skip(given))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_block_of_other_width_is_cut_where_nothing_goes_round_the_sum_alone(around):
+    trace = trace_of(nn.Sequential(Around(around)), torch.zeros(2, 3))
+    assert [half.result and half.result.module for half in halves_of(trace, "0")] == (
+        [None] if around else ["0.inner", "0.last", None]
+    )
+
+
 class Half(nn.Module):
     def __init__(self, width: int, after: bool = False) -> None:
         super().__init__()

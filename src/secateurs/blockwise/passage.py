@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from secateurs.forward import check_fit, evaluating
 from secateurs.nested import changed, tensors_in
 from secateurs.progress import track
 from secateurs.types import SecateursError, Task, TaskError
-from secateurs.watch import instead
+from secateurs.watch import cut_short, instead
 
 
 class Passage:
@@ -72,10 +72,6 @@ def _inputs(model: nn.Module, task: Task) -> Iterator[Any]:
         yield inputs
 
 
-class _Enough(BaseException):
-    """Ends a forward pass of which no more is needed."""
-
-
 class _Capture:
     """One pass of the model that is led past the blocks, and what each of them was given."""
 
@@ -86,14 +82,12 @@ class _Capture:
         self.copies: dict[int, Any] = {}
         self.first: Tensor | None = None
         self.stream: Tensor | None = None
+        self.enough: Callable[[], NoReturn]
 
     def __call__(self, inputs: Any, example: Any) -> tuple[list[Arguments], Tensor]:
         """The arguments of each block for one batch, and the stream that the first is given."""
-        with evaluating(self.model), instead(dict.fromkeys(self.modules, self._called)):
-            try:
-                run_batch(self.model, inputs, "a calibration batch", example)
-            except _Enough:
-                pass
+        with evaluating(self.model), instead(dict.fromkeys(self.modules, self._called)), cut_short() as self.enough:
+            run_batch(self.model, inputs, "a calibration batch", example)
         if self.first is None or len(self.found) < len(self.stack.names):
             missing = next(name for name in self.stack.names if name not in self.found)
             raise SecateursError(
@@ -113,7 +107,7 @@ class _Capture:
             )
         self.found[name] = Arguments(args, kwargs, self.stream, self.store, self.copies)
         if name == self.stack.names[-1]:
-            raise _Enough
+            self.enough()
         if name not in self.stack.answers:
             answer = run(block, *args, **kwargs)
             self.stream = stream_in(answer)

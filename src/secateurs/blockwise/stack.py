@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.graph import ModulePass, Trace, Value, trace_of
+from secateurs.graph import ModulePass, Trace, Value, after, trace_of
 from secateurs.nested import leaves
 from secateurs.types import SecateursError
 
@@ -75,11 +75,8 @@ def stack_of(trace: Trace, names: tuple[str, ...], owners: Mapping[str, str], ch
 
 def _moving(trace: Trace, passes: list[ModulePass], changing: Iterable[str]) -> set[Value]:
     """Every value that is another one once some block was pruned."""
-    moving = {each.gives[0] for each in passes} | {trace.parameters[name] for name in changing if name in trace.parameters}
-    for op in trace.ops:
-        if not moving.isdisjoint(op.inputs):
-            moving.update(op.outputs)
-    return moving
+    streams = {each.gives[0] for each in passes}
+    return after(trace.ops, streams | {trace.parameters[name] for name in changing if name in trace.parameters})
 
 
 def _require_own(trace: Trace, pruned: Mapping[str, str], where: Mapping[int, str]) -> None:

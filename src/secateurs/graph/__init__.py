@@ -4,12 +4,12 @@ from secateurs.graph.attentions import keys_and_values
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
 from secateurs.graph.branches import Branch, Branches, Operand, additions, branches_of, serving_alone
-from secateurs.graph.calls import ModuleCall, ModulePass
+from secateurs.graph.calls import ModuleCall, ModulePass, Seen, seen
 from secateurs.graph.halves import Half, halves_of
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.mixtures import Routed, mixtures_of
-from secateurs.graph.ops import Op, Trace
+from secateurs.graph.ops import SAME_NUMBERS, Op, Trace, after, summands
 from secateurs.graph.ready import ready
 from secateurs.graph.rules import RULES
 from secateurs.graph.size_calls import Number, Pieces, SizeCall
@@ -23,6 +23,7 @@ from secateurs.nested import Value
 
 __all__ = [
     "RULES",
+    "SAME_NUMBERS",
     "TABLE",
     "Axis",
     "Blocks",
@@ -43,6 +44,7 @@ __all__ = [
     "Pieces",
     "Place",
     "Routed",
+    "Seen",
     "SizeCall",
     "Snapshot",
     "Source",
@@ -52,6 +54,7 @@ __all__ = [
     "Value",
     "View",
     "additions",
+    "after",
     "analyse",
     "asks_size",
     "blocks_in",
@@ -68,7 +71,9 @@ __all__ = [
     "normal",
     "occurrences",
     "ready",
+    "seen",
     "serving_alone",
+    "summands",
     "told",
     "trace_of",
     "unify",

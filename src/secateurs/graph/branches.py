@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from secateurs.graph.ops import Op, Trace, used
+from secateurs.graph.ops import SAME_NUMBERS, Op, Trace, after, making, summands, used
 from secateurs.graph.structure import Structure
 from secateurs.nested import Value
-
-_SAME_NUMBERS = ("view", "_unsafe_view", "reshape", "clone", "detach", "alias", "_to_copy")
-"""Operations that give the numbers of their operand in another shape or type."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +75,17 @@ def branches_of(structure: Structure) -> Branches:
     (('fc.weight', 'fc.bias'), False)
     """
     trace = structure.trace
-    number = {id(op): place for place, op in enumerate(trace.ops)}
     sums = _sums(trace)
-    streams = [each for each in sums if any(reached for _, reached in _parts(trace, number, each).values())]
+    streams = [each for each in sums if any(reached for _, reached in _parts(trace, each).values())]
     drafts: list[tuple[Operand, Operand, frozenset[int]]] = []
     for each in streams:
         around = _elsewhere(trace, each, streams) if len(streams) > 1 else set()
-        made = _parts(trace, number, each, around)
+        made = _parts(trace, each, around)
         drafts += [(part, _seen(trace, each, reached), frozenset(ops)) for part, (ops, reached) in made.items() if reached]
-    found = [_branch(trace, number, draft, drafts) for draft in drafts]
+    found = [_branch(trace, draft, drafts) for draft in drafts]
     ordered = sorted((each for each in found if each.parameters or each.shared), key=lambda each: max(each.ops))
     others = [each for each in sums if not any(each is one for one in streams)]
-    unlike = [each.places[-1] for each in others if _weighed(trace, structure, number, each)]
+    unlike = [each.places[-1] for each in others if _weighed(trace, structure, each)]
     return Branches(tuple(ordered), tuple(unlike))
 
 
@@ -97,8 +93,7 @@ def serving_alone(trace: Trace, branches: Sequence[Branch], others: Sequence[Bra
     """The parameters that serve some branches and nothing else in a model, in the order of the model."""
     inside = frozenset[int]().union(*(each.ops for each in branches))
     outside = frozenset[int]().union(*(each.ops for each in others))
-    number = {id(op): place for place, op in enumerate(trace.ops)}
-    reading = {name: [number[id(op)] for op in trace.readers.get(value, ())] for name, value in trace.parameters.items()}
+    reading = {name: trace.read_at.get(value, []) for name, value in trace.parameters.items()}
     return tuple(name for name, places in reading.items() if places and all(place in inside - outside for place in places))
 
 
@@ -134,13 +129,13 @@ def _sums(trace: Trace) -> list[_Sum]:
 
 
 def _is_sum(op: Op) -> bool:
-    both = [each for each in op.args[:2] if isinstance(each, Value)]
-    return op.name == "add" and len(both) == 2 and both[0].shape == both[1].shape and len(both[0].shape) > 1
+    both = summands(op)
+    return both is not None and len(both[0].shape) > 1
 
 
 def _source(trace: Trace, value: Value) -> Value:
     """The value whose numbers these are."""
-    while (op := trace.makers.get(value)) is not None and op.name in _SAME_NUMBERS and isinstance(op.args[0], Value):
+    while (op := trace.makers.get(value)) is not None and op.name in SAME_NUMBERS and isinstance(op.args[0], Value):
         value = op.args[0]
     return value
 
@@ -148,50 +143,27 @@ def _source(trace: Trace, value: Value) -> Value:
 def _names(trace: Trace, value: Value) -> set[Value]:
     """A value, and every earlier one that is the same numbers."""
     found = {value}
-    while (op := trace.makers.get(value)) is not None and op.name in _SAME_NUMBERS and isinstance(op.args[0], Value):
+    while (op := trace.makers.get(value)) is not None and op.name in SAME_NUMBERS and isinstance(op.args[0], Value):
         value = op.args[0]
         found.add(value)
     return found
 
 
-def _made(trace: Trace, number: dict[int, int], value: Value, stops: set[Value]) -> tuple[set[int], set[Value]]:
-    """The places of the operations that make a value, up to where they read one of ``stops``; and which of these they read."""
-    ops: set[int] = set()
-    reached: set[Value] = set()
-    waiting = [value]
-    while waiting:
-        op = trace.makers.get(waiting.pop())
-        if op is None or number[id(op)] in ops:
-            continue
-        ops.add(number[id(op)])
-        for each in op.inputs:
-            if each in stops:
-                reached.add(each)
-            else:
-                waiting.append(each)
-    return ops, reached
-
-
-def _parts(
-    trace: Trace, number: dict[int, int], here: _Sum, around: set[Value] | None = None
-) -> dict[Operand, tuple[set[int], set[Value]]]:
+def _parts(trace: Trace, here: _Sum, around: set[Value] | None = None) -> dict[Operand, tuple[set[int], set[Value]]]:
     """Each part of a sum: what makes it from the others, or from what lies ``around``; and which of the others."""
     found = {}
     for part, value in here.parts.items():
         stops = here.within - _names(trace, value)
-        ops, reached = _made(trace, number, value, stops | (around or set()))
+        ops, reached = making(trace, value, stops | (around or set()))
         found[part] = ops, reached & stops
     return found
 
 
 def _elsewhere(trace: Trace, here: _Sum, streams: Sequence[_Sum]) -> set[Value]:
     """The sums of other streams that do not depend on this one: an encoder's, to a decoder that reads what comes of it."""
-    after = set(here.within)
-    for op in trace.ops:
-        if not after.isdisjoint(op.inputs):
-            after.update(op.outputs)
+    following = after(trace.ops, here.within)
     results = [trace.ops[place].outputs[0] for each in streams if each is not here for place in each.places]
-    return {value for value in results if value not in after}
+    return {value for value in results if value not in following}
 
 
 def _seen(trace: Trace, here: _Sum, reached: set[Value]) -> Operand:
@@ -205,16 +177,13 @@ def _seen(trace: Trace, here: _Sum, reached: set[Value]) -> Operand:
 
 def _branch(
     trace: Trace,
-    number: dict[int, int],
     draft: tuple[Operand, Operand, frozenset[int]],
     drafts: Sequence[tuple[Operand, Operand, frozenset[int]]],
 ) -> Branch:
     added, before, ops = draft
     alone = ops.difference(*(other for part, _, other in drafts if part is not added))
     reading = {
-        name: [number[id(op)] for op in readers]
-        for name, value in trace.parameters.items()
-        if (readers := trace.readers.get(value)) and any(number[id(op)] in ops for op in readers)
+        name: places for name, value in trace.parameters.items() if not ops.isdisjoint(places := trace.read_at.get(value, []))
     }
     own = tuple(name for name, places in reading.items() if all(place in alone for place in places))
     attends = any(trace.ops[place].name in ("bmm", "baddbmm") and _weighs(trace, trace.ops[place]) for place in ops)
@@ -225,14 +194,14 @@ def _branch(
 def _weighs(trace: Trace, op: Op) -> bool:
     """Whether a product takes what a softmax gives as it is."""
     value = op.args[0]
-    while (maker := trace.makers.get(value)) is not None and maker.name in (*_SAME_NUMBERS, "expand", "mul", "div"):
+    while (maker := trace.makers.get(value)) is not None and maker.name in (*SAME_NUMBERS, "expand", "mul", "div"):
         value = maker.args[0]
     return maker is not None and "softmax" in maker.name
 
 
-def _weighed(trace: Trace, structure: Structure, number: dict[int, int], here: _Sum) -> bool:
+def _weighed(trace: Trace, structure: Structure, here: _Sum) -> bool:
     """Whether a part of a sum is computed by weights of its own from what the other parts are computed from, and depends on the input."""
-    made = [_made(trace, number, value, set())[0] for value in here.parts.values()]
+    made = [making(trace, value)[0] for value in here.parts.values()]
     common = set.intersection(*made)
     reads = set(trace.parameters.values())
     own = any(value in reads for ops in made for place in ops - common for value in trace.ops[place].inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,29 @@ def _values(nest: Any) -> Iterator[Value]:
     else:
         for _, part in parts(nest) or ():
             yield from _values(part)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a value can be seen while a model runs: it is the tensor of that number that the module is given."""
+
+    module: str
+    number: int
+
+
+def seen(passes: Sequence[ModulePass], value: Value, within: str = "") -> Seen | None:
+    """The first of the modules that are called once (of those within one) that is given a value; ``None`` where none is."""
+    count = Counter(each.module for each in passes)
+    inside = f"{within}." if within else ""
+    given = [
+        each
+        for each in passes
+        if each.module.startswith(inside) and count[each.module] == 1 and any(one is value for one in each.given)
+    ]
+    if not given:
+        return None
+    first = min(given, key=lambda each: (each.ops.start, each.module.count(".")))
+    return Seen(first.module, next(number for number, one in enumerate(first.given) if one is value))
 
 
 class Passes:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from secateurs.graph.calls import ModulePass
-from secateurs.graph.ops import Op, Trace
+from secateurs.graph.calls import ModulePass, Seen, seen
+from secateurs.graph.ops import Op, Trace, after, making, summands
 from secateurs.nested import Value
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Where a value can be seen while a block runs: it is the tensor of that number that the module is given."""
-
-    module: str
-    number: int
 
 
 @dataclass(frozen=True)
@@ -48,72 +40,30 @@ def halves_of(trace: Trace, block: str) -> list[Half]:
     """
     here = next(each for each in trace.passes if each.module == block)
     ops = [trace.ops[place] for place in here.ops]
-    cuts = [(value, seen) for value in _cuts(here, ops) if (seen := _seen(trace, here, value)) is not None]
-    readers = {id(op) for op in ops}
-    own = [
-        (name, trace.readers.get(value, []))
-        for name, value in trace.parameters.items()
-        if trace.readers.get(value) and all(id(op) in readers for op in trace.readers[value])
-    ]
+    cuts = [(value, where) for value in _cuts(here, ops) if (where := seen(trace.passes, value, block)) is not None]
+    reading = {name: trace.read_at.get(value, []) for name, value in trace.parameters.items()}
+    own = {name: places for name, places in reading.items() if places and all(place in here.ops for place in places)}
     found: list[Half] = []
     taken: set[str] = set()
-    for value, seen in [*cuts, (None, None)]:
-        making = readers if value is None else _making(trace, value)
-        names = tuple(name for name, reading in own if name not in taken and any(id(op) in making for op in reading))
+    for value, where in [*cuts, (None, None)]:
+        serving = here.ops if value is None else making(trace, value)[0]
+        names = tuple(name for name, places in own.items() if name not in taken and any(place in serving for place in places))
         taken |= set(names)
-        found.append(Half(names, seen))
+        found.append(Half(names, where))
     return [half for half in found if half.parameters]
 
 
 def _cuts(here: ModulePass, ops: Sequence[Op]) -> list[Value]:
     """The sums in a block through which all that follows goes, in order."""
     result = here.gives[0]
-    stream = [value for value in here.given if value.shape == result.shape][
-        :1
-    ]  # what else is given, as masks are, may be read anywhere
+    # What else is given, as masks are, may be read anywhere.
+    stream = ([value for value in here.given if value.shape == result.shape] or list(here.given))[:1]
     inside = {value for op in ops for value in op.outputs}
     found: list[Value] = []
     for op in ops:
-        both = [each for each in op.args[:2] if isinstance(each, Value)]
-        if op.name != "add" or len(both) != 2 or both[0].shape != both[1].shape:
-            continue
-        for value, other in (both, both[::-1]):
-            goes_on = value in inside and value is not result and value not in found and other in _after(ops, [value])
-            if goes_on and prod(value.shape) == prod(result.shape) and result not in _after(ops, stream, without=value):
+        both = summands(op)
+        for value, other in () if both is None else (both, both[::-1]):
+            goes_on = value in inside and value is not result and value not in found and other in after(ops, [value])
+            if goes_on and prod(value.shape) == prod(result.shape) and result not in after(ops, stream, without=value):
                 found.append(value)
     return found
-
-
-def _after(ops: Sequence[Op], starts: Iterable[Value], without: Value | None = None) -> set[Value]:
-    """All values that are computed from some, not by way of one."""
-    found = set(starts)
-    for op in ops:
-        if not found.isdisjoint(op.inputs):
-            found.update(value for value in op.outputs if value is not without)
-    return found
-
-
-def _making(trace: Trace, value: Value) -> set[int]:
-    """The operations that a value is made by, as objects' numbers."""
-    found: set[int] = set()
-    waiting = [value]
-    while waiting:
-        op = trace.makers.get(waiting.pop())
-        if op is not None and id(op) not in found:
-            found.add(id(op))
-            waiting += op.inputs
-    return found
-
-
-def _seen(trace: Trace, here: ModulePass, value: Value) -> Seen | None:
-    """The first module in a block that is given a value."""
-    names = [each.module for each in trace.passes]
-    given = [
-        each
-        for each in trace.passes
-        if each.module.startswith(f"{here.module}.") and names.count(each.module) == 1 and any(one is value for one in each.given)
-    ]
-    if not given:
-        return None
-    first = min(given, key=lambda each: (each.ops.start, each.module.count(".")))
-    return Seen(first.module, next(number for number, one in enumerate(first.given) if one is value))

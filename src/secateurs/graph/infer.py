@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateurs.graph.axes import Dim
-from secateurs.graph.ops import Op, Trace, used
+from secateurs.graph.ops import Op, Trace, after, used
 from secateurs.graph.rms_norms import rms_norms
 from secateurs.graph.rules import rule_of
 from secateurs.graph.typing_context import Dims, Typing
@@ -64,10 +64,7 @@ def _moving(trace: Trace) -> set[Value]:
     before = {**trace.parameters, **trace.buffers}
     found: set[Value] = set()
     while True:
-        reached = {*trace.inputs, *found}
-        for op in trace.ops if trace.written else ():
-            if not reached.isdisjoint(op.inputs):
-                reached.update(op.outputs)
+        reached = after(trace.ops if trace.written else (), {*trace.inputs, *found})
         more = {before[name] for name, value in trace.written.items() if name in before and value in reached} - found
         if not more:
             return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,13 +94,60 @@ class Trace:
         return {value: op for op in self.ops for value in op.outputs}
 
     @functools.cached_property
+    def made_at(self) -> dict[Value, int]:
+        """Value → the place of the operation that makes it."""
+        return {value: place for place, op in enumerate(self.ops) for value in op.outputs}
+
+    @functools.cached_property
+    def read_at(self) -> dict[Value, list[int]]:
+        """Value → the places of the operations that read it, in order."""
+        found: dict[Value, list[int]] = {}
+        for place, op in enumerate(self.ops):
+            for value in dict.fromkeys(op.inputs):
+                found.setdefault(value, []).append(place)
+        return found
+
+    @functools.cached_property
     def readers(self) -> dict[Value, list[Op]]:
         """Value → the operations that read it, in order."""
-        found: dict[Value, list[Op]] = {}
-        for op in self.ops:
-            for value in dict.fromkeys(op.inputs):
-                found.setdefault(value, []).append(op)
-        return found
+        return {value: [self.ops[place] for place in places] for value, places in self.read_at.items()}
+
+
+SAME_NUMBERS = ("view", "_unsafe_view", "reshape", "clone", "detach", "alias", "_to_copy")
+"""Operations that give the numbers of their operand in another shape or type."""
+
+
+def summands(op: Op) -> tuple[Value, Value] | None:
+    """The two tensors of one shape that an operation adds, as at the end of a residual branch; ``None`` where it does nothing like that."""
+    both = [each for each in op.args[:2] if isinstance(each, Value)]
+    return (both[0], both[1]) if op.name == "add" and len(both) == 2 and both[0].shape == both[1].shape else None
+
+
+def after(ops: Iterable[Op], starts: Iterable[Value], without: Value | None = None) -> set[Value]:
+    """Some values and all that is computed from them, but by way of ``without``."""
+    found = set(starts)
+    for op in ops:
+        if not found.isdisjoint(op.inputs):
+            found.update(value for value in op.outputs if value is not without)
+    return found
+
+
+def making(trace: Trace, value: Value, stops: Container[Value] = ()) -> tuple[set[int], set[Value]]:
+    """The places of the operations that make a value, up to where they read one of ``stops``; and which of these they read."""
+    ops: set[int] = set()
+    reached: set[Value] = set()
+    waiting = [value]
+    while waiting:
+        place = trace.made_at.get(waiting.pop())
+        if place is None or place in ops:
+            continue
+        ops.add(place)
+        for each in trace.ops[place].inputs:
+            if each in stops:
+                reached.add(each)
+            else:
+                waiting.append(each)
+    return ops, reached
 
 
 def used(trace: Trace) -> list[bool]:

@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,13 @@ from secateurs.files.partway import Kept, Partway, digest
 from secateurs.forward import buffers_in, evaluating, parameters_in
 from secateurs.given import COUNT, MASKS, MODEL, PATH, TASK, require, require_values
 from secateurs.graph import Half, Trace, blocks_in, halves_of, trace_of
-from secateurs.graph.halves import Seen
 from secateurs.masks import Masks
 from secateurs.nested import changed, tensors_in
 from secateurs.progress import tell, track
 from secateurs.ranks import count
 from secateurs.tried import taken_back_on_error
 from secateurs.types import NonFiniteError, SecateursError, Task
+from secateurs.watch import until_given
 
 _HELD_OUT = 8  # of so many batches one is not trained on
 
@@ -135,10 +134,6 @@ def _require(
             f"shares {shared} with the pruned one" if shared is not None else f"has no parameter {unlike} of the pruned one's shape"
         )
         raise SecateursError(f"reconstruct_: the dense model {why}: keep a copy before pruning, dense = copy.deepcopy(model)")
-
-
-class _Enough(BaseException):
-    """Ends the pass of a block of which no more is needed."""
 
 
 @dataclass
@@ -264,12 +259,13 @@ class BlockTraining:
         all_of_it = {**parameters_in(block), **buffers_in(block)}
         whole = {name: value.detach().float() for name, value in all_of_it.items() if value.is_floating_point()}
         args, kwargs = changed(call.arguments.with_stream(call.stream), _floating)
-        with _modes(block), _seeing(block, self.name, self.half.result) as seen:
-            try:
-                answer = torch.func.functional_call(block, {**whole, **values}, args, kwargs)
-            except _Enough:
-                return seen[0]
-        return next(tensors_in(answer))
+        result = self.half.result
+        with _modes(block):
+            if result is None:
+                return next(tensors_in(torch.func.functional_call(block, {**whole, **values}, args, kwargs)))
+            with until_given(block, result.module.removeprefix(f"{self.name}."), result.number) as seen:
+                torch.func.functional_call(block, {**whole, **values}, args, kwargs)
+        return seen[0]
 
 
 def _step_(optimizer: torch.optim.Optimizer, values: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
@@ -305,22 +301,3 @@ def _modes(block: nn.Module) -> Iterator[None]:
     learning = torch.is_grad_enabled()
     with evaluating(block), torch.set_grad_enabled(learning):
         yield
-
-
-@contextmanager
-def _seeing(block: nn.Module, name: str, result: Seen | None) -> Iterator[list[Tensor]]:
-    """Stops the pass of a block where its part's result is given to a module, and gives it."""
-    seen: list[Tensor] = []
-    if result is None:
-        yield seen
-        return
-
-    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append(list(tensors_in((args, kwargs)))[result.number])
-        raise _Enough
-
-    hook = block.get_submodule(result.module.removeprefix(f"{name}.")).register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        hook.remove()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from secateurs.batch import run_batch, split
 from secateurs.forward import evaluating, modules_in
 from secateurs.given import MASKS, MODEL, TASK, require
-from secateurs.graph import Trace
+from secateurs.graph import SAME_NUMBERS, Seen, Trace, seen, summands
 from secateurs.masks import Masks
-from secateurs.nested import tensors_in
 from secateurs.patterns import Channel, Selection, find_sites, weight_of
 from secateurs.progress import track
 from secateurs.solve import scales
 from secateurs.tried import taken_back_on_error
 from secateurs.types import Member, Pattern, SecateursError, Site, Task, TaskError
+from secateurs.watch import cut_short, until_given
 
 _LARGEST = 10.0
 """No unit is to count more than so many times: where a fit says so, its data are too few (as in the paper's code)."""
@@ -42,10 +41,10 @@ def rescale_(
     (2204.09656: mask tuning).
 
     The numbers of a layer are those of least squares: with what the pruned model gives it by then, the residual sum behind it (its
-    answer, where there is none) is to be that of the ``dense`` model, a copy made before the pruning; so it also makes up for what those
-    before it lost. ``damping``, a part of the mean square of what the units add, holds the numbers near 1. Where one would be beyond ±10
-    all of its site stay 1, with a warning. ``pattern``, ``only`` and ``skip`` are those of the pruning. After an error the model is as it
-    was.
+    answer, where that is added to nothing as it is) is to be that of the ``dense`` model, a copy made before the pruning; so it also
+    makes up for what those before it lost. ``damping``, a part of the mean square of what the units add, holds the numbers near 1. Where
+    one would be beyond ±10 all of its site stay 1, with a warning. ``pattern``, ``only`` and ``skip`` are those of the pruning. After an
+    error the model is as it was.
 
     Raises `SecateursError` where units are not read by one linear layer, `TaskError` where there are no batches.
 
@@ -71,12 +70,11 @@ def rescale_(
 
 @dataclass(frozen=True)
 class _Place:
-    """The layer that reads a site's units, which member that is, and which module is given the sum behind it, as which of its tensors."""
+    """The layer that reads a site's units, which member that is, and where the sum behind it can be seen."""
 
     index: int
     reader: str
-    behind: str | None
-    number: int = 0
+    behind: Seen | None
 
 
 def _place(site: Site, trace: Trace) -> _Place:
@@ -91,46 +89,27 @@ def _place(site: Site, trace: Trace) -> _Place:
     value = next((each.gives[0] for each in trace.passes if each.module == reader and each.gives), None)
     while value is not None and len(reading := trace.readers.get(value, [])) == 1:
         (op,) = reading
-        both = [each for each in op.args[:2] if each in op.inputs]
-        if op.name == "add" and len(both) == 2 and both[0].shape == both[1].shape:
-            given = [each for each in trace.passes if any(one is op.outputs[0] for one in each.given)]
-            first = min(given, key=lambda each: (each.ops.start, each.module.count(".")), default=None)
-            if first is None or sum(each.module == first.module for each in trace.passes) > 1:
-                break
-            return _Place(index, reader, first.module, [one is op.outputs[0] for one in first.given].index(True))
-        value = op.outputs[0] if op.outputs[0].shape == value.shape else None
+        if summands(op) is not None and op.argument("alpha", 1) == 1:
+            return _Place(index, reader, seen(trace.passes, op.outputs[0]))
+        value = op.outputs[0] if op.name in SAME_NUMBERS and op.outputs[0].shape == value.shape else None
     return _Place(index, reader, None)
 
 
-class _Enough(BaseException):
-    """Ends a pass of which no more is needed."""
-
-
-@contextmanager
-def _watched(model: nn.Module, place: _Place, found: dict[str, Any]) -> Iterator[None]:
-    """Keeps what the reader is given and answers, and the sum behind it."""
-    modules = modules_in(model, again=True)
+def _shown(model: nn.Module, place: _Place, inputs: Any, example: Any) -> dict[str, Tensor]:
+    """What the reader is given and answers for one batch, and the sum behind it, each ``(rows, features)``."""
+    found: dict[str, Tensor] = {}
 
     def at_reader(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found["given"], found["sum"] = args[0].flatten(0, -2), output.flatten(0, -2)
-        found["answer"] = found["sum"]
+        found["given"], found["answer"] = args[0].flatten(0, -2), output.flatten(0, -2)
         if place.behind is None:
-            raise _Enough
+            enough()
 
-    def at_sum(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found["sum"] = list(tensors_in((args, kwargs)))[place.number].flatten(0, -2)
-        raise _Enough
-
-    handles = [modules[place.reader].register_forward_hook(at_reader)]
-    if place.behind is not None:
-        handles.append(modules[place.behind].register_forward_pre_hook(at_sum, with_kwargs=True))
-    try:
-        yield
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        enough = stack.enter_context(cut_short())
+        sums = [] if place.behind is None else stack.enter_context(until_given(model, place.behind.module, place.behind.number))
+        stack.callback(modules_in(model, again=True)[place.reader].register_forward_hook(at_reader).remove)
+        run_batch(model, inputs, "a calibration batch", example)
+    return {**found, "sum": sums[0].flatten(0, -2) if sums else found["answer"]}
 
 
 def _products(model: nn.Module, dense: nn.Module, task: Task, place: _Place) -> tuple[Tensor, Tensor]:
@@ -139,11 +118,7 @@ def _products(model: nn.Module, dense: nn.Module, task: Task, place: _Place) -> 
     gram = meeting = None
     for batch in batches if batches is not None else ():
         inputs, _ = split(model, task, batch)
-        then: dict[str, Tensor] = {}
-        now: dict[str, Tensor] = {}
-        for each, found in ((dense, then), (model, now)):
-            with _watched(each, place, found):
-                run_batch(each, inputs, "a calibration batch", task.example)
+        then, now = (_shown(each, place, inputs, task.example) for each in (dense, model))
         rows = torch.cat([now["given"], now["given"].new_ones(len(now["given"]), 1)], dim=1).double()
         wanted = (now["answer"] + then["sum"] - now["sum"]).double()
         gram = rows.T @ rows if gram is None else gram + rows.T @ rows

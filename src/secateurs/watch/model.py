@@ -6,12 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, modules_in
+from secateurs.nested import tensors_in
 from secateurs.ranks import any_sharded
 from secateurs.types import SecateursError
 
@@ -115,6 +116,57 @@ def modules(
 
 
 _InPlace = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _Enough(BaseException):
+    """Ends a pass of which no more is needed; says which one."""
+
+
+@contextmanager
+def cut_short() -> Iterator[Callable[[], NoReturn]]:
+    """Gives a function that ends what runs in the block, such as a model's pass, wherever it is called.
+
+    >>> with cut_short() as enough:
+    ...     enough()
+    ...     print("never")
+    """
+    this = object()
+
+    def enough() -> NoReturn:
+        raise _Enough(this)
+
+    try:
+        yield enough
+    except _Enough as ended:
+        if ended.args[0] is not this:
+            raise
+
+
+@contextmanager
+def until_given(model: nn.Module, name: str, number: int) -> Iterator[list[Tensor]]:
+    """Ends the model's pass in the block where the module of that name is given its tensor of that number, which is then in the list.
+
+    Raises `SecateursError` where it is not called.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2), nn.Flatten(7))
+    >>> with until_given(model, "1", 0) as given:
+    ...     _ = model(torch.ones(1, 2))
+    >>> given
+    [tensor([[1., 1.]])]
+    """
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(list(tensors_in((args, kwargs)))[number])
+        enough()
+
+    with cut_short() as enough:
+        handle = modules_in(model, again=True)[name].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            yield found
+        finally:
+            handle.remove()
+        raise SecateursError(f"{name} is called with the example, but not with a calibration batch: give batches like the example")
 
 
 @contextmanager
