@@ -44,9 +44,8 @@ def uniform(
 
     def allocate(sites: Sites, scores: ScoresOf) -> Plan:
         if sites[0].pattern.within in ("model", "isomorphic"):
-            return global_threshold(keep=fraction, floor=floor, ceiling=ceiling, same_in_every_block=same_in_every_block)(
-                sites, scores
-            )
+            plan = _by_threshold(sites, scores, fraction, floor, ceiling, "uniform")
+            return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
         limits, units = limits_of(sites, floor, ceiling), [site.units for site in sites]
         plan = plan_of(sites, apportion(sites, units, total_of(sites, fraction), limits, f"uniform(keep={fraction:g})"))
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
@@ -130,12 +129,17 @@ def global_threshold(
                 f"{sites[0].pattern} lets units compete within {sites[0].pattern.within!r}, but global_threshold compares the whole "
                 'model: use within="layer", or uniform(...)'
             )
-        who, limits = f"global_threshold(keep={fraction:g})", limits_of(sites, floor, ceiling)
-        apportion(sites, [1.0] * len(sites), total_of(sites, fraction), limits, who)  # raises where the bounds do not admit it
-        plan = plan_of(sites, _above_threshold(sites, _priced(sites, scores, per), fraction, limits))
+        plan = _by_threshold(sites, _priced(sites, scores, per), fraction, floor, ceiling, "global_threshold")
         return equal_in_blocks(sites, plan, floor, ceiling) if same_in_every_block else plan
 
     return allocate
+
+
+def _by_threshold(sites: Sites, scores: ScoresOf, fraction: float, floor: int, ceiling: float, who: str) -> Plan:
+    """The plan of one threshold; raises `PlanError`, which names `who`, where the bounds do not admit it."""
+    limits = limits_of(sites, floor, ceiling)
+    apportion(sites, [1.0] * len(sites), total_of(sites, fraction), limits, f"{who}(keep={fraction:g})")
+    return plan_of(sites, _above_threshold(sites, scores, fraction, limits))
 
 
 def _above_threshold(sites: Sites, scores: ScoresOf, fraction: float, limits: Limits) -> dict[str, int]:

@@ -166,6 +166,11 @@ def _out_of_bounds(sites: Sites, who: str, total: int, low: int, high: int) -> s
             f"{asked}, but {fixed} keeps {low} by itself: leave the allocator out (or ask keep={fraction:g}), "
             f"or choose freely with Element(within={fixed.within})"
         )
+    if total < low and low == sum(site.least for site in sites):
+        sent = " or ".join(str(least) for least in sorted({site.least for site in sites}))
+        return (
+            f"{asked}, but each token is sent to {sent} experts, so that {low} stay in {len(sites)} mixtures: ask for less sparsity"
+        )
     if total < low:
         return (
             f"{asked}, but what floor= and ceiling= leave in each of {len(sites)} sites already takes {low}: ask for less sparsity, "
