@@ -70,7 +70,8 @@ def test_perplexity_is_that_of_all_tokens_told(file: Path) -> None:
     assert sc.evaluate(model, task, task.test) == pytest.approx(expected, rel=1e-5)
     assert sc.perplexity(model, task.test.inputs) == pytest.approx(expected, rel=1e-5)  # type: ignore[union-attr]
     of_lengths = [task.test.inputs[:1], task.test.inputs[1:2, :4]]  # type: ignore[union-attr]
-    expected = math.exp(torch.cat([nats[0], nats[1][:3]]).mean())
+    of_lengths.insert(0, task.test.inputs[:1, :1])  # type: ignore[union-attr]
+    expected = math.exp(torch.cat([nats[0], nats[1][:3]]).mean())  # a token alone is not told
     assert sc.perplexity(model, of_lengths) == pytest.approx(expected, rel=1e-5)
     assert not model.training and task.metric_name == "perplexity" and not task.higher_is_better
 
@@ -132,6 +133,35 @@ def test_errors_say_what_is_wrong(file: Path, tmp_path: Path) -> None:
         sc.perplexity(model, Task(None))
     with pytest.raises(KindError, match="summary is 3, but must be a function"):
         Task(None, summary=3)  # type: ignore[arg-type]
+
+
+class Around(nn.Module):
+    """Tells each token from all of its window, or from those before it."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.words, self.causal = nn.Embedding(8, 8), causal
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        sums = self.words(tokens).cumsum(1)
+        return sums if self.causal else sums[:, -1:].expand_as(sums)
+
+
+@pytest.mark.parametrize(
+    "window", [torch.arange(6) % 8, torch.zeros(6).long(), torch.ones(6).long(), torch.tensor([3, 0])], ids=str
+)
+def test_who_sees_the_words_that_it_is_to_tell_is_refused(window: Tensor) -> None:
+    for data in (
+        window[None],
+        [window.repeat(3, 1)],
+        [({"tokens": window[None], "attention_mask": window[None] >= 0}, window[None])],
+    ):
+        assert sc.perplexity(Around(causal=True), data) > 0
+        with pytest.raises(TaskError, match="Around sees the words that it is to tell, so that its perplexity says nothing"):
+            sc.perplexity(Around(causal=False), data)
+    nothing = Around(causal=True)
+    nothing.words.weight.data.fill_(math.nan)
+    assert math.isnan(sc.perplexity(nothing, window[None]))
 
 
 def test_a_plain_model_takes_part() -> None:

@@ -9,23 +9,21 @@ from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
-from torch import Tensor
 
 from secateurs import criteria, evidence, patterns, solve
 from secateurs.allocate import uniform
 from secateurs.cli.parts import parsed_solver, parsed_tiling
 from secateurs.cli.terminal import require_at_least, require_seed, require_threads, say, stopping
 from secateurs.predictions import perplexity as perplexity_of
-from secateurs.predictions import require_window
 from secateurs.run.clock.timing import torch_threads
 from secateurs.streaming import prune_folder
 from secateurs.tasks.language import text as text_task
-from secateurs.types import FileError, Pattern, SecateursError, Solver, Task
+from secateurs.types import Allocator, FileError, Pattern, SecateursError, Solver, Task
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
-_AGREE = 1e-4
+_NO_TEXT = Task(torch.zeros(1, 8, dtype=torch.int64))
 
 llm = App(name="llm", help="Prune language models from folder to folder, and measure how well they tell what comes next.")
 
@@ -87,20 +85,16 @@ def prune(
     require_threads(threads)
     require_at_least(2, window=window)
     require_at_least(1, count=count)
-    chosen, shape = _chosen(method, solver, pattern)
-    if shape.kept_of_each is not None and sparsity is not None:
-        raise SecateursError(f"--sparsity {sparsity}: the pattern {shape} says itself how much stays; leave one of them away")
-    allocate = None if shape.kept_of_each is not None else uniform(sparsity=0.5 if sparsity is None else sparsity)
     require_at_least(0, reconstruct=reconstruct)
+    chosen, shape = _chosen(method, solver, pattern)
+    allocate = _amount(shape, sparsity)
     if text is None and (chosen.needs or reconstruct):
         who = "--reconstruct" if reconstruct else f"{chosen}"
         raise SecateursError(
             f"{who} looks at what passes the layers: give --text, a file to calibrate on, or take --method magnitude"
         )
     _require_folder(model)
-    task = (
-        Task(torch.zeros(1, 8, dtype=torch.int64)) if text is None else text_task(text, _tokenizer(model), window, count, seed=seed)
-    )
+    task = _NO_TEXT if text is None else text_task(text, _tokenizer(model), window, count, seed=seed)
     with stopping("go on"), torch_threads(threads):
         found = prune_folder(model, out, shape, chosen, allocate, task, blocks=blocks, skip=skip or None, reconstruct=reconstruct)
     say(f"{found.kept:,} of {found.weights:,} weights in {len(found.plan)} layers stay (sparsity {found.sparsity:.4f})")
@@ -132,9 +126,7 @@ def perplexity(model: Path, *, text: Path, window: int = 2048, count: int | None
     _require_folder(model)
     task = text_task(text, _tokenizer(model), window, count, seed=None)
     network = _loaded(model)
-    require_window(network, window)
     with torch_threads(threads):
-        _require_causal(network, model, task.example)
         value = perplexity_of(network, task)
     windows = len(task.calibration.inputs)  # type: ignore[union-attr]
     say(f"perplexity {value:.4g} on {windows} windows of {window} tokens of {text}")
@@ -155,6 +147,15 @@ def _chosen(method: Method | None, solver: str | None, pattern: str | None) -> t
     return found, shape if pattern is None else parsed_tiling(pattern)
 
 
+def _amount(shape: Pattern, sparsity: float | None) -> Allocator | None:
+    """How much of each layer stays, where the pattern does not say it."""
+    if shape.kept_of_each is None:
+        return uniform(sparsity=0.5 if sparsity is None else sparsity)
+    if sparsity is not None:
+        raise SecateursError(f"--sparsity {sparsity}: the pattern {shape} says itself how much stays; leave one of them away")
+    return None
+
+
 def _require_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder} is no Hugging Face folder: there is no config.json in it")
@@ -164,19 +165,6 @@ def _require_folder(folder: Path) -> None:
         raise FileError(f"{folder / 'config.json'} is damaged: {error}; load the whole folder again") from error
     if not isinstance(configuration, dict):
         raise FileError(f"{folder / 'config.json'} is damaged: it holds no JSON object; load the whole folder again")
-
-
-def _require_causal(network: Any, folder: Path, tokens: Tensor) -> None:
-    """Raise where the last token of a window changes what is told of those before it."""
-    other = tokens.clone()
-    other[:, -1] = tokens[:, 0] if bool((tokens[:, 0] != tokens[:, -1]).all()) else (tokens[:, -1] == 0).long()
-    with torch.no_grad():
-        one, two = (network(input_ids=each).logits[:, :-1] for each in (tokens, other))
-    if not torch.allclose(one, two, rtol=0, atol=_AGREE * float(one.abs().max()), equal_nan=True):
-        raise FileError(
-            f"{folder}: {type(network).__name__} sees the words that it is to tell, so that its perplexity says nothing: give a causal "
-            "model (of BERT's kind one with is_decoder in config.json)"
-        )
 
 
 def _transformers() -> Any:

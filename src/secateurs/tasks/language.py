@@ -82,7 +82,7 @@ def next_token_loss(output: Any, target: Tensor) -> Tensor:
     >>> round(next_token_loss(torch.zeros(1, 3, 8), torch.tensor([[1, 5, 7]])).item(), 4) == round(math.log(8), 4)
     True
     """
-    logits = _logits(output)
+    logits = logits_in(output)
     if logits is None or logits.ndim != 3 or logits.shape[:2] != target.shape:
         given = type(output).__name__ if logits is None else f"{tuple(logits.shape)}"
         raise TaskError(
@@ -104,7 +104,8 @@ def exponential(nats: float) -> float:
         return math.inf
 
 
-def _logits(output: Any) -> Tensor | None:
+def logits_in(output: Any) -> Tensor | None:
+    """The tensor itself, its ``logits``, or the first of a tuple."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     found = found[0] if isinstance(found, (tuple, list)) and found else found
     return found if isinstance(found, Tensor) else None
