@@ -278,6 +278,14 @@ def test_errors_of_the_walk() -> None:
         prune(Model(), sc.in_blocks(), pattern=sc.Channel(approximate=True), solver=sc.TopK(sc.magnitude()))
     with pytest.raises(SecateursError, match="needs the gradient of the loss, which no block has by itself"):
         prune(Model(), sc.in_blocks(), solver=sc.TopK(sc.taylor()))
+    for criterion, what in (
+        (sc.loss_without(), "the loss of"),
+        (sc.block_influence(), "the streams of"),
+        (sc.reap(), "the routers of"),
+        (sc.synflow(), "what flows through"),
+    ):
+        with pytest.raises(SecateursError, match=f"needs {what} the whole network, which no block has by itself"):
+            sc.in_blocks()(sc.find_sites(Model(), sc.Element(), task().example)).observing(criterion.needs, task())
     with pytest.raises(TaskError, match="give Task"):
         prune(Model(), sc.in_blocks(), task=sc.Task(torch.zeros(1, 4)))
     with pytest.raises(TaskError, match="the calibration loader is empty"):

@@ -170,6 +170,32 @@ def test_damaged_partial_work_is_to_be_removed(tmp_path: Path) -> None:
         pruned(source, tmp_path / "pruned", Stopping(1000, []))
 
 
+def test_what_blocks_share_is_there_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sharing(transformers.LlamaForCausalLM):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model.layers[2].mlp = self.model.layers[0].mlp
+
+    monkeypatch.setattr(sys.modules["transformers"], "Sharing", Sharing, raising=False)
+    model, source = Sharing(family("llama")[0].config).eval(), dense(tmp_path / "dense", shards=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    save_file(dict(model.named_parameters()), source / "model.safetensors", metadata={"format": "pt"})
+    config = source / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["Sharing"]}))
+    pruned(source, tmp_path / "pruned", skip="*.mlp.*")
+    blocks = list(sc.blocks_of(model, task().example))
+    how: dict[str, Any] = {"only": blocks, "skip": "*.mlp.*", "walk": sc.in_blocks()}
+    sc.prune_(model, sc.Element(), sc.SparseGPT(), sc.uniform(sparsity=0.5), task(), **how)
+    after = tensors(tmp_path / "pruned")
+    assert all(torch.equal(after[name], parameter) for name, parameter in model.named_parameters())
+    with pytest.raises(SecateursError, match=r"layers\.0\.mlp\.gate_proj\.weight of block .* is read in model\.layers\.2 too"):
+        pruned(source, tmp_path / "other")
+    with pytest.raises(SecateursError, match=r"layers\.2\.mlp\..* is part of block model\.layers\.0 too.*leave reconstruct= away"):
+        pruned(source, tmp_path / "other", skip="*.mlp.*", reconstruct=2)
+
+
 def test_weights_of_several_sites_count_once(tmp_path: Path) -> None:
     source = dense(tmp_path / "dense")
     found = sc.prune_folder(
@@ -301,6 +327,8 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path: Path, monke
         pruned(source, tmp_path / "pruned")
     with pytest.raises(TaskError, match="windows of 33 tokens are longer than the 32 that LlamaForCausalLM allows"):
         pruned(source, tmp_path / "new", task=sc.Task(task().example, calibration=[torch.zeros(1, 33, dtype=torch.long)]))
+    with pytest.raises(SecateursError, match="change needs the gradient of the loss, which no block has by itself"):
+        pruned(source, tmp_path / "new", sc.TopK(sc.taylor()))
     with pytest.raises(PlanError, match="the allocator compares the scores of all sites"):
         pruned(source, tmp_path / "new", allocate=sc.global_threshold(sparsity=0.5))
     with pytest.raises(SecateursError, match="lm_head lie outside the blocks, of which alone a folder is pruned"):

@@ -3,6 +3,6 @@
 from secateurs.blockwise.arguments import BlockCall, OneBlock
 from secateurs.blockwise.passage import Passage
 from secateurs.blockwise.stack import Stack, Stacks, stack_of
-from secateurs.blockwise.walk import in_blocks
+from secateurs.blockwise.walk import in_blocks, require_in_blocks
 
-__all__ = ["BlockCall", "OneBlock", "Passage", "Stack", "Stacks", "in_blocks", "stack_of"]
+__all__ = ["BlockCall", "OneBlock", "Passage", "Stack", "Stacks", "in_blocks", "require_in_blocks", "stack_of"]

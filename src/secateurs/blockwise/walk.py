@@ -88,12 +88,7 @@ class _Parts(Sequence[Sites]):
 
     def observing(self, needs: Sequence[Statistic], task: Task) -> Callable[[int], Stats]:
         """What observes the part of a number, in order."""
-        for need in needs:
-            if need.needs_loss or need.watches == "flow":
-                what = "the gradient of the loss" if need.needs_loss else "what flows through the whole network"
-                raise SecateursError(
-                    f"{need.name} needs {what}, which no block has by itself: prune without blocks (walk=in_order())"
-                )
+        require_in_blocks(needs)
         passage: Passage | None = None
 
         def observed(number: int) -> Stats:
@@ -108,6 +103,15 @@ class _Parts(Sequence[Sites]):
             return observe(alone, part, needs, Task(batches[0][0], calibration=batches))
 
         return observed
+
+
+def require_in_blocks(needs: Sequence[Statistic]) -> None:
+    """Raise `SecateursError` for what is not observed of a block that runs by itself."""
+    whole = {"flow": "what flows through", "removals": "the loss of", "stream": "the streams of", "routing": "the routers of"}
+    for need in needs:
+        if need.needs_loss or need.watches in whole:
+            what = "the gradient of the loss" if need.needs_loss else f"{whole[need.watches]} the whole network"
+            raise SecateursError(f"{need.name} needs {what}, which no block has by itself: prune without blocks (walk=in_order())")
 
 
 def _block_of(site: Site, blocks: Blocks) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from secateurs.allocate import as_pattern
-from secateurs.blockwise import Passage, in_blocks
+from secateurs.blockwise import Passage, in_blocks, require_in_blocks
 from secateurs.evidence import observe
 from secateurs.files.partway import digest
 from secateurs.given import COUNT, require
@@ -82,9 +82,15 @@ def prune_folder(
     require("prune_folder", "reconstruct", reconstruct, COUNT)
     if reconstruct < 0 or not 0 < lr < float("inf"):
         raise SecateursError(f"reconstruct={reconstruct}, lr={lr}: give no step or some, and a learning rate above 0, such as 1e-3")
+    require_in_blocks(solver.needs)
     hollow = Hollow(Path(source))
     task = _fitting(hollow, bool(solver.needs) or reconstruct > 0, task)
     walk, sites = _sites(hollow, pattern, task, blocks, only, skip)
+    for name in next(iter(walk.stacks.values())).names if reconstruct else ():
+        if (shared := hollow.shared(name)) is not None:
+            raise SecateursError(
+                f"{shared} is part of block {name} too, which therefore cannot be trained by itself: leave reconstruct= away"
+            )
     plan = (allocate or as_pattern())(sites, no_scores)
     about = {
         "source": _told(hollow),
@@ -192,12 +198,12 @@ def _left(sites: Iterable[Any]) -> dict[str, int]:
 def _passage(hollow: Hollow, stacks: Any, task: Task) -> Passage:
     """What the first block is given, for which the model is loaded up to there."""
     trace = trace_of(hollow.model, task.example)
-    last = next(each for each in trace.passes if each.module == stacks.names[-1]).ops.start
-    read = {value for op in trace.ops[:last] for value in op.inputs}
-    within = {parameter for name in stacks.names for parameter in hollow.inside(name)}
+    blocks = [each.ops for each in trace.passes if each.module in stacks.names]
+    inside, last = {place for ops in blocks for place in ops}, max(ops.start for ops in blocks)
+    read = {value for place, op in enumerate(trace.ops[:last]) if place not in inside for value in op.inputs}
     stack = stacks.of(task.example, trace)
     run = [parameter for name in stacks.names[:-1] if name not in stack.answers for parameter in hollow.inside(name)]
-    needed = [name for name, value in trace.parameters.items() if value in read and name not in within] + run
+    needed = [name for name, value in trace.parameters.items() if value in read] + run
     hollow.load_(needed)
     try:
         return Passage(stacks, task)

@@ -38,8 +38,15 @@ class Hollow:
                 raise FileError(f"{folder} holds no {name} that could be read: {_IN_MEMORY}")
 
     def inside(self, module: str) -> list[str]:
-        """The parameters in a module."""
-        return [name for name in self.parameters if name == module or name.startswith(f"{module}.")]
+        """The parameters in a module, also those that others share and are called by."""
+        found = {id(parameter) for parameter in self.model.get_submodule(module).parameters()}
+        return [name for name, parameter in self.parameters.items() if id(parameter) in found]
+
+    def shared(self, module: str) -> str | None:
+        """A parameter in a module that is held outside it too, by its name there."""
+        found = {id(parameter) for parameter in self.model.get_submodule(module).parameters()}
+        everywhere = parameters_in(self.model, again=True).items()
+        return next((name for name, held in everywhere if id(held) in found and not name.startswith(f"{module}.")), None)
 
     def load_(self, names: Iterable[str], folder: Path | None = None) -> None:
         """Read parameters from the shards, or from those of another folder with the same files."""
