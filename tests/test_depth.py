@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -302,6 +303,32 @@ def test_a_plan_of_blocks_promises_the_bytes_of_the_file_at_most(parts, tmp_path
     assert (written := (tmp_path / "small.safetensors").stat().st_size) <= promised < written + names
 
 
+@pytest.mark.parametrize("kind", ["plain", "configured"])
+def test_the_bytes_of_a_plan_hold_for_long_stacks_of_small_blocks_with_their_masks(t, kind, tmp_path):
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(x).relu()
+
+    def make() -> nn.Module:
+        if kind == "plain":
+            model = Stack()
+            model.blocks = nn.ModuleList(Small() for _ in range(150))
+            return model.eval()
+        sizes = {**SIZES, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 46}
+        return t.Gemma2ForCausalLM(t.Gemma2Config(**sizes, num_key_value_heads=1, head_dim=4)).eval()
+
+    model, example = make(), torch.randn(5, 3) if kind == "plain" else WORDS
+    allocate = sc.uniform(keep=149 / 150 if kind == "plain" else 45 / 46)
+    masks = sc.prune_(model, sc.Depth(), sc.TopK(sc.magnitude()), allocate, sc.Task(example))
+    promised = sc.bytes_(make(), example, masks.plan)
+    assert len(sc.shrink_(model, masks).layers) == 1 and not masks
+    assert 0.9 * promised < sc.save(model, tmp_path / "small.safetensors", masks, sparse=True) <= promised
+
+
 def test_where_all_that_is_zero_went_nothing_is_said_to_stay():
     model, x = Stack().eval(), torch.randn(5, 3)
     masks = prune(model, x, sc.Depth(), ["blocks.1"])
@@ -434,5 +461,6 @@ def test_of_a_mixture_nothing_is_proven_which_is_said(t):
     with pytest.raises(PatternError, match="the model's code decides by numbers, so that of its blocks nothing can be proven"):
         sc.find_sites(model, sc.Depth(), WORDS)
     masks = prune(model, WORDS, sc.Depth("attention"), ["model.layers.1.self_attn"])
+    masks.origin = replace(masks.origin, pattern="mine")  # the plan says that it is of whole units
     reasons = {item.name: item.reason for item in sc.shrink_(model, masks).skipped}
     assert "nothing can be proven: it stays, as zeros" in reasons["model.layers.1.self_attn"]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +183,22 @@ def test_a_smaller_mixture_is_loaded_from_its_file_and_optimizers_follow(tmp_pat
     assert optimizer.state[model.mixture.router.weight]["exp_avg"].shape == (3, 8)
     sc.save(model, tmp_path / "small.safetensors")
     assert torch.equal(answer(sc.load(tmp_path / "small.safetensors", Plain), x), answer(model, x))
+
+
+def test_a_plan_of_experts_is_known_by_its_numbers_and_not_by_the_words_of_the_pattern(t, tmp_path):
+    x = torch.randn(64, 3)
+    for make, example, sites in (
+        (lambda: Plain().eval(), x, {"mixture.experts": (5, 2)}),
+        (lambda: mixtral(t)[0].eval(), WORDS, {f"model.layers.{layer}.mlp.experts": (4, 2) for layer in range(2)}),
+    ):
+        model = make()
+        masks = sc.prune_(model, sc.Expert(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), sc.Task(example))
+        masks.origin = replace(masks.origin, pattern="mine")
+        sc.save(model, tmp_path / "masked.safetensors", masks, sparse=True)
+        again = make()
+        loaded = sc.load_masks(tmp_path / "masked.safetensors", sc.load(tmp_path / "masked.safetensors", again))
+        assert sc.shrink_(again, loaded, example).sites == sites == sc.shrink_(model, masks).sites
+        assert torch.equal(answer(again, example), answer(model, example))
 
 
 def test_as_many_experts_stay_as_a_token_is_sent_to(t):

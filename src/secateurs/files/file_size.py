@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from secateurs.costs import checked, tensor_bytes
 from secateurs.files import container
 from secateurs.files.layouts import BITS, entry_of_staying
 from secateurs.files.model_file import document_of, stored_once
+from secateurs.forward import modules_in
 from secateurs.shrink.remembered import steps_of
 from secateurs.types import Cost, Plan, Product
 
@@ -32,7 +33,7 @@ def _prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
             return content(None) + container.header_bytes(tensors, document_of(model, tied=tied, steps=steps))
         checked(plan, sizes)
         if plan.extents:
-            record = [*steps, _record(plan, tensors)]
+            record = [*steps, _record(model, plan, tensors)]
             header = container.header_bytes(tensors, document_of(model, plan=plan, tied=tied, steps=record))
         else:
             masked = {tied.get(name, name) for share in plan.shares.values() for name in share.elements}
@@ -44,23 +45,25 @@ def _prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
     return count
 
 
-def _record(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _record(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A record of shrinking as long as the one of this plan can be: which units go, and what follows from it, is not known yet."""
     kept: dict[Any, list[int]] = {}
     shapes, cuts = {}, {}
-    entries: set[str] = set()
+    gone: list[str] = []
     for name, (product, *_) in plan.extents.items():
         left = plan.size(name)
         if name not in tensors or left == plan.size(name, whole=True):
             continue
-        sites = {site for dim in product for _, each in dim for site in each}
-        whole = len(product) < tensors[name].ndim  # whole entries go, blocks of a stack or experts of a mixture, and not lengths
-        entries |= sites if whole else set()
-        if not left and all(plan.shares[site].units == 1 for site in sites):
+        shares = [plan.shares[site] for site in {site for dim in product for _, each in dim for site in each}]
+        if not left and all(share.units == 1 for share in shares):  # goes with a block, or with an expert of a list
+            gone.append(name)
             continue
         shapes[name] = list(tensors[name].shape)
         cuts[name] = {str(dim): len(kept) for dim in range(len(shapes[name]))}
-        for size, each in () if whole else zip(shapes[name], product, strict=True):
+        if len(product) < len(shapes[name]):  # its entries are experts
+            kept.setdefault(product, _longest(sum(share.kept for share in shares), sum(share.units for share in shares)))
+            continue
+        for size, each in zip(shapes[name], product, strict=True):
             kept.setdefault(each, _longest(_left(plan, each), size))
     modules = {name.rpartition(".")[0]: "-" * _A_MODULE for name in shapes}
     return {
@@ -71,8 +74,30 @@ def _record(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "identities": [],
         "zeros": [],
         "kept": [*kept.values()],
-        "entries": {site: list(range(plan.shares[site].units)) for site in sorted(entries)},
+        **_of_lists(model, gone),
     }
+
+
+def _of_lists(model: nn.Module, gone: Sequence[str]) -> dict[str, Any]:
+    """What a record says at most where these parameters go with entries of lists: of the lists, and of the configurations around."""
+    modules: dict[str, Any] = modules_in(model)
+    lists = {name: each for name, each in modules.items() if isinstance(each, nn.ModuleList)}
+    lengths = {name: len(each) for name, each in lists.items() if any(one.startswith(f"{name}.") for one in gone)}
+    configs = {
+        path: module.config.to_dict() for path, module in modules.items() if hasattr(getattr(module, "config", 0), "to_dict")
+    }
+    counts = {*lengths.values()}
+    said = {
+        path: {key: [value, value] for key, value in config.items() if _length(value) in counts}
+        for path, config in configs.items()
+        if any(name.startswith(path) for name in lengths)
+    }
+    return {"entries": {name: list(range(length)) for name, length in lengths.items()}, "configs": said}
+
+
+def _length(value: Any) -> Any:
+    """What a number or a list in a configuration counts, or nothing."""
+    return len(value) if isinstance(value, list) else value if type(value) is int else None
 
 
 def _left(plan: Plan, dim: tuple[tuple[int, tuple[str, ...]], ...]) -> int:

@@ -17,8 +17,10 @@ def carry_(given: Masks | None, before: Mapping[str, nn.Parameter], model: nn.Mo
     """Cut every mask of these parameters as they were cut; one whose weight is gone, or that keeps all of a cut one, is none any more.
 
     ``before`` are the parameters that the model had, by the names that they had; ``cuts`` says by the names that they have now which
-    indices stay. The masks ``given`` are then those of this model alone; others may be of more.
+    indices stay. The masks ``given`` are then those of this model alone, and where they are by a plan of units that go for good, none
+    that keeps everything; others may be of more.
     """
+    for_good = given is not None and given.plan is not None and bool(given.plan.extents)
     now = parameters_in(model, again=True)
     concerned, here = {id(parameter) for parameter in before.values()}, {id(parameter) for parameter in now.values()}
     names = {id(parameter): name for name, parameter in reversed(now.items())}
@@ -32,7 +34,7 @@ def carry_(given: Masks | None, before: Mapping[str, nn.Parameter], model: nn.Mo
     def left(masks: Masks, parameter: nn.Parameter, mask: Tensor) -> Tensor | None:
         if gone(masks, parameter):
             return None
-        cut = by_dim.get(id(parameter))
+        cut = by_dim.get(id(parameter), {} if masks is given and for_good else None)
         return mask if cut is None else None if _keeps(mask, cut) else kept_of(mask, cut)
 
     for masks in Masks.of_any(concerned):

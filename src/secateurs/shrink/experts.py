@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from secateurs.answers import telling
 from secateurs.forward import buffers_in, modules_in, parameters_in
-from secateurs.graph import mixtures_of
+from secateurs.graph import Routed, mixtures_of
 from secateurs.masks.masks import Masks
-from secateurs.patterns import Expert, find_sites
+from secateurs.patterns import Expert
 from secateurs.shrink.carry import carry_
 from secateurs.shrink.layer_sizes import implied
 from secateurs.shrink.remembered import remember_
@@ -22,7 +22,7 @@ from secateurs.shrink.stacks import take_entries_
 from secateurs.shrink.step import Step
 from secateurs.shrink.surgery import cut_, set_attributes_
 from secateurs.shrink.undo import Undo
-from secateurs.types import SecateursError
+from secateurs.types import Chosen, Plan, SecateursError
 from secateurs.watch import Operations, modules
 
 
@@ -34,12 +34,13 @@ def take_out_experts_(
     The smaller model must answer as this one does where its routers never choose the experts that go. Raises `SecateursError` where it
     does not, or where fewer experts would be left than each token is sent to; the model is then as it was.
     """
-    stay = _staying(model, masks, example)
+    stay = _staying(model, masks, example) if _counts_entries(masks.plan, model) else {}
     if not stay:
         return {}, 0.0
-    step, undo, before = _step(model, example, stay), Undo(), parameters_in(model)
+    mixtures, _ = mixtures_of(model, example)
+    step, undo, before = _step(model, mixtures, stay), Undo(), parameters_in(model)
     check = Check(model, telling(example))
-    with _never_chosen(model, example, stay):
+    with _never_chosen(model, mixtures, stay):
         check.ask()
 
     def change() -> None:
@@ -60,11 +61,28 @@ def _with(step: Step, sizes: Mapping[str, Mapping[str, list[Any]]]) -> Step:
     return Step(step.shapes, step.cuts, attributes, entries=step.entries)
 
 
+def _counts_entries(plan: Plan | None, model: nn.Module) -> bool:
+    """Whether a plan may be of experts: it counts several units as entries of one matrix, and not by the indices of its dimensions."""
+    if plan is None:
+        return False
+    entries = {
+        name: {site for _, sites in product[0] for site in sites}
+        for name, parameter in parameters_in(model).items()
+        for product in plan.extents.get(name, ())
+        if len(product) == 1 < parameter.ndim
+    }
+    return any(sum(plan.shares[site].units for site in sites) > 1 for sites in entries.values())
+
+
 def _staying(model: nn.Module, masks: Masks, example: Any) -> dict[str, tuple[int, list[int]]]:
-    """Mixture → how many experts it has, and which stay, of those that lose some."""
+    """Mixture → how many experts it has, and which stay, of those that lose some; nothing where the plan is of something else."""
     alive: dict[str, list[bool]] = {}
     top: dict[str, int] = {}
-    for site in find_sites(model, Expert(), example, masks=masks.named_as_in(model)):
+    sites = Expert().sites(model, example, Chosen(), masks.named_as_in(model))
+    shares = masks.plan.shares if masks.plan is not None else {}
+    if not any(site.name in shares and shares[site.name].units == site.units for site in sites):
+        return {}
+    for site in sites:
         assert site.mixture is not None
         left = [True] * site.units if site.alive is None else site.alive.flatten().tolist()
         alive.setdefault(site.mixture.experts, []).extend(left)
@@ -77,17 +95,15 @@ def _staying(model: nn.Module, masks: Masks, example: Any) -> dict[str, tuple[in
     return {name: (len(left), [index for index, here in enumerate(left) if here]) for name, left in alive.items() if not all(left)}
 
 
-def _step(model: nn.Module, example: Any, stay: Mapping[str, tuple[int, list[int]]]) -> Step:
+def _step(model: nn.Module, mixtures: Sequence[Routed], stay: Mapping[str, tuple[int, list[int]]]) -> Step:
     """What it takes to make the mixtures smaller."""
     tensors = {**parameters_in(model, again=True), **buffers_in(model, again=True)}
     held = modules_in(model)
     cuts: dict[str, dict[int, list[int]]] = {}
     entries: dict[str, list[int]] = {}
     attributes: dict[str, dict[str, list[Any]]] = {}
-    counts = [
-        (each.count, len(stay[each.experts][1]) if each.experts in stay else each.count) for each in mixtures_of(model, example)[0]
-    ]
-    for found in mixtures_of(model, example)[0]:
+    counts = [(each.count, len(stay[each.experts][1]) if each.experts in stay else each.count) for each in mixtures]
+    for found in mixtures:
         if found.experts not in stay:
             continue
         count, kept = stay[found.experts]
@@ -116,10 +132,10 @@ def _count(
 
 
 @contextmanager
-def _never_chosen(model: nn.Module, example: Any, stay: Mapping[str, tuple[int, list[int]]]) -> Iterator[None]:
+def _never_chosen(model: nn.Module, mixtures: Sequence[Routed], stay: Mapping[str, tuple[int, list[int]]]) -> Iterator[None]:
     """While it is entered, routers give −∞ for the experts that go."""
     gone: dict[str, tuple[int, list[int]]] = {}
-    for found in mixtures_of(model, example)[0]:
+    for found in mixtures:
         if found.experts in stay:
             count, kept = stay[found.experts]
             gone[found.router[0].rpartition(".")[0]] = (count, [index for index in range(count) if index not in kept])

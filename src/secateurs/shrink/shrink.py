@@ -96,64 +96,52 @@ def shrink_(
     >>> model[0]
     Linear(in_features=3, out_features=2, bias=True)
     """
+    _require(model, masks, optimizer)
+    example = example if example is not None or masks is None else masks.example
+    before = _count(model)
+    experts, difference = take_out_experts_(model, masks, example, optimizer) if masks is not None else ({}, 0.0)
+    parameters, check = parameters_in(model), Check(model, telling(example))
+    seen = _first_look(model, masks, example)
+    blocks = _take_out_entries_(model, seen, check)
+    seen = _look(model, example) if blocks else seen
+    idle = _take_out_idle_(model, seen, check)
+    seen = _look(model, example) if idle else seen
+    folded, left = _fold_constants_(model, seen, check)
+    structure, names = seen.structure, axis_names(seen.structure)
+    there = Nonzero.of(model) if folded else seen.there
+    present, kept_back = present_units(structure, there, _asked(masks, names), seen.knowing)
+    del seen, there  # they hold the weights as they were
+    work = _Work(model, structure, example, optimizer, present, names, check)
+    candidates = [axis for axis, stay in present.items() if not stay.all()]
+    work.grow([axis for axis in candidates if not axis.approximate], check=True)
+    work.grow([axis for axis in candidates if axis.approximate], check=False)
+    done = work.finish(before)
+    stayed = [Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items())]
+    stayed += [] if experts else _undecided(masks, structure)
+    carry_(masks, parameters, model, work.cuts)
+    if masks is not None:
+        masks.origin = replace(masks.origin, example=example)
+    return replace(
+        done,
+        sites={**experts, **done.sites},
+        layers=(*blocks, *idle),
+        folded=folded,
+        skipped=(*done.skipped, *stayed),
+        largest_difference=max(difference, done.largest_difference),
+    )
+
+
+def _require(model: nn.Module, masks: Masks | None, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise where something given is not what is asked for, or where these do not belong together."""
     require("shrink_", "model", model, MODEL)
     if masks is not None:
         require("shrink_", "masks", masks, MASKS)
     require_values("shrink_", model)
-    example = example if example is not None or masks is None else masks.example
     refuse_opaque(model)
     if masks is not None:
         masks.require_of(model)
     if optimizer is not None:
         _require_trains(optimizer, model)
-    before = _count(model)
-    experts: dict[str, tuple[int, int]] = {}
-    difference = 0.0
-    if masks is not None and masks.pattern.startswith("Expert("):
-        experts, difference = take_out_experts_(model, masks, example, optimizer)
-    parameters = parameters_in(model)
-    check = Check(model, telling(example))
-    there = Nonzero.of(model) if masks is None else Nonzero.under(masks, model)
-    if there.moved:
-        name, count = next(iter(there.moved.items()))
-        more = f" (and others in {len(there.moved) - 1} parameters more)" if len(there.moved) > 1 else ""
-        warn(
-            f"{name}: {count:,} masked weights were not zero{more}: shrink_ has set them to zero, so the model answers otherwise than "
-            "before the call; masks.attach(optimizer) keeps them at zero while training",
-            stacklevel=2,
-        )
-    structure = (masks.origin.structure_of(model, example) if masks is not None else None) or analyse(model, example)
-    knowing = _known(model, structure, there)
-    blocks = _take_out_entries_(model, structure, there, check) if knowing is not None else ()
-    if blocks:
-        there, structure = Nonzero.of(model), analyse(model, example)
-        knowing = _known(model, structure, there)
-    idle = _take_out_idle_(model, structure, knowing, there, check)
-    if idle:
-        there, structure = Nonzero.of(model), analyse(model, example)
-        knowing = _known(model, structure, there)
-    names = axis_names(structure)
-    folded, left = _fold_constants_(model, structure, knowing, there, check)
-    approximately = masks is not None and "approximate=True" in masks.pattern  # else names in the plan are those of single weights
-    planned = set(masks.plan or ()) if masks is not None and approximately else set()
-    asked = {axis for axis, name in names.items() if name in planned}
-    present, kept_back = present_units(structure, Nonzero.of(model) if folded else there, asked, knowing)
-    candidates = [axis for axis, there in present.items() if not there.all()]
-    exact = [axis for axis in candidates if not axis.approximate]
-    approximate = [axis for axis in candidates if axis.approximate]
-    del there
-    work = _Work(model, structure, example, optimizer, present, names, check)
-    work.grow(exact, check=True)
-    work.grow(approximate, check=False)
-    stayed = tuple(Skipped(names.get(axis, repr(axis)), reason) for axis, reason in (*left.items(), *kept_back.items()))
-    stayed += _undecided(masks, structure)
-    done = work.finish(before)
-    done = replace(done, sites={**experts, **done.sites}, largest_difference=max(difference, done.largest_difference))
-    done = replace(done, layers=(*blocks, *idle), folded=folded, skipped=(*done.skipped, *stayed))
-    carry_(masks, parameters, model, work.cuts)
-    if masks is not None:
-        masks.origin = replace(masks.origin, example=example)
-    return done
 
 
 def _require_trains(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -171,6 +159,39 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in parameters_in(model).values())
 
 
+# ---------------------------------------------------------------- looking
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A model as it is at one point: where its weights are not zero, its structure, and what zeros make certain."""
+
+    there: Nonzero
+    structure: Structure
+    knowing: Knowing | None
+
+
+def _first_look(model: nn.Module, masks: Masks | None, example: Any) -> _Seen:
+    """With the masks applied; warns where masked weights were not zero."""
+    if masks is None:
+        return _look(model, example)
+    there = Nonzero.under(masks, model)
+    if there.moved:
+        name, count = next(iter(there.moved.items()))
+        more = f" (and others in {len(there.moved) - 1} parameters more)" if len(there.moved) > 1 else ""
+        warn(
+            f"{name}: {count:,} masked weights were not zero{more}: shrink_ has set them to zero, so the model answers otherwise than "
+            "before the call; masks.attach(optimizer) keeps them at zero while training",
+            stacklevel=3,
+        )
+    return _look(model, example, there, masks.origin.structure_of(model, example))
+
+
+def _look(model: nn.Module, example: Any, there: Nonzero | None = None, structure: Structure | None = None) -> _Seen:
+    there, structure = there or Nonzero.of(model), structure or analyse(model, example)
+    return _Seen(there, structure, _known(model, structure, there))
+
+
 def _known(model: nn.Module, structure: Structure, there: Nonzero) -> Knowing | None:
     """What zeros make certain; nothing where there are none, or where the model's code decides by numbers, so that it may do something
     else for another input."""
@@ -179,17 +200,28 @@ def _known(model: nn.Module, structure: Structure, there: Nonzero) -> Knowing | 
     return interpret(model, structure) if zeros and structure.trace.fake else None
 
 
-def _undecided(masks: Masks | None, structure: Structure) -> tuple[Skipped, ...]:
-    """The blocks that stay because the model's code decides by numbers."""
-    if masks is None or structure.trace.fake or not masks.pattern.startswith("Depth("):
-        return ()
+def _asked(masks: Masks | None, names: Mapping[Axis, str]) -> set[Axis]:
+    """The axes that the plan names; one of single weights, which has no extents, or of whole blocks names none."""
+    plan = masks.plan if masks is not None else None
+    shares = plan.shares if plan is not None and plan.extents else {}
+    return {axis for axis, name in names.items() if name in shares and shares[name].units > 1}
+
+
+def _undecided(masks: Masks | None, structure: Structure) -> list[Skipped]:
+    """The blocks (units by themselves) that stay because the model's code decides by numbers."""
+    plan = masks.plan if masks is not None else None
+    if plan is None or not plan.extents or structure.trace.fake:
+        return []
     reason = "the model's code decides by numbers, so that nothing can be proven: it stays, as zeros"
-    return tuple(Skipped(name, reason) for name, kept in (masks.plan or {}).items() if not kept)
+    return [Skipped(name, reason) for name, share in plan.shares.items() if share.units == 1 and not share.kept]
 
 
-def _take_out_entries_(model: nn.Module, structure: Structure, there: Nonzero, check: Check) -> tuple[str, ...]:
+# ---------------------------------------------------------------- before the cuts
+
+
+def _take_out_entries_(model: nn.Module, seen: _Seen, check: Check) -> tuple[str, ...]:
     """Take whole blocks that do nothing any more out of their lists; returns the names that they had."""
-    stay, undo = idle_entries(model, structure, there), Undo()
+    stay, undo = idle_entries(model, seen.structure, seen.there) if seen.knowing is not None else {}, Undo()
     if not stay:
         return ()
     places = {name: range(len(model.get_submodule(name)._modules)) for name in stay}
@@ -204,11 +236,9 @@ def _take_out_entries_(model: nn.Module, structure: Structure, there: Nonzero, c
     return tuple(names)
 
 
-def _take_out_idle_(
-    model: nn.Module, structure: Structure, knowing: Knowing | None, there: Nonzero, check: Check
-) -> tuple[str, ...]:
+def _take_out_idle_(model: nn.Module, seen: _Seen, check: Check) -> tuple[str, ...]:
     """Take out the layers that do nothing any more; returns their names."""
-    step, undo = idle_modules(model, structure, knowing, there) if knowing is not None else Step(), Undo()
+    step, undo = idle_modules(model, seen.structure, seen.knowing, seen.there) if seen.knowing is not None else Step(), Undo()
     if not step.identities and not step.zeros:
         return ()
     check.ask()
@@ -220,13 +250,12 @@ def _take_out_idle_(
     return (*step.identities, *step.zeros)
 
 
-def _fold_constants_(
-    model: nn.Module, structure: Structure, knowing: Knowing | None, there: Nonzero, check: Check
-) -> tuple[int, dict[Axis, str]]:
+def _fold_constants_(model: nn.Module, seen: _Seen, check: Check) -> tuple[int, dict[Axis, str]]:
     """Move what constant channels add into the next biases; returns how many there were, and why others stay."""
+    knowing = seen.knowing
     if knowing is None:
         return 0, {}
-    constants, undo = constant_units(model, structure, knowing, there), Undo()
+    constants, undo = constant_units(model, seen.structure, knowing, seen.there), Undo()
     if not constants.work:
         return 0, constants.left
     check.ask()
