@@ -231,6 +231,31 @@ def test_angles_that_change_with_the_length_are_refused() -> None:
         compile_decoder(Longer().eval(), 40, threads=1, tune=False)
 
 
+class OwnOf(Own):
+    """The same of other words, or with numbers of them beside its vectors."""
+
+    def __init__(self, words: Callable[[Tensor], Tensor] = lambda ids: ids, beside: Callable[[Tensor], Any] = lambda _: 0) -> None:
+        super().__init__()
+        self.of_words, self.beside = words, beside
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.words(self.of_words(ids)) + self.beside(ids)))
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "message"),
+    [
+        (lambda: OwnOf(lambda ids: ids * (torch.arange(ids.shape[1]) < 30)), 40, r"mul takes a constant of \(40,\)"),
+        (lambda: OwnOf(lambda ids: ids * (torch.arange(ids.shape[1]) < 30)[None]), 40, r"mul takes a constant of \(1, 40\)"),
+        (lambda: OwnOf(beside=lambda ids: ids / 20), 16, "numbers of tokens beside vectors"),
+    ],
+)
+def test_where_tokens_are_is_told_by_the_place_of_a_dimension(model: Callable[[], nn.Module], length: int, message: str) -> None:
+    """What changes after the first thirty tokens no short text shows; and as many tokens as channels have one size."""
+    with pytest.raises(CompileError, match=message):
+        compile_decoder(model().eval(), length, threads=1, tune=False)
+
+
 def test_what_is_asked_for_and_cannot_be() -> None:
     fast = compile_decoder(Own().eval(), 40, threads=1, tune=False)
     for call, message in (

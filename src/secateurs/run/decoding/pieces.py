@@ -171,9 +171,15 @@ def _changed(node: Node, of: Any) -> Any:
 
 def _check(node: Node, flowing: set[Value], network: Network, length: int, tables: dict[Value, Tensor]) -> None:
     """Raise unless a step treats tokens one by one, or is causal attention; note which of its constants have a row for each position."""
-    for value in (*(value for value in inputs_of(node) if value in flowing), *outputs_of(node)[:1]):
+    moved = (*(value for value in inputs_of(node) if value in flowing), *outputs_of(node)[:1])
+    for value in moved:
         if value.shape[:2] != (1, length):
             raise _refusal(node, f"makes or takes {value.shape}, which is not (1, {length} tokens, ...)")
+    looks_up = isinstance(node, Torch) and getattr(node.function, "overloadpacket", None) is aten.embedding
+    if not looks_up and len({len(value.shape) for value in moved}) > 1:  # what broadcasts has its tokens elsewhere
+        raise _refusal(node, f"takes numbers of tokens beside vectors of tokens: {', '.join(str(value.shape) for value in moved)}")
+    if not isinstance(node, Torch) and len(moved[-1].shape) != 3:
+        raise _refusal(node, f"makes {moved[-1].shape}, which is not (1, {length} tokens, channels)")
     if isinstance(node, Torch):
         _check_torch(node, flowing, network, length, tables)
     elif isinstance(node, Attention):
@@ -198,8 +204,9 @@ def _check_torch(node: Torch, flowing: set[Value], network: Network, length: int
     for value in inputs_of(node):
         if value in flowing:
             continue
-        shape = (1,) * (3 - len(value.shape)) + value.shape
-        if len(value.shape) > 1 and shape[:2] == (1, length):
+        rank = len(node.outputs[0].shape)
+        shape = (1,) * (rank - len(value.shape)) + value.shape
+        if rank == 3 and shape[:2] == (1, length):
             tables[value] = network.constants[value]
         elif shape[:2] != (1, 1):
             raise _refusal(node, f"takes a constant of {tuple(value.shape)}")
