@@ -77,7 +77,7 @@ def race(
             ready = {_KERNELS: kernels, **ready}
             found = _run(ready, example, threads)
         if found is None or found.ahead < _CLEAR or found.timings["torch"].median < _LONG:
-            beat = 0.0 if kernels is None else found.timings[_KERNELS].median if found is not None else 0.0
+            beat = 0.0 if kernels is None or found is None else found.timings[_KERNELS].median
             asked = {name: each for name, each in dense.items() if beat < _LARGE or _may_win(each, network, threads, beat)}
             made = {name: backend(model, example, threads) for name, backend in asked.items()}
             there = {name: run for name, run in made.items() if not isinstance(run, Absent)}

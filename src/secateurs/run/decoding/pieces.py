@@ -7,13 +7,13 @@ holds for the sequence holds for a piece of it, wherever it begins.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateurs.nested import Value, changed, leaves
+from secateurs.nested import Value, leaves
 from secateurs.run.network.error import CompileError
 from secateurs.run.network.nodes import (
     Activate,
@@ -28,16 +28,17 @@ from secateurs.run.network.nodes import (
     Rotary,
     Torch,
     inputs_of,
+    needed,
     outputs_of,
+    with_values,
 )
 
 aten = torch.ops.aten
 
 _OF_NUMBERS = (aten.add, aten.sub, aten.mul, aten.div, aten.tanh, aten.clone)
 """Operations of torch that treat each number alone, save for constants that they take beside."""
-
-
 _MOVING = (aten.reshape, aten.view, aten.permute, aten.transpose, aten.slice, aten.expand, aten.clone, aten.cat, aten.split)
+"""Operations that only move numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Piece:
     network: Network
     count: int
     tables: tuple[Value, ...]
-    layers: tuple[Past, ...] = field(default=())
+    layers: tuple[Past, ...]
 
 
 def sequence_of(network: Network, logits: Value) -> Sequence:
@@ -73,7 +74,7 @@ def sequence_of(network: Network, logits: Value) -> Sequence:
     Raises `CompileError` for a step that may mix tokens in another way than causal attention does.
     """
     (ids,) = network.inputs
-    nodes = _needed(network.nodes, logits)
+    nodes = needed(replace(network, result=logits)).nodes
     flowing = {ids, *(value for node in nodes for value in outputs_of(node))}
     tables: dict[Value, Tensor] = {}
     wrong: list[tuple[bool, CompileError]] = []
@@ -81,7 +82,7 @@ def sequence_of(network: Network, logits: Value) -> Sequence:
         try:
             _check(node, flowing, network, ids.shape[1], tables)
         except CompileError as error:  # what only moves numbers is there for something else, which tells more
-            wrong.append((isinstance(node, Torch) and getattr(node.function, "overloadpacket", None) in _MOVING, error))
+            wrong.append((_packet(node) in _MOVING, error))
     if wrong:
         raise min(wrong, key=lambda pair: pair[0])[1]
     heads = [place for place, node in enumerate(nodes) if isinstance(node, Linear)]
@@ -109,7 +110,7 @@ def piece_of(sequence: Sequence, count: int, room: int) -> Piece:
 
     position, layers, nodes = Value((1,)), list[Past](), list[Node]()
     for node in sequence.body:
-        made = _changed(node, sized)
+        made = with_values(node, sized)
         if isinstance(made, Attention):
             layers.append(Past(position, *(Value((room, made.keys.shape[-1])) for _ in range(2))))
             made = replace(made, past=layers[-1])
@@ -130,7 +131,7 @@ def ending(sequence: Sequence) -> Network:
             return value
         return now.setdefault(value, Value((1, 1, *value.shape[2:]), value.dtype))
 
-    nodes = [_changed(node, sized) for node in (sequence.head, *sequence.tail)]
+    nodes = [with_values(node, sized) for node in (sequence.head, *sequence.tail)]
     x = sized(sequence.head.x)
     return Network((x,), nodes, sized(sequence.logits), dict(sequence.constants), x)
 
@@ -139,15 +140,6 @@ def vocabulary(sequence: Sequence) -> int | None:
     """How many words the tables have that are asked for the tokens themselves; None without such a table."""
     looked_up = (node for node in sequence.body if isinstance(node, Torch) and node.function is aten.embedding.default)
     return min((node.args[0].shape[0] for node in looked_up if node.args[1] is sequence.ids), default=None)
-
-
-def _needed(nodes: list[Node], result: Value) -> list[Node]:
-    live, found = {result}, []
-    for node in reversed(nodes):
-        if not live.isdisjoint(outputs_of(node)):
-            live.update(inputs_of(node))
-            found.append(node)
-    return found[::-1]
 
 
 def _after(nodes: list[Node], head: Node) -> tuple[Node, ...]:
@@ -159,24 +151,20 @@ def _after(nodes: list[Node], head: Node) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def _changed(node: Node, of: Any) -> Any:
-    parts = {each.name: getattr(node, each.name) for each in fields(node) if each.name not in ("name", "function")}
-    return replace(
-        node, **{name: changed(part, lambda each: of(each) if isinstance(each, Value) else each) for name, part in parts.items()}
-    )
-
-
 # ---------------------------------------------------------------- what treats tokens one by one
 
 
 def _check(node: Node, flowing: set[Value], network: Network, length: int, tables: dict[Value, Tensor]) -> None:
     """Raise unless a step treats tokens one by one, or is causal attention; note which of its constants have a row for each position."""
+    if not outputs_of(node):
+        raise _refusal(node, "writes into memory that others read")
     moved = (*(value for value in inputs_of(node) if value in flowing), *outputs_of(node)[:1])
     for value in moved:
         if value.shape[:2] != (1, length):
             raise _refusal(node, f"makes or takes {value.shape}, which is not (1, {length} tokens, ...)")
-    looks_up = isinstance(node, Torch) and getattr(node.function, "overloadpacket", None) is aten.embedding
-    if not looks_up and len({len(value.shape) for value in moved}) > 1:  # what broadcasts has its tokens elsewhere
+    if (
+        _packet(node) is not aten.embedding and len({len(value.shape) for value in moved}) > 1
+    ):  # what broadcasts has its tokens elsewhere
         raise _refusal(node, f"takes numbers of tokens beside vectors of tokens: {', '.join(str(value.shape) for value in moved)}")
     if not isinstance(node, Torch) and len(moved[-1].shape) != 3:
         raise _refusal(node, f"makes {moved[-1].shape}, which is not (1, {length} tokens, channels)")
@@ -194,12 +182,11 @@ def _check(node: Node, flowing: set[Value], network: Network, length: int, table
 
 
 def _check_torch(node: Torch, flowing: set[Value], network: Network, length: int, tables: dict[Value, Tensor]) -> None:
-    packet = getattr(node.function, "overloadpacket", None)
-    if packet is aten.embedding:
+    if _packet(node) is aten.embedding:
         if node.args[0] in flowing or node.args[1] not in flowing:
             raise _refusal(node, "looks up what depends on the input")
         return
-    if packet not in _OF_NUMBERS:
+    if _packet(node) not in _OF_NUMBERS:
         raise _refusal(node, "is none that is known to treat tokens one by one")
     for value in inputs_of(node):
         if value in flowing:
@@ -210,6 +197,11 @@ def _check_torch(node: Torch, flowing: set[Value], network: Network, length: int
             tables[value] = network.constants[value]
         elif shape[:2] != (1, 1):
             raise _refusal(node, f"takes a constant of {tuple(value.shape)}")
+
+
+def _packet(node: Node) -> Any:
+    """Which operation of torch a step is, whatever its kind of arguments; None for a kernel's."""
+    return getattr(node.function, "overloadpacket", None) if isinstance(node, Torch) else None
 
 
 def _refusal(node: Node, why: str) -> CompileError:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from secateurs.nested import Value
 from secateurs.run.decoding.pieces import Piece
 from secateurs.run.kernels.machine import InstructionSet, native_module
 from secateurs.run.network.error import CompileError
@@ -55,15 +54,9 @@ class ReadyPiece:
         held[position] = self._position
         self._held = [held.get(value, network.constants.get(value)) for value in last.reads]
         self._of_tables = [piece.tables.index(value) if value in piece.tables else None for value in last.reads]
-        self._fixed = self._addresses(last.reads, by_front)
-
-    def _addresses(self, reads: Sequence[Value], by_front: set[Value]) -> list[int]:
-        """What each call takes, save for what depends on the position and on the words."""
-        found = [self._arena.address]
-        for value, held in zip(reads, self._held, strict=True):
-            assert held is not None or value in by_front or value in reads
-            found.append(0 if held is None else held.data_ptr())
-        return [*found, self._hidden.data_ptr()]
+        held_there = [0 if each is None else each.data_ptr() for each in self._held]
+        self._addresses = [self._arena.address, *held_there, self._hidden.data_ptr()]
+        """What the program takes; those of what depends on the position and on the words are written at each call."""
 
     def __call__(self, ids: Tensor, position: int) -> Tensor:
         some = ids.shape[0]
@@ -76,6 +69,6 @@ class ReadyPiece:
             if held is None:
                 tensor = rows[table] if table is not None else next(looked_up)
                 made.append(tensor.contiguous())
-                self._fixed[place] = made[-1].data_ptr()
-        self._native.run(self._fixed, self._threads)
+                self._addresses[place] = made[-1].data_ptr()
+        self._native.run(self._addresses, self._threads)
         return self._hidden

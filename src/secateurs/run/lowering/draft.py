@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from secateurs.nested import Value, changed, leaves
 from secateurs.run.network.nodes import (
+    AnyNode,
     Linear,
     Mean,
     Network,
     Node,
     Torch,
     inputs_of,
+    needed,
     outputs_of,
+    with_values,
 )
 
 aten = torch.ops.aten
-
-
-AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 def reshape(name: str, x: Value, out: Value) -> Torch:
@@ -69,8 +69,7 @@ class Draft:
         """A node with the values that stand for its operands now."""
         if self._now.keys().isdisjoint(inputs_of(node)):
             return node
-        parts = ("args", "kwargs", "x", "y", "residual", "factors", "parts", "hidden", "cell")
-        return replace(node, **{name: self._renamed(getattr(node, name)) for name in parts if hasattr(node, name)})
+        return with_values(node, lambda value: self._now.get(value, value))
 
     def maker(self, value: Any) -> Node | None:
         """The step that makes a value."""
@@ -190,14 +189,7 @@ class Draft:
     def network(self) -> Network:
         """What was written, without the steps that the result does not need."""
         result = self._renamed(self._network.result)
-        live = {value for _, value in leaves(result) if isinstance(value, Value)}
-        nodes: list[Node] = []
-        for node in reversed(self._nodes):
-            if not outputs_of(node) or not live.isdisjoint(outputs_of(node)):
-                live.update(inputs_of(node))
-                nodes.append(node)
-        constants = {value: tensor for value, tensor in self.constants.items() if value in live}
-        return replace(self._network, nodes=nodes[::-1], result=result, constants=constants)
+        return needed(replace(self._network, nodes=list(self._nodes), result=result, constants=self.constants))
 
 
 def is_reshape(node: Node | None) -> TypeGuard[Torch]:

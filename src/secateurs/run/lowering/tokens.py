@@ -8,16 +8,15 @@ stays as it was.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from secateurs.nested import Value, changed, leaves
+from secateurs.nested import Value, changed
 from secateurs.run.lowering.draft import reshape
+from secateurs.run.lowering.reading import Reading
 from secateurs.run.network.nodes import (
     Activate,
     Add,
@@ -30,6 +29,7 @@ from secateurs.run.network.nodes import (
     Rotary,
     Torch,
     inputs_of,
+    needed,
     outputs_of,
 )
 
@@ -48,7 +48,7 @@ def of_tokens(network: Network) -> Network:
     >>> [type(node).__name__ for node in lower(network_of(model, torch.zeros(1, 3, 8))).nodes]
     ['Linear', 'Norm', 'Linear']
     """
-    reading = _Reading(network)
+    reading = Reading(network)
     nodes: list[Node] = []
     for node in network.nodes:
         node = reading.current(node)
@@ -60,10 +60,10 @@ def of_tokens(network: Network) -> Network:
             nodes.append(each)
             reading.makers.update(dict.fromkeys(outputs_of(each), each))
     result = changed(network.result, lambda value: reading.now.get(value, value), objects=True)
-    return _ordered(_alive(replace(network, nodes=nodes, result=result, constants={**network.constants, **reading.added})))
+    return _ordered(needed(replace(network, nodes=nodes, result=result, constants={**network.constants, **reading.added})))
 
 
-def _in_place_of(reading: _Reading, node: Node) -> Made:
+def _in_place_of(reading: Reading, node: Node) -> Made:
     """What the first rule that knows the node gives."""
     if reading.written.isdisjoint((*inputs_of(node), *outputs_of(node))):
         for rule in _RULES:
@@ -73,142 +73,10 @@ def _in_place_of(reading: _Reading, node: Node) -> Made:
     return None
 
 
-class _Reading:
-    """What is known while nodes are read one after the other: who makes what, and which value stands for which now."""
-
-    def __init__(self, network: Network) -> None:
-        self.makers: dict[Value, Node] = {}
-        self.now: dict[Value, Value] = {}
-        self.added: dict[Value, Tensor] = {}
-        self.written = network.written
-        self._constants = network.constants
-        self._angles: dict[tuple[Value, tuple[int, ...]], Value] = {}
-        self._readers: dict[Value, list[Node | None]] = defaultdict(list)
-        for node in network.nodes:
-            for value in inputs_of(node):
-                self._readers[value].append(node)
-        for _, value in leaves(network.result):
-            if isinstance(value, Value):
-                self._readers[value].append(None)
-
-    def current(self, node: Node) -> Node:
-        """A node with the values that stand for its operands now."""
-        if self.now.keys().isdisjoint(inputs_of(node)):
-            return node
-        told = {
-            each.name: getattr(node, each.name) for each in fields(node) if each.name not in ("name", "function", "outputs", "out")
-        }
-        return replace(node, **{name: changed(part, lambda value: self.now.get(value, value)) for name, part in told.items()})
-
-    def maker(self, value: Any) -> Node | None:
-        """The node that makes a value."""
-        return self.makers.get(value) if isinstance(value, Value) else None
-
-    def torchs(self, value: Any, *functions: Any) -> Torch | None:
-        """The operation of torch that makes a value, where it is one of these, on memory that nothing writes into."""
-        node = self.maker(value)
-        return node if isinstance(node, Torch) and node.function in functions and self.written.isdisjoint(inputs_of(node)) else None
-
-    def number(self, value: Any) -> Tensor | None:
-        """The numbers of a constant in float32."""
-        found = self._constants.get(value) if isinstance(value, Value) else None
-        return found if found is not None and found.dtype == torch.float32 else None
-
-    def is_read(self, value: Value) -> bool:
-        """Whether anything reads a value."""
-        return value in self._readers
-
-    def readers(self, value: Value) -> list[Node | None]:
-        """What reads a value as it was recorded; None stands for the caller."""
-        return self._readers.get(value, [])
-
-    def angles(self, value: Value, flat: tuple[int, ...], width: int, heads_first: bool) -> Value | None:
-        """Cosines or sines as (batch, tokens, width), where that is what they are: the same for all heads of a batch."""
-        numbers, (batch, tokens) = self.number(value), flat[:2]
-        wanted = (1, 1, tokens, width) if heads_first else (1, tokens, 1, width)
-        if numbers is None or (1,) * (4 - len(value.shape)) + value.shape != wanted:
-            return None
-        key = (value, flat[:2])
-        if key not in self._angles:
-            self._angles[key] = made = Value((batch, tokens, width))
-            self.added[made] = numbers.reshape(1, tokens, width).expand(batch, tokens, width).contiguous()
-        return self._angles[key]
-
-    def tokens_of(self, value: Any, shared: bool = False) -> tuple[Value, int] | None:
-        """Behind (batch, heads, tokens, size): the (batch, tokens, heads * size) that it is a view of, and the number of heads.
-
-        There may be fewer of them where several heads are one that was repeated, if they may be ``shared``.
-        """
-        given, value = value, self._original(value)
-        if value is None or len(value.shape) != 4 or not (shared or value.shape == given.shape):
-            return None
-        turned = self.torchs(value, aten.permute.default)
-        if turned is None and value.shape[1] == 1:
-            return self._only_head(value)
-        if turned is None or [axis % 4 for axis in turned.args[1]] != [0, 2, 1, 3]:
-            return None
-        return self._flat(turned.args[0])
-
-    def _only_head(self, value: Value) -> tuple[Value, int] | None:
-        """Behind (batch, 1, tokens, size): one head comes first by a mere reshape."""
-        batch, _, tokens, size = value.shape
-        view = self.torchs(value, aten.reshape.default)
-        source = None if view is None else view.args[0]
-        if source is None or source.shape == (batch, tokens, size):
-            return None if source is None else (source, 1)
-        return self._flat(source) if source.shape == (batch, tokens, 1, size) else None
-
-    def flat(self, value: Value) -> tuple[Value, int] | None:
-        """Behind (batch, tokens, heads, size): (batch, tokens, heads * size), and the number of heads."""
-        return self._flat(value) if len(value.shape) == 4 else None
-
-    def _flat(self, value: Value) -> tuple[Value, int] | None:
-        batch, tokens, heads, size = value.shape
-        view = self.torchs(value, aten.reshape.default)
-        if view is None:
-            return None
-        source = view.args[0]
-        return (source, heads) if source.shape == (batch, tokens, heads * size) else None
-
-    def _original(self, value: Any) -> Value | None:
-        """What a copy, a concatenation with nothing or one made for each of several heads is of."""
-        while isinstance(value, Value):
-            node = self.torchs(value, aten.clone.default, aten.cat.default, aten.reshape.default, aten.expand.default)
-            if node is None:
-                break
-            if node.function is aten.clone.default:
-                value = node.args[0]
-                continue
-            found = self._joined(node) if node.function is aten.cat.default else self._repeated(node)
-            if found is None:
-                break
-            value = found
-        return value if isinstance(value, Value) else None
-
-    def _joined(self, node: Torch) -> Value | None:
-        """The only part of a concatenation that is not empty."""
-        parts = [part for part in node.args[0] if 0 not in part.shape]
-        return parts[0] if len(parts) == 1 and parts[0].shape == node.outputs[0].shape else None
-
-    def _repeated(self, node: Torch) -> Value | None:
-        """Keys that are there once for several heads: (batch, heads, tokens, size), expanded to (batch, heads, many, tokens, size)."""
-        if node.function is not aten.reshape.default or len(node.outputs[0].shape) != 4:
-            return None
-        wide = self.torchs(node.args[0], aten.expand.default, aten.clone.default)
-        if wide is not None and wide.function is aten.clone.default:
-            wide = self.torchs(wide.args[0], aten.expand.default)
-        view = None if wide is None else self.torchs(wide.args[0], aten.reshape.default)
-        if wide is None or view is None or len(wide.outputs[0].shape) != 5:
-            return None
-        batch, heads, many, tokens, size = wide.outputs[0].shape
-        alike = wide.args[0].shape == (batch, heads, 1, tokens, size) and view.args[0].shape == (batch, heads, tokens, size)
-        return view.args[0] if alike and node.outputs[0].shape == (batch, heads * many, tokens, size) else None
-
-
 # ---------------------------------------------------------------- normalisations
 
 
-def _root_mean_square(reading: _Reading, node: Node) -> Made:
+def _root_mean_square(reading: Reading, node: Node) -> Made:
     """``x * rsqrt(mean(x ** 2) + eps)``, and a weight after it."""
     for x, other in _factors(node):
         maker, weight = reading.maker(x), reading.number(other)
@@ -222,7 +90,7 @@ def _root_mean_square(reading: _Reading, node: Node) -> Made:
     return None
 
 
-def _inverse_root(reading: _Reading, x: Value, value: Value) -> float | None:
+def _inverse_root(reading: Reading, x: Value, value: Value) -> float | None:
     """Eps, where a value is ``rsqrt(mean(x ** 2) + eps)`` over the last dimension."""
     root = reading.torchs(value, aten.rsqrt.default)
     plus = None if root is None else reading.torchs(root.args[0], aten.add.Tensor)
@@ -241,7 +109,7 @@ def _inverse_root(reading: _Reading, x: Value, value: Value) -> float | None:
     return float(plus.args[1])
 
 
-def _layer_norm(reading: _Reading, node: Node) -> Made:
+def _layer_norm(reading: Reading, node: Node) -> Made:
     if not isinstance(node, Torch) or node.function is not aten.native_layer_norm.default:
         return None
     x, shape, weight, bias, eps = node.args
@@ -253,7 +121,7 @@ def _layer_norm(reading: _Reading, node: Node) -> Made:
     return [Norm(node.name, x, node.outputs[0], scale, numbers[1], float(eps), centred=True)]
 
 
-def _norm_of_heads(reading: _Reading, node: Norm) -> list[Node] | None:
+def _norm_of_heads(reading: Reading, node: Norm) -> list[Node] | None:
     """A normalisation of each head alone, of what a linear layer made."""
     found = reading.flat(node.x)
     if found is None:
@@ -266,7 +134,7 @@ def _norm_of_heads(reading: _Reading, node: Norm) -> list[Node] | None:
 # ---------------------------------------------------------------- products and sums
 
 
-def _gate(reading: _Reading, node: Node) -> Made:
+def _gate(reading: Reading, node: Node) -> Made:
     """A product of two values of one shape."""
     for x, y in _factors(node)[:1]:
         if x.shape == y.shape == outputs_of(node)[0].shape and reading.number(x) is None and reading.number(y) is None:
@@ -295,7 +163,7 @@ def _terms(node: Node) -> list[tuple[Value, Value]]:
 # ---------------------------------------------------------------- rotary embeddings
 
 
-def _rotary(reading: _Reading, node: Node) -> Made:
+def _rotary(reading: Reading, node: Node) -> Made:
     """``x * cos + cat(-second half of x, first half) * sin`` for each head."""
     for plain, turned in _terms(node):
         for x, cos in _product(reading, plain):
@@ -307,12 +175,12 @@ def _rotary(reading: _Reading, node: Node) -> Made:
     return None
 
 
-def _product(reading: _Reading, value: Value) -> list[tuple[Value, Value]]:
+def _product(reading: Reading, value: Value) -> list[tuple[Value, Value]]:
     maker = reading.maker(value)
     return [] if maker is None else _factors(maker)
 
 
-def _turned(reading: _Reading, value: Value) -> Value | None:
+def _turned(reading: Reading, value: Value) -> Value | None:
     """X, where a value is the concatenation of the second half of its last dimension, negated, and the first."""
     joined = reading.torchs(value, aten.cat.default)
     if joined is None or len(joined.args[0]) != 2 or _axis(joined, 1) != len(value.shape) - 1:
@@ -327,7 +195,7 @@ def _turned(reading: _Reading, value: Value) -> Value | None:
     return one[0] if one[1:] == (0, half) and two[1:] == (half, 2 * half) else None
 
 
-def _slice_of(reading: _Reading, value: Any) -> tuple[Value, int, int] | None:
+def _slice_of(reading: Reading, value: Any) -> tuple[Value, int, int] | None:
     """What a value is a part of along the last dimension, and from where to where."""
     part = reading.torchs(value, aten.slice.Tensor)
     return None if part is None else _range(part)
@@ -350,7 +218,7 @@ def _axis(node: Torch, place: int) -> int:
     return axis % len(node.outputs[0].shape)
 
 
-def _rotated(reading: _Reading, node: Node, x: Value, cos: Value, sin: Value) -> Made:
+def _rotated(reading: Reading, node: Node, x: Value, cos: Value, sin: Value) -> Made:
     """Heads as a linear layer made them, turned; ``x`` may be the first part of each."""
     part = _slice_of(reading, x)
     whole = x if part is None else part[0]
@@ -384,7 +252,7 @@ def _as_heads(name: str, flat: Value, heads: int, out: Value, heads_first: bool)
     return [reshape(name, flat, apart), Torch(name, aten.permute.default, (apart, [0, 2, 1, 3]), {}, (out,))]
 
 
-def _partly_rotary(reading: _Reading, node: Node) -> Made:
+def _partly_rotary(reading: Reading, node: Node) -> Made:
     """The turned part of each head and the rest of it, joined again."""
     if not isinstance(node, Torch) or node.function is not aten.cat.default or len(node.args[0]) != 2:
         return None
@@ -405,7 +273,7 @@ def _partly_rotary(reading: _Reading, node: Node) -> Made:
 # ---------------------------------------------------------------- attention
 
 
-def _attention(reading: _Reading, node: Node) -> Made:
+def _attention(reading: Reading, node: Node) -> Made:
     """Attention without a mask, of heads that linear layers made."""
     if not isinstance(node, Torch) or node.function is not aten._scaled_dot_product_flash_attention_for_cpu.default:
         return None
@@ -430,7 +298,7 @@ def _attention(reading: _Reading, node: Node) -> Made:
     return [made, *_as_heads(node.name, out, heads, node.outputs[0], heads_first=True)]
 
 
-def _turned_back(reading: _Reading, node: Node) -> Made:
+def _turned_back(reading: Reading, node: Node) -> Made:
     """Heads after tokens again: what was before they came first. And a reshape of a reshape to the first shape."""
     if not isinstance(node, Torch) or node.function not in (aten.permute.default, aten.reshape.default):
         return None
@@ -446,7 +314,7 @@ def _turned_back(reading: _Reading, node: Node) -> Made:
 # ---------------------------------------------------------------- parts of a layer's outputs
 
 
-def _rows_of_layer(reading: _Reading, node: Node) -> Made:
+def _rows_of_layer(reading: Reading, node: Node) -> Made:
     """Parts of a linear layer's outputs, where nothing needs the whole: layers with those rows alone."""
     if not isinstance(node, Torch) or node.function not in _PARTS:
         return None
@@ -473,7 +341,7 @@ def _rows_of_layer(reading: _Reading, node: Node) -> Made:
     return made
 
 
-def _activated_rows(reading: _Reading, node: Node) -> Made:
+def _activated_rows(reading: Reading, node: Node) -> Made:
     """An activation of a part of a layer's outputs, into the layer of those rows."""
     layer = reading.maker(node.x) if isinstance(node, Activate) else None
     if (
@@ -502,7 +370,7 @@ def _layer_of_rows(layer: Linear, heads: int, part: tuple[int, int], out: Value,
     return made if flat is out else [*made, *_as_heads(layer.name, flat, heads, out, heads_first)]
 
 
-def _of_only_head(reading: _Reading, node: Node) -> Made:
+def _of_only_head(reading: Reading, node: Node) -> Made:
     """A linear layer of what one head gave, heads first: of (batch, tokens, size) instead."""
     if not isinstance(node, Linear) or node.residual is not None or len(node.x.shape) != 4 or node.x.shape[1] != 1:
         return None
@@ -513,7 +381,7 @@ def _of_only_head(reading: _Reading, node: Node) -> Made:
     return [replace(node, x=found[0], out=flat), reshape(node.name, flat, node.out)]
 
 
-_RULES: tuple[Callable[[_Reading, Node], Made], ...] = (
+_RULES: tuple[Callable[[Reading, Node], Made], ...] = (
     _root_mean_square,
     _layer_norm,
     _rotary,
@@ -527,19 +395,7 @@ _RULES: tuple[Callable[[_Reading, Node], Made], ...] = (
 )
 
 
-# ---------------------------------------------------------------- what is left, and in which order
-
-
-def _alive(network: Network) -> Network:
-    """Without the steps that the result does not need."""
-    live = {value for _, value in leaves(network.result) if isinstance(value, Value)}
-    nodes: list[Node] = []
-    for node in reversed(network.nodes):
-        if not outputs_of(node) or not live.isdisjoint(outputs_of(node)):
-            live.update(inputs_of(node))
-            nodes.append(node)
-    constants = {value: tensor for value, tensor in network.constants.items() if value in live}
-    return replace(network, nodes=nodes[::-1], constants=constants)
+# ---------------------------------------------------------------- in which order
 
 
 def _ordered(network: Network) -> Network:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from secateurs.nested import Value, among
+from secateurs.nested import Value, among, changed, leaves
 
 
 @dataclass(frozen=True)
@@ -279,3 +279,26 @@ def outputs_of(node: Node) -> tuple[Value, ...]:
     if isinstance(node, Torch):
         return node.outputs
     return (node.out, node.last_hidden, node.last_cell) if isinstance(node, Lstm) else (node.out,)
+
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+def with_values(node: AnyNode, of: Callable[[Value], Value]) -> AnyNode:
+    """The same step on other values, and with others in place of those that it makes."""
+    parts = {each.name: getattr(node, each.name) for each in fields(node) if each.name not in ("name", "function")}
+    return replace(
+        node, **{name: changed(part, lambda leaf: of(leaf) if isinstance(leaf, Value) else leaf) for name, part in parts.items()}
+    )
+
+
+def needed(network: Network) -> Network:
+    """The same network without the steps and constants that its result does not need; those that only write stay."""
+    live = {value for _, value in leaves(network.result) if isinstance(value, Value)}
+    nodes: list[Node] = []
+    for node in reversed(network.nodes):
+        if not outputs_of(node) or not live.isdisjoint(outputs_of(node)):
+            live.update(inputs_of(node))
+            nodes.append(node)
+    constants = {value: tensor for value, tensor in network.constants.items() if value in live}
+    return replace(network, nodes=nodes[::-1], constants=constants)
