@@ -1,19 +1,31 @@
 """Numbers with units: what a model costs as it is, and what a plan would leave of that."""
 
-from secateurs.costs.counts import checked, file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
+from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
+from secateurs.costs.elements import checked, elements
 from secateurs.costs.sequences import active_params, kv_cache_bytes
+from secateurs.costs.sums import Price, Sum, Tally, layerwise
 from secateurs.costs.trace import MacsTrace, trace_macs
+from secateurs.costs.workload import Layer, Work, Workload, workload
 
 __all__ = [
+    "Layer",
     "MacsTrace",
+    "Price",
+    "Sum",
+    "Tally",
+    "Work",
+    "Workload",
     "active_params",
     "checked",
+    "elements",
     "file_bytes",
     "kv_cache_bytes",
+    "layerwise",
     "macs",
     "nonzero_macs",
     "nonzero_params",
     "params",
     "tensor_bytes",
     "trace_macs",
+    "workload",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateurs.costs.elements import checked, constant, elements, extent_term, times
+from secateurs.costs.sums import Sum
 from secateurs.costs.trace import trace_macs
+from secateurs.costs.workload import workload
 from secateurs.forward import torch_masks
-from secateurs.types import Cost, Plan, PlanError
+from secateurs.types import Cost, Plan, Prepared, Term
 
 
 def nonzero_params(model: nn.Module) -> int:
@@ -55,77 +59,78 @@ def file_bytes(path: str | Path) -> int:
     return Path(path).stat().st_size
 
 
-def checked(plan: Plan, sizes: dict[str, int]) -> Plan:
-    """The plan, which must be one of a model whose parameters have so many elements; raises `PlanError` otherwise."""
-    for name in plan.extents:
-        if name in sizes and plan.size(name, whole=True) != sizes[name]:
-            raise PlanError(
-                f"{name}: the plan measures {plan.size(name, whole=True)} elements, but it has {sizes[name]}: "
-                "the plan belongs to another model"
-            )
-    for name, share in plan.shares.items():
-        for parameter, per_unit in share.elements.items():
-            if parameter not in sizes:
-                raise PlanError(f"{name}: the plan names the parameter {parameter!r}, which the model does not have")
-            if parameter not in plan.extents and share.units * per_unit > sizes[parameter]:
-                raise PlanError(
-                    f"{name}: the plan cuts {parameter} into {share.units} units of {per_unit}, but it has {sizes[parameter]} "
-                    "elements: the plan belongs to another model"
-                )
-    return plan
-
-
 def _sizes(model: nn.Module) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
-def _prepare_params(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+def _prepare_params(model: nn.Module, example: Any) -> Prepared:
     sizes = _sizes(model)
 
-    def count(plan: Plan | None) -> float:
-        removed = sum(checked(plan, sizes).removed(name) for name in sizes) if plan else 0
-        return float(sum(sizes.values()) - removed)
-
-    return count
-
-
-def _prepare_macs(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
-    sizes, trace = _sizes(model), trace_macs(model, example)
-
-    def count(plan: Plan | None) -> float:
+    def terms(plan: Plan | None) -> list[Term]:
         if plan is None:
-            return trace.total
+            return [constant(name, size) for name, size in sizes.items()]
+        checked(plan, sizes)
+        return [elements(name, size, plan) for name, size in sizes.items()]
+
+    return Sum(terms)
+
+
+def _prepare_macs(model: nn.Module, example: Any) -> Prepared:
+    sizes, trace = _sizes(model), trace_macs(model, example)
+    names = cache(lambda: workload(model, example).names)
+
+    def terms(plan: Plan | None) -> list[Term]:
+        between = constant("between activations", trace.between_activations)
+        if plan is None:
+            return [*(constant(name, macs) for name, macs in trace.by_parameter.items()), between]
         checked(plan, sizes)
         if "macs" in plan.extents:  # where layers are coupled, what one loses its neighbours lose too
-            return float(plan.size("macs"))
-        kept = {name: 1 - plan.removed(name) / max(1, sizes[name]) for name in trace.by_parameter}
-        return trace.between_activations + sum(macs * kept[name] for name, macs in trace.by_parameter.items())
+            products = plan.extents["macs"]
+            named = names() if len(products) > 1 else ("",)
+            return [extent_term(name, (product,)) for name, product in zip(named, products, strict=True)]
+        left = {name: elements(name, sizes[name], plan) for name in trace.by_parameter}
+        return [*(times(left[name], macs / max(1, sizes[name])) for name, macs in trace.by_parameter.items()), between]
 
-    return count
+    return Sum(terms)
 
 
-def _prepare_bytes(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+def _prepare_bytes(model: nn.Module, example: Any) -> Prepared:
     sizes = _sizes(model)
     widths = {name: parameter.element_size() for name, parameter in model.named_parameters()}
     parameters = {id(parameter) for parameter in model.parameters()}
     buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in parameters}
 
-    def count(plan: Plan | None) -> float:
-        if plan is not None:
-            checked(plan, sizes)
-        masked = {name for share in plan.shares.values() for name in share.elements} if plan and not plan.extents else set()
-        total = sum(
-            tensor.element_size() * (plan.size(name) if plan and name in plan.extents else tensor.numel())
+    def terms(plan: Plan | None) -> list[Term]:
+        of_buffers = [
+            times(elements(name, tensor.numel(), plan), tensor.element_size())
+            if plan is not None and name in plan.extents
+            else constant(name, tensor.numel() * tensor.element_size())
             for name, tensor in buffers.items()
-        )
-        for name, size in sizes.items():
-            left = size - plan.removed(name) if plan else size
-            bits = plan.bits_of(name) if plan else None
-            index = (size + 7) // 8 if name in masked else 0
-            total += index + (left * widths[name] if bits is None else (left * bits + 7) // 8)
-        return float(total)
+        ]
+        if plan is None:
+            return [*of_buffers, *(constant(name, size * widths[name]) for name, size in sizes.items())]
+        checked(plan, sizes)
+        masked = set() if plan.extents else {name for share in plan.shares.values() for name in share.elements}
+        return [
+            *of_buffers,
+            *(
+                _stored(elements(name, size, plan), widths[name], plan, size if name in masked else 0)
+                for name, size in sizes.items()
+            ),
+        ]
 
-    return count
+    return Sum(terms)
+
+
+def _stored(left: Term, width: int, plan: Plan, marked: int) -> Term:
+    """The bytes of the numbers that stay of a parameter, and of a bit for each of ``marked`` numbers."""
+    bits, index = plan.bits_of(left.layer), (marked + 7) // 8
+
+    def size(counts: Mapping[str, int]) -> float:
+        stays = left.value(counts)
+        return index + (stays * width if bits is None else (stays * bits + 7) // 8)
+
+    return Term(left.layer, left.sites, size)
 
 
 params = Cost("params", "parameters", _prepare_params)

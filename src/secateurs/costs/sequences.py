@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.costs.counts import checked
+from secateurs.costs.elements import checked
 from secateurs.forward import parameters_in
 from secateurs.given import COUNT, require
 from secateurs.graph import Routed, analyse, keys_and_values, mixtures_of

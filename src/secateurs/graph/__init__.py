@@ -9,6 +9,7 @@ from secateurs.graph.halves import Half, halves_of
 from secateurs.graph.infer import infer
 from secateurs.graph.known import Knowing, Known, interpret
 from secateurs.graph.mixtures import Routed, mixtures_of
+from secateurs.graph.names import axis_names
 from secateurs.graph.ops import SAME_NUMBERS, Op, Trace, after, summands
 from secateurs.graph.ready import ready
 from secateurs.graph.rules import RULES
@@ -57,6 +58,7 @@ __all__ = [
     "after",
     "analyse",
     "asks_size",
+    "axis_names",
     "blocks_in",
     "blocks_of",
     "branches_of",

@@ -1,6 +1,6 @@
 """Granularity: how a weight is cut into units, and which of a model's weights take part."""
 
-from secateurs.patterns.axes import axis_names, in_no_weight, sites_on_axes
+from secateurs.patterns.axes import in_no_weight, sites_on_axes
 from secateurs.patterns.canonical import LAYOUTS, NORMALISATIONS, Layout, Weight, find_weights, layout_of
 from secateurs.patterns.coupled import Channel, Head
 from secateurs.patterns.cut import misfit, tiled
@@ -44,7 +44,6 @@ __all__ = [
     "Weight",
     "among",
     "as_units",
-    "axis_names",
     "find_parameters",
     "find_sites",
     "find_weights",

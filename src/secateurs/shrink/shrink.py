@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from secateurs.answers import telling
 from secateurs.forward import buffers_in, parameters_in
 from secateurs.given import MASKS, MODEL, OPTIMIZER, require, require_values
-from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, interpret, kept, normal
+from secateurs.graph import Axis, Choice, Dim, Knowing, Structure, analyse, axis_names, interpret, kept, normal
 from secateurs.masks.masks import Masks
-from secateurs.patterns import axis_names
 from secateurs.shrink.carry import carry_
 from secateurs.shrink.experts import take_out_experts_
 from secateurs.shrink.fold_constants import constant_units, fold_constants_

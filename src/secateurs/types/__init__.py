@@ -5,7 +5,7 @@ A *pattern* cuts weights into *units*; a *criterion* scores units; an *allocator
 """
 
 from secateurs.types.choice import Masks, Scores, Solution, Solver
-from secateurs.types.cost import Budget, Cost
+from secateurs.types.cost import Budget, Cost, Prepared, Term
 from secateurs.types.errors import (
     FileError,
     KindError,
@@ -80,6 +80,7 @@ __all__ = [
     "PatternError",
     "Plan",
     "PlanError",
+    "Prepared",
     "Product",
     "Role",
     "Run",
@@ -99,6 +100,7 @@ __all__ = [
     "Stretch",
     "Task",
     "TaskError",
+    "Term",
     "Tiling",
     "Watched",
     "Within",

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from secateurs.types.errors import KindError, SecateursError
 from secateurs.types.plan import Plan
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a cost: what a layer costs, told by how many units some sites keep, and by nothing else."""
+
+    layer: str
+    sites: tuple[str, ...]
+    value: Callable[[Mapping[str, int]], float]
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """What `Cost.prepare` may return where a cost is a sum: its parts as well, so that a search counts anew only what it changes."""
+
+    def __call__(self, plan: Plan | None) -> float: ...
+
+    def terms(self, plan: Plan | None) -> Sequence[Term]:
+        """The parts of the sum for plans of these sites, whatever numbers of units they keep; without a plan, of the model as it is."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +49,28 @@ class Cost:
     prepare: Callable[[nn.Module, Any], Callable[[Plan | None], float]]
 
     def __call__(self, model: nn.Module, example: Any = None, plan: Plan | None = None) -> float:
+        return self._of(model, example)(plan)
+
+    def by_layer(self, model: nn.Module, example: Any = None, plan: Plan | None = None) -> dict[str, float]:
+        """Layer → what it costs, in the order of the pass; raises `SecateursError` where the cost does not tell.
+
+        >>> import torch
+        >>> from secateurs.costs import params
+        >>> params.by_layer(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)))
+        {'0.weight': 6.0, '0.bias': 2.0, '1.weight': 2.0, '1.bias': 1.0}
+        """
+        prepared = self._of(model, example)
+        if not isinstance(prepared, Prepared):
+            raise SecateursError(f"{self.name}: this cost is of the whole model, and does not tell what each layer takes of it")
+        counts, found = {} if plan is None else dict(plan), dict[str, float]()
+        for term in prepared.terms(plan):
+            found[term.layer] = found.get(term.layer, 0.0) + term.value(counts)
+        return found
+
+    def _of(self, model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
         if not isinstance(model, nn.Module):
             raise KindError(f"{self.name}: model is a {type(model).__name__}, but must be a torch.nn.Module")
-        return self.prepare(model, example)(plan)
+        return self.prepare(model, example)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Protocol
 
@@ -88,6 +88,11 @@ class Plan(Mapping[str, int]):
     def bits_of(self, parameter: str) -> int | None:
         """Bits that a number of a parameter takes: the most that a site in which it lies gives it, ``None`` where none says anything."""
         return max((share.bits for share in self.shares.values() if share.bits and parameter in share.elements), default=None)
+
+    def with_counts(self, counts: Mapping[str, int]) -> Plan:
+        """The plan that keeps so many units instead, and promises nothing; sites that are not named keep what they have."""
+        shares = {name: replace(share, kept=counts.get(name, share.kept)) for name, share in self.shares.items()}
+        return Plan(shares, extents=self.extents)
 
     def to_json(self) -> str:
         shares = {name: _entry(share) for name, share in self.shares.items()}

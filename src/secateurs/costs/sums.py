@@ -1,0 +1,125 @@
+"""Costs that are sums over layers: counted as a whole, layer by layer, or only where a plan has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateurs.costs.workload import Work, workload
+from secateurs.types import Cost, Plan, Prepared, Term
+
+Price = Callable[[Work], float]
+"""What one product of a pass costs."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A prepared cost that is the sum of its terms."""
+
+    terms_of: Callable[[Plan | None], Sequence[Term]]
+
+    def __call__(self, plan: Plan | None) -> float:
+        counts = {} if plan is None else dict(plan)
+        return float(sum(term.value(counts) for term in self.terms(plan)))
+
+    def terms(self, plan: Plan | None) -> Sequence[Term]:
+        """The parts of the sum for plans of these sites."""
+        return self.terms_of(plan)
+
+
+def layerwise(name: str, unit: str, price: Price) -> Cost:
+    """A cost of your own from what each layer does: the sum of a price over all products of weights with activations, and of activations.
+
+    Of the model as it is, each layer comes with its weight; of a plan, with what the plan leaves (`Work`).
+
+    >>> import torch
+    >>> outputs = layerwise("outputs", "numbers", lambda work: work.made)
+    >>> outputs(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(5, 3))
+    50.0
+    """
+
+    def prepare(model: nn.Module, example: Any) -> Prepared:
+        load = workload(model, example)
+        return Sum(lambda plan: [Term(layer.name, layer.sites, _priced(layer.left, price)) for layer in load.under(plan)])
+
+    return Cost(name, unit, prepare)
+
+
+def _priced(left: Callable[[Mapping[str, int]], Work], price: Price) -> Callable[[Mapping[str, int]], float]:
+    return lambda counts: price(left(counts))
+
+
+def terms_of(prepared: Callable[[Plan | None], float], plan: Plan) -> Sequence[Term]:
+    """The terms of a cost; of one that does not tell them, a single one that depends on everything."""
+    if isinstance(prepared, Prepared):
+        return prepared.terms(plan)
+
+    def whole(counts: Mapping[str, int]) -> float:
+        return prepared(plan.with_counts(counts))
+
+    return [Term("", tuple(plan), whole)]
+
+
+class Tally:
+    """A cost of a plan that changes site by site: what does not depend on a site is not counted again, and nothing is counted twice.
+
+    >>> import torch
+    >>> from secateurs import Channel, find_sites, macs, uniform
+    >>> model, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3)
+    >>> plan = uniform(keep=1.0)(find_sites(model, Channel(), x), lambda: iter([]))
+    >>> tally = Tally(macs.prepare(model, x), plan)
+    >>> tally.total, tally.at("0", 4), tally.total
+    (40.0, 20.0, 40.0)
+    >>> tally.move_("0", 6)
+    >>> tally.total
+    30.0
+    """
+
+    def __init__(self, prepared: Callable[[Plan | None], float], plan: Plan) -> None:
+        self.counts = dict(plan)
+        self._terms = terms_of(prepared, plan)
+        self._of_site: dict[str, list[int]] = {name: [] for name in plan}
+        for place, term in enumerate(self._terms):
+            for site in term.sites:
+                self._of_site[site].append(place)
+        self._known: list[dict[tuple[int, ...], float]] = [{} for _ in self._terms]
+        self._now = [self._value(place) for place in range(len(self._terms))]
+
+    @property
+    def total(self) -> float:
+        """What the plan costs as it is now."""
+        return float(sum(self._now))
+
+    def at(self, site: str, kept: int) -> float:
+        """What it would cost if a site kept so many units, the others as they are."""
+        return self.total + self.change(site, kept)
+
+    def change(self, site: str, kept: int) -> float:
+        """How much more it would cost if a site kept so many units."""
+        before, self.counts[site] = self.counts[site], kept
+        change = sum(self._value(place) - self._now[place] for place in self._of_site[site])
+        self.counts[site] = before
+        return change
+
+    def move_(self, site: str, kept: int) -> None:
+        """Let a site keep so many units."""
+        self.counts[site] = kept
+        for place in self._of_site[site]:
+            self._now[place] = self._value(place)
+
+    def by_layer(self) -> dict[str, float]:
+        """Layer → what it costs now."""
+        found: dict[str, float] = {}
+        for term, value in zip(self._terms, self._now, strict=True):
+            found[term.layer] = found.get(term.layer, 0.0) + value
+        return found
+
+    def _value(self, place: int) -> float:
+        term, known = self._terms[place], self._known[place]
+        key = tuple([self.counts[site] for site in term.sites])
+        if key not in known:
+            known[key] = term.value(self.counts)
+        return known[key]
