@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs import models
 from secateurs.costs import Tally, tensor_bytes, workload
-from secateurs.types import Plan, SecateursError
+from secateurs.types import Plan, SecateursError, Term
 
 
 class Mixer(nn.Module):
@@ -152,3 +152,32 @@ def test_a_cost_that_tells_no_layers_is_tallied_as_a_whole():
     tally = Tally(lambda plan: float(sum(plan.values())), plan)
     name = next(iter(plan))
     assert tally.change(name, plan[name] - 7) == -7 and tally.total == sum(plan.values())
+
+
+def test_the_least_of_several_sums_is_tallied_and_told_layer_by_layer():
+    model, x = models.resnet_20(), torch.zeros(1, 3, 32, 32)
+    plan = sc.uniform(keep=1.0)(sc.find_sites(model, sc.Channel(), x), lambda: iter([]))
+    work, made = sc.layerwise("a", "ms", lambda work: work.macs).prepare(model, x), sc.params.prepare(model, x)
+
+    def sums(plan: Plan | None) -> list[Any]:
+        slow = Term("call", (), lambda counts: 30e6)
+        return [work.terms(plan), [slow, *made.terms(plan)]]
+
+    least = sc.costs.Least(sums)
+    cost, chance = sc.Cost("least", "ms", lambda model, example: least), random.Random(1)
+    tally, seen = Tally(least, plan), set()
+    for _ in range(60):
+        name = chance.choice(list(plan))
+        kept = chance.randrange(1, plan.shares[name].units // 2 + 1)
+        ahead = tally.at(name, kept)
+        tally.move_(name, kept)
+        now = plan.with_counts(tally.counts)
+        both = [sum(term.value(tally.counts) for term in terms) for terms in sums(now)]
+        seen.add(both.index(min(both)))
+        assert tally.total == pytest.approx(least(now)) == pytest.approx(min(both)) == pytest.approx(ahead)
+        assert (
+            sum(tally.by_layer().values()) == pytest.approx(sum(cost.by_layer(model, x, now).values())) == pytest.approx(min(both))
+        )
+        assert sum(term.value(tally.counts) for term in least.terms(now)) >= least(now)
+    assert seen == {0, 1}
+    assert len({term.layer for term in least.terms(plan)} & {"call"}) == 0, "who asks for one gets that which falls lowest"

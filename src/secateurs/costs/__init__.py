@@ -3,12 +3,13 @@
 from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.costs.elements import checked, elements
 from secateurs.costs.sequences import active_params, kv_cache_bytes
-from secateurs.costs.sums import Price, Sum, Tally, layerwise
+from secateurs.costs.sums import Least, Price, Sum, Tally, layerwise
 from secateurs.costs.trace import MacsTrace, trace_macs
 from secateurs.costs.workload import Layer, Work, Workload, workload
 
 __all__ = [
     "Layer",
+    "Least",
     "MacsTrace",
     "Price",
     "Sum",

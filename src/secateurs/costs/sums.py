@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateurs.costs.workload import Work, workload
-from secateurs.types import Cost, Plan, Prepared, Term
+from secateurs.types import Alternatives, Cost, Plan, Prepared, Term
 
 Price = Callable[[Work], float]
 """What one product of a pass costs."""
@@ -28,6 +28,36 @@ class Sum:
     def terms(self, plan: Plan | None) -> Sequence[Term]:
         """The parts of the sum for plans of these sites."""
         return self.terms_of(plan)
+
+
+_PROMISING = 0.25
+"""The sum of several that is told to whoever asks for one is the least where so much of every site is kept: where there is much to gain."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """A prepared cost that is the least of several sums.
+
+    Who asks for ``terms`` gets one of the sums, whatever a plan keeps: it is never below the cost, so a budget that it meets is met.
+    """
+
+    sums_of: Callable[[Plan | None], Sequence[Sequence[Term]]]
+
+    def __call__(self, plan: Plan | None) -> float:
+        return min(_total(terms, {} if plan is None else dict(plan)) for terms in self.sums(plan))
+
+    def sums(self, plan: Plan | None) -> Sequence[Sequence[Term]]:
+        """The parts of each sum."""
+        return self.sums_of(plan)
+
+    def terms(self, plan: Plan | None) -> Sequence[Term]:
+        """The parts of the sum that falls lowest."""
+        counts = {} if plan is None else {name: max(1, round(_PROMISING * share.units)) for name, share in plan.shares.items()}
+        return min(self.sums(plan), key=lambda terms: _total(terms, counts))
+
+
+def _total(terms: Sequence[Term], counts: Mapping[str, int]) -> float:
+    return float(sum(term.value(counts) for term in terms))
 
 
 def layerwise(name: str, unit: str, price: Price) -> Cost:
@@ -63,6 +93,10 @@ def terms_of(prepared: Callable[[Plan | None], float], plan: Plan) -> Sequence[T
     return [Term("", tuple(plan), whole)]
 
 
+def _sums_of(prepared: Callable[[Plan | None], float], plan: Plan) -> Sequence[Sequence[Term]]:
+    return prepared.sums(plan) if isinstance(prepared, Alternatives) else [terms_of(prepared, plan)]
+
+
 class Tally:
     """A cost of a plan that changes site by site: what does not depend on a site is not counted again, and nothing is counted twice.
 
@@ -80,18 +114,21 @@ class Tally:
 
     def __init__(self, prepared: Callable[[Plan | None], float], plan: Plan) -> None:
         self.counts = dict(plan)
-        self._terms = terms_of(prepared, plan)
+        sums = _sums_of(prepared, plan)
+        self._terms = [term for terms in sums for term in terms]
+        self._sum_of = [index for index, terms in enumerate(sums) for _ in terms]
         self._of_site: dict[str, list[int]] = {name: [] for name in plan}
         for place, term in enumerate(self._terms):
             for site in term.sites:
                 self._of_site[site].append(place)
         self._known: list[dict[tuple[int, ...], float]] = [{} for _ in self._terms]
         self._now = [self._value(place) for place in range(len(self._terms))]
+        self._alternatives = len(sums)
 
     @property
     def total(self) -> float:
         """What the plan costs as it is now."""
-        return float(sum(self._now))
+        return min(self._sums())
 
     def at(self, site: str, kept: int) -> float:
         """What it would cost if a site kept so many units, the others as they are."""
@@ -100,9 +137,14 @@ class Tally:
     def change(self, site: str, kept: int) -> float:
         """How much more it would cost if a site kept so many units."""
         before, self.counts[site] = self.counts[site], kept
-        change = sum(self._value(place) - self._now[place] for place in self._of_site[site])
+        changes = [0.0] * self._alternatives
+        for place in self._of_site[site]:
+            changes[self._sum_of[place]] += self._value(place) - self._now[place]
         self.counts[site] = before
-        return change
+        if self._alternatives == 1:
+            return changes[0]
+        now = self._sums()
+        return min(one + change for one, change in zip(now, changes, strict=True)) - min(now)
 
     def move_(self, site: str, kept: int) -> None:
         """Let a site keep so many units."""
@@ -112,10 +154,18 @@ class Tally:
 
     def by_layer(self) -> dict[str, float]:
         """Layer → what it costs now."""
-        found: dict[str, float] = {}
-        for term, value in zip(self._terms, self._now, strict=True):
-            found[term.layer] = found.get(term.layer, 0.0) + value
+        sums = self._sums()
+        least, found = sums.index(min(sums)), dict[str, float]()
+        for term, index, value in zip(self._terms, self._sum_of, self._now, strict=True):
+            if index == least:
+                found[term.layer] = found.get(term.layer, 0.0) + value
         return found
+
+    def _sums(self) -> list[float]:
+        sums = [0.0] * self._alternatives
+        for index, value in zip(self._sum_of, self._now, strict=True):
+            sums[index] += value
+        return sums
 
     def _value(self, place: int) -> float:
         term, known = self._terms[place], self._known[place]

@@ -5,7 +5,7 @@ A *pattern* cuts weights into *units*; a *criterion* scores units; an *allocator
 """
 
 from secateurs.types.choice import Masks, Scores, Solution, Solver
-from secateurs.types.cost import Budget, Cost, Prepared, Term
+from secateurs.types.cost import Alternatives, Budget, Cost, Prepared, Term
 from secateurs.types.errors import (
     FileError,
     KindError,
@@ -55,6 +55,7 @@ __all__ = [
     "KEYS_AND_VALUES",
     "Accumulator",
     "Allocator",
+    "Alternatives",
     "Budget",
     "Chosen",
     "Constraint",

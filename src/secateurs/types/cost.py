@@ -31,6 +31,14 @@ class Prepared(Protocol):
         """The parts of the sum for plans of these sites, whatever numbers of units they keep; without a plan, of the model as it is."""
 
 
+@runtime_checkable
+class Alternatives(Prepared, Protocol):
+    """What `Cost.prepare` may return where a cost is the least of several sums, as a time is that of whichever runtime is fastest."""
+
+    def sums(self, plan: Plan | None) -> Sequence[Sequence[Term]]:
+        """The parts of each sum, for plans of these sites, whatever numbers of units they keep."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """A number with a unit, of a model as it is or as a plan would leave it.
@@ -62,15 +70,21 @@ class Cost:
         prepared = self._of(model, example)
         if not isinstance(prepared, Prepared):
             raise SecateursError(f"{self.name}: this cost is of the whole model, and does not tell what each layer takes of it")
-        counts, found = {} if plan is None else dict(plan), dict[str, float]()
-        for term in prepared.terms(plan):
-            found[term.layer] = found.get(term.layer, 0.0) + term.value(counts)
-        return found
+        counts = {} if plan is None else dict(plan)
+        sums = prepared.sums(plan) if isinstance(prepared, Alternatives) else [prepared.terms(plan)]
+        return min((_by_layer(terms, counts) for terms in sums), key=lambda found: sum(found.values()))
 
     def _of(self, model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
         if not isinstance(model, nn.Module):
             raise KindError(f"{self.name}: model is a {type(model).__name__}, but must be a torch.nn.Module")
         return self.prepare(model, example)
+
+
+def _by_layer(terms: Sequence[Term], counts: Mapping[str, int]) -> dict[str, float]:
+    found = dict[str, float]()
+    for term in terms:
+        found[term.layer] = found.get(term.layer, 0.0) + term.value(counts)
+    return found
 
 
 @dataclass(frozen=True)
