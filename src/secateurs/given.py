@@ -115,6 +115,13 @@ BY_SPARSITY = Kind("a function that makes allocators, for example uniform (not u
 SCHEDULE = Kind("a function of the progress in (0, 1], for example cubic(0.9)", _takes(0.5))
 COST = Kind("a cost, for example macs", lambda value: isinstance(value, Cost))
 BUDGET = Kind("a budget, for example Budget(macs, keep=0.5)", lambda value: isinstance(value, Budget))
+BUDGETS = Kind(
+    "a budget, for example Budget(macs, keep=0.5), or a list of them",
+    lambda value: (
+        isinstance(value, Budget)
+        or (isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Budget) for each in value))
+    ),
+)
 OPTIMIZER = Kind(
     "a torch optimizer, for example torch.optim.SGD(model.parameters(), lr=0.1)",
     lambda value: isinstance(value, torch.optim.Optimizer),

@@ -34,9 +34,9 @@ def equal_in_blocks(sites: Sites, plan: Plan, floor: int = 1, ceiling: float = 1
     >>> dict(plan), dict(equal_in_blocks(sites, plan))
     ({'0.0': 9, '1.0': 3}, {'0.0': 6, '1.0': 6})
     """
-    groups, own = [group for group in _corresponding(sites) if len(group) > 1], limits_of(sites, floor, ceiling)
-    merged = replace(sites, found=tuple(_as_one(group, own) for group in groups))
-    limits = {whole.name: _bounds_of(whole, group, own) for whole, group in zip(merged, groups, strict=True)}
+    groups, own = [group for group in corresponding(sites) if len(group) > 1], limits_of(sites, floor, ceiling)
+    merged = replace(sites, found=tuple(as_one(group, own) for group in groups))
+    limits = {whole.name: bounds_of_group(whole, group, own) for whole, group in zip(merged, groups, strict=True)}
     wanted = [float(sum(plan[site.name] for site in group)) for group in groups]
     low, high = sum(limit.low for limit in limits.values()), sum(limit.high for limit in limits.values())
     counts = apportion(merged, wanted, min(max(int(sum(wanted)), low), high), limits, "same_in_every_block") if groups else {}
@@ -51,7 +51,7 @@ Group = tuple[Site, ...]
 """Sites that stand at the same place of the blocks of a stack; one that stands in none is alone."""
 
 
-def _corresponding(sites: Sites) -> list[Group]:
+def corresponding(sites: Sites) -> list[Group]:
     """The sites by the place at which they stand; raises `PlanError` where one is missing."""
     modules = modules_in(sites.model, again=True)
     kinds = _blocks(modules)
@@ -110,7 +110,7 @@ def _require_everywhere(blocks: Sequence[str], place: str, there: Mapping[str, S
     )
 
 
-def _as_one(group: Group, own: Limits) -> Site:
+def as_one(group: Group, own: Limits) -> Site:
     """The sites of a group as one whose contests are those of all: they keep the same number each."""
     first, alive = group[0], None
     if any(site.alive is not None for site in group):
@@ -126,7 +126,8 @@ def _each_at_most(group: Group, own: Limits) -> int:
     return min(site.each_of(own[site.name].high) for site in group)
 
 
-def _bounds_of(whole: Site, group: Group, own: Limits) -> Bounds:
+def bounds_of_group(whole: Site, group: Group, own: Limits) -> Bounds:
+    """What all sites of a group together may keep, where each keeps the same."""
     least = max(site.each_of(own[site.name].low) for site in group)
     most = max(least, _each_at_most(group, own))
     return Bounds(whole.kept_by(least), whole.kept_by(most), own[group[0].name].step, whole)

@@ -130,6 +130,11 @@ class Tally:
         """What the plan costs as it is now."""
         return min(self._sums())
 
+    @property
+    def together(self) -> list[tuple[str, ...]]:
+        """For each term the sites on which it depends: those whose changes are not just added up."""
+        return [term.sites for term in self._terms]
+
     def at(self, site: str, kept: int) -> float:
         """What it would cost if a site kept so many units, the others as they are."""
         return self.total + self.change(site, kept)

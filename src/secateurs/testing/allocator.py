@@ -34,7 +34,9 @@ _OUT_OF_RANGE: tuple[dict[str, float], ...] = (
 )
 
 
-def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: Sequence[Specimen] | None = None) -> None:
+def check_allocator(
+    make: Callable[..., Allocator], *, exact: bool = True, nested: bool = True, on: Sequence[Specimen] | None = None
+) -> None:
     """Raise `AssertionError` where an allocator breaks a law, on small networks (``on=`` to choose others).
 
     ``make`` is called with ``keep=`` or with ``sparsity=``. `PlanError` is a fair answer to a pattern that does not suit the
@@ -46,7 +48,8 @@ def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: S
       ``within="isomorphic"`` that of each kind is, where its floors leave room for it
     - with ``round_to`` sites keep multiples of their step, and smaller ones all that they have
     - no site is emptied, and none keeps what an earlier pruning removed
-    - who keeps more keeps no less in total, and takes at most one unit a contest from a site
+    - who keeps more keeps no less in total, and takes at most one unit a contest from a site (``nested=False`` for allocators that
+      use up a budget: what is left over goes to other sites at another budget)
     - ``sparsity=1 - keep`` means the same as ``keep``, and fractions outside of their range are a `SecateursError`
 
     >>> from secateurs.allocate import uniform
@@ -60,13 +63,13 @@ def check_allocator(make: Callable[..., Allocator], *, exact: bool = True, on: S
         for pattern in _TILINGS:
             for masks in (None, earlier_masks(model, [name for name, _ in model.named_parameters()])):
                 sites = find_sites(model, pattern, specimen.example, only="*", masks=masks)
-                plans += _check_sites(make, sites, exact, f"{make!r} with {pattern!r} on the {specimen.name}")
+                plans += _check_sites(make, sites, exact, nested, f"{make!r} with {pattern!r} on the {specimen.name}")
     for specimen in on or COUPLED:
         for coupling in _COUPLINGS:
             for earlier in (False, True):
                 found = sites_of(specimen, coupling, earlier)
                 if found is not None:
-                    plans += _check_sites(make, found, exact, f"{make!r} with {coupling!r} on the {specimen.name}")
+                    plans += _check_sites(make, found, exact, nested, f"{make!r} with {coupling!r} on the {specimen.name}")
     assert plans, f"{make!r} refuses every pattern that it was tried on"
 
 
@@ -83,13 +86,13 @@ def _scores_of(sites: Sites) -> Callable[[], Iterator[Scores]]:
     return lambda: TopK(magnitude()).scores(sites, {})
 
 
-def _check_sites(make: Callable[..., Allocator], sites: Sites, exact: bool, where: str) -> int:
+def _check_sites(make: Callable[..., Allocator], sites: Sites, exact: bool, nested: bool, where: str) -> int:
     """Check the plans of all fractions; returns how many there were."""
     with unchanged(sites.model, f"{make!r}"):
-        return _check_fractions(make, sites, exact, where)
+        return _check_fractions(make, sites, exact, nested, where)
 
 
-def _check_fractions(make: Callable[..., Allocator], sites: Sites, exact: bool, where: str) -> int:
+def _check_fractions(make: Callable[..., Allocator], sites: Sites, exact: bool, nested: bool, where: str) -> int:
     rounded = any(site.step > 1 for site in sites)
     previous: Plan | None = None
     plans = 0
@@ -112,7 +115,7 @@ def _check_fractions(make: Callable[..., Allocator], sites: Sites, exact: bool, 
         if keep < 1:
             same = make(sparsity=1 - keep)(sites, _scores_of(sites))
             assert same == plan, f"{said}: sparsity={1 - keep} gives {dict(same)}, not {dict(plan)}"
-        if previous is not None:
+        if previous is not None and nested:
             _check_grows(previous, plan, sites, said)
         previous = plan
     return plans
