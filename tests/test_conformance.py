@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from secateurs.allocate import alpha_pruning, by_layer, erdos_renyi, fraction_kept, global_threshold, owl, uniform, within_budget
-from secateurs.costs import active_params, kv_cache_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
+from secateurs.costs import (
+    Bitmap,
+    active_params,
+    kv_cache_bytes,
+    macs,
+    nonzero_macs,
+    nonzero_params,
+    params,
+    stored_bytes,
+    tensor_bytes,
+)
 from secateurs.criteria import (
     activation,
     apoz,
@@ -233,12 +243,15 @@ def count_macs(model: nn.Module, example: object, masks: Masks) -> float:
     return nonzero_macs(model, example)
 
 
+BITMAP = stored_bytes(Bitmap(), value_bits=8)
+
 # Each cost, and how it is counted on a model that was pruned.
 COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (params, count_parameters),
     (macs, count_macs),
     (tensor_bytes, None),
     (active_params, count_parameters),
+    (BITMAP, lambda model, example, masks: BITMAP(model, example)),
 ]
 
 

@@ -30,6 +30,7 @@ from .costs import macs as macs
 from .costs import nonzero_macs as nonzero_macs
 from .costs import nonzero_params as nonzero_params
 from .costs import params as params
+from .costs import stored_bytes as stored_bytes
 from .costs import trace_macs as trace_macs
 from .criteria import activation as activation
 from .criteria import apoz as apoz

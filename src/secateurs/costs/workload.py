@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.costs.elements import checked, elements
+from secateurs.costs.operands import as_read
 from secateurs.forward import parameters_in, torch_masks
 from secateurs.graph import Axis, Dim, Op, Structure, Value, analyse, axis_names, extent
 from secateurs.types import Plan, Term
@@ -28,7 +29,8 @@ class Work:
     its output; samples included). ``taken`` and ``made`` are the numbers of the activations that it reads and of those that it writes.
     Of its ``weights``, ``nonzeros`` are not zero, and of those that it takes a fraction ``busy`` is not. ``unit`` is how many of its
     weights a plan removes together (1 where it says nothing), ``bits`` how wide it lets them be. ``space`` is the height and width (or
-    length) of what a convolution takes, ``stride`` how far it moves. ``weight`` holds the numbers, where there is no plan yet.
+    length) of what a convolution takes, ``stride`` how far it moves. Where there is no plan, ``weight`` holds the numbers as
+    ``(groups, outputs, inputs, *kernel)``; ``None`` where others are mixed into them before they are multiplied.
     """
 
     layer: str
@@ -144,6 +146,14 @@ class Layer:
         return max((share.elements.get(self.parameter, 1) for share in self.plan.shares.values()), default=1)
 
 
+def _numbers(dims: Sequence[Dim], known: Mapping[Axis, str]) -> Numbers:
+    """The product of some dimensions."""
+    found: Numbers = ((1, ()),)
+    for dim in dims:
+        found = tuple((a * b, (*x, *y)) for a, x in found for b, y in extent(dim, known))
+    return found
+
+
 def _size(numbers: Numbers, counts: Mapping[str, int]) -> int:
     return sum(number * prod([counts[site] for site in sites]) for number, sites in numbers)
 
@@ -158,16 +168,20 @@ class Workload:
 
     def under(self, plan: Plan | None) -> tuple[Layer, ...]:
         """Its layers; raises `PlanError` where the plan is one of another model."""
-        known: dict[Axis, str] = {}
-        if plan is not None:
-            checked(plan, dict(self.sizes))
-            if plan.extents:
-                known = {axis: name for axis, name in axis_names(self.structure).items() if name in plan.shares}
+        known = self._known(plan)
         typing = self.structure.typing
         return tuple(
             self._layer(self.structure.trace.ops[place], dims, known, plan)
             for place, dims in zip(typing.multiplying, typing.products, strict=True)
         )
+
+    def _known(self, plan: Plan | None) -> dict[Axis, str]:
+        """The axes whose sizes a plan tells, by its sites."""
+        if plan is None:
+            return {}
+        checked(plan, dict(self.sizes))
+        names = axis_names(self.structure) if plan.extents else {}
+        return {axis: name for axis, name in names.items() if name in plan.shares}
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -182,12 +196,11 @@ class Workload:
         product = parts.turned if parameter is not None and self._names(parts.operands[0]) else parts
 
         def numbers(which: Sequence[Dim]) -> Numbers:
-            found: Numbers = ((1, ()),)
-            for dim in which:
-                found = tuple((a * b, (*x, *y)) for a, x in found for b, y in extent(dim, known))
-            return found
+            return _numbers(which, known)
 
-        weight = None if parameter is None or plan is not None else self.weights[parameter]
+        stored = None if parameter is None or plan is not None else self.weights[parameter]
+        trace = self.structure.trace
+        weight = None if stored is None else as_read(trace, op, parts.operands, trace.parameters[parameter or ""], stored)
         return Layer(
             op.module if parameter is None else parameter.removesuffix(".weight"),
             parameter,
@@ -202,10 +215,42 @@ class Workload:
             product.stride,
             plan,
             weight,
-            1.0 if weight is None else float(torch.count_nonzero(weight)) / max(1, weight.numel()),
+            1.0 if stored is None else float(torch.count_nonzero(stored)) / max(1, stored.numel()),
             _owner(op, plan) if parameter is None else None,
             self.sizes[parameter] if parameter is not None else 0,
         )
+
+    def stored(self, plan: Plan | None) -> dict[str, Layer]:
+        """Each parameter of two dimensions or more once, as it is stored: as the first product that reads all of it does, if any.
+
+        Raises `PlanError` where the plan is one of another model.
+        """
+        layers: dict[str, Layer] = {}
+        for place, layer in enumerate(self.under(plan)):
+            if layer.parameter is not None and self._whole[place]:
+                layers.setdefault(layer.parameter, layer)
+        known = self._known(plan)
+        many = {name: dims for name, dims in self.structure.parameters.items() if len(dims) > 1}
+        return {name: layers.get(name) or self._unread(name, dims, known, plan) for name, dims in many.items()}
+
+    @cached_property
+    def _whole(self) -> list[bool]:
+        """Of each product, whether its weight is all of a parameter."""
+        return [
+            layer.parameter is not None
+            and _size(layer.groups, {}) * _size(layer.inputs, {}) * _size(layer.outputs, {}) * prod(layer.kernel)
+            == self.sizes[layer.parameter]
+            for layer in self.under(None)
+        ]
+
+    def _unread(self, name: str, dims: Sequence[Dim], known: Mapping[Axis, str], plan: Plan | None) -> Layer:
+        """A parameter that no product reads as a whole: its first dimension by all others."""
+        one, none = ((1, ()),), ((0, ()),)
+        weight = None if plan is not None else self.weights[name].flatten(1)[None]
+        stays = 1.0 if weight is None else float(torch.count_nonzero(weight)) / max(1, weight.numel())
+        rows, columns = _numbers(dims[:1], known), _numbers(dims[1:], known)
+        label = name.removesuffix(".weight")
+        return Layer(label, name, one, columns, rows, (), none, (), none, (), (), plan, weight, stays, None, self.sizes[name])
 
     def _names(self, value: Value) -> frozenset[str]:
         return self.structure.typing.fixed.get(value, frozenset())
