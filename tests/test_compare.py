@@ -19,9 +19,9 @@ from torch import nn
 import secateurs as sc
 from secateurs.cli.compared import recipes_of
 from secateurs.comparing import Comparison, Outcome, comparison_html, plot, read_comparison, together
-from secateurs.comparing.described import digest
 from secateurs.comparing.folder import JOBS
 from secateurs.comparing.recipe import named
+from secateurs.described import digest
 from secateurs.models import digits_cnn
 from secateurs.tasks import digits
 from secateurs.types import FileError, SecateursError, TaskError
@@ -285,7 +285,7 @@ def test_a_script_without_a_guard_is_told(tmp_path) -> None:
 def test_a_digest_is_the_same_in_every_process() -> None:
     code = """if True:
         import secateurs as sc
-        from secateurs.comparing.described import digest
+        from secateurs.described import digest
         recipe = sc.Recipe("r", sc.Pruning(sc.Channel(), sc.TopK(sc.taylor()), sc.global_threshold, sc.macs))
         told = f"{digest(recipe)} {digest(lambda x: x in {'a', 'b', 'c'})}"
     """

@@ -126,6 +126,20 @@ def planned(
     return of_first(plan)
 
 
+def prune_observed_(model: nn.Module, sites: Sites, plan: Plan, solver: Solver, stats: Stats) -> Masks:
+    """Prune a model by what was observed of it already, for who tries many plans on it and puts it back after each.
+
+    ``sites`` and ``stats`` must be of the model as it is; the masks, and the weights, are then those that `prune_` makes. Where anything is
+    wrong, the model is left as it was; raises what `prune_` raises.
+    """
+    _require_these_sites(plan, sites)
+    with _taken_back_on_error() as write:
+        found = _Found(write)
+        for site in sites:
+            found.solve(site, plan[site.name], solver, stats, last=True)
+        return _imposed_(model, sites, plan, found.masks, {})
+
+
 def _require_kinds(
     model: object, task: object, solver: object, allocate: object, masks: object, checkpoint: object, who: str = "prune_"
 ) -> None:

@@ -44,9 +44,24 @@ def trial(
     >>> int(model.weight.count_nonzero())
     8
     """
+    with taken_back(model):
+        yield prune_(model, pattern, solver, plan, task, only=only, skip=skip, masks=masks)
+
+
+@contextmanager
+def taken_back(model: nn.Module) -> Iterator[None]:
+    """After the block the model is as it was before it, to the bit, as after a `trial`, and so are all random numbers.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> before = layer.weight.item()
+    >>> with taken_back(layer):
+    ...     _ = layer.weight.data.zero_()
+    >>> layer.weight.item() == before
+    True
+    """
     before = _Before(model)
     try:
-        yield prune_(model, pattern, solver, plan, task, only=only, skip=skip, masks=masks)
+        yield
     finally:
         before.put_back_()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from secateurs.comparing.comparison import Outcome
-from secateurs.comparing.described import names
 from secateurs.comparing.job import Job
+from secateurs.described import names
 from secateurs.progress import tell
 from secateurs.report.files import replace_text
 from secateurs.types import FileError, SecateursError

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from secateurs.comparing.comparison import Outcome
-from secateurs.comparing.described import digest, shown
 from secateurs.comparing.peak import peak_memory
 from secateurs.comparing.recipe import Pruning, Recipe
 from secateurs.costs import macs, nonzero_macs, nonzero_params, params
+from secateurs.described import digest, shown
 from secateurs.given import MASKS, MODEL, TASK, require
 from secateurs.masks import Masks
 from secateurs.random_state import random_state, restore_random_state

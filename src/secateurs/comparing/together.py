@@ -15,12 +15,12 @@ from torch import nn
 
 from secateurs.comparing import folder as files
 from secateurs.comparing.comparison import Comparison, Outcome, made_here
-from secateurs.comparing.described import digest, names, shown
 from secateurs.comparing.drawing import picture
 from secateurs.comparing.job import Job, MakesOptimizer, Setting, reported
 from secateurs.comparing.page import comparison_html
 from secateurs.comparing.recipe import Recipe
 from secateurs.comparing.workers import done_here, done_in_processes
+from secateurs.described import digest, names, shown
 from secateurs.forward import describe
 from secateurs.given import MODEL_OR_MAKER, TASK, require
 from secateurs.progress import tell, track

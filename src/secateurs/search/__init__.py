@@ -1,5 +1,9 @@
 """Plans that are searched for: by trying them."""
 
+from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
+from secateurs.search.folder import read_trials
+from secateurs.search.trial import Study, Trial
+from secateurs.search.trials import How, Trials, try_plans
 
-__all__ = ["Evolution", "evolve"]
+__all__ = ["Bench", "Evolution", "How", "Setting", "Study", "Trial", "Trials", "evolve", "read_trials", "try_plans"]

@@ -1,4 +1,4 @@
-"""What a recipe is, as a text and a number: so that another one of the same name is noticed."""
+"""What a thing is, as a text and a number: so that another one of the same name is noticed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _each(parts: Mapping[str, Any], above: set[int]) -> Iterator[bytes]:
 
 def _of_function(function: types.FunctionType, above: set[int]) -> Iterator[bytes]:
     yield f"{function.__module__}.{function.__qualname__}".encode()
-    if function.__module__.partition(".")[0] == "secateurs" and "<" not in function.__qualname__:
+    if (function.__module__ or "").partition(".")[0] == "secateurs" and "<" not in function.__qualname__:
         return  # ours: its code may become better, and still means the same
     enclosed = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
     yield from _each({"code": function.__code__, "defaults": function.__defaults__, "enclosed": enclosed}, above)
