@@ -217,6 +217,7 @@ def test_a_front_holds_what_nothing_beats():
 # ---------------------------------------------------------------- other processes and machines
 
 
+@pytest.mark.slow  # one process, that of docs/search.md, is tried always
 def test_processes_find_what_this_process_finds():
     model, task = small()
     plans = plans_for(model, task)
