@@ -12,31 +12,49 @@ from secateurs.report.measure import curve, latencies, layers, measure, over_see
 from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
+from secateurs.report.study import Attempt, Check, LayerCost, Study, costs_of, front, layer_costs, read_study, write_study
+from secateurs.report.study_page import study_html, write_study_html
+from secateurs.report.study_plots import cost_bars, pareto, predictions, sensitivity_curves
 from secateurs.report.summary import remarks, verdict
 from secateurs.report.terminal import table
 
 __all__ = [
+    "Attempt",
+    "Check",
     "Curve",
     "Entry",
     "History",
     "Layer",
+    "LayerCost",
     "Point",
     "Record",
+    "Study",
+    "cost_bars",
+    "costs_of",
     "curve",
     "environment",
+    "front",
     "html",
     "latencies",
     "layer_bars",
+    "layer_costs",
     "layers",
     "measure",
     "metric_curve",
     "over_seeds",
+    "pareto",
+    "predictions",
     "read_record",
+    "read_study",
     "reasons",
     "remarks",
+    "sensitivity_curves",
+    "study_html",
     "table",
     "training_curve",
     "verdict",
     "write_html",
     "write_record",
+    "write_study",
+    "write_study_html",
 ]

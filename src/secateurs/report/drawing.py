@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -103,8 +103,11 @@ def styled(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure: Figure, prefix: str, title: str) -> str:
-    """The figure as an SVG element that can stand in a page beside others: own ids, the page's colours, no links outside."""
+def svg(figure: Figure, prefix: str, title: str, named: Mapping[str, str] | None = None) -> str:
+    """The figure as an SVG element that can stand in a page beside others: own ids, the page's colours, no links outside.
+
+    ``named`` gives parts of it, by their gid, names that browsers show where the pointer rests.
+    """
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = prefix  # inside the context of styled: the same ids at each run
@@ -116,6 +119,11 @@ def svg(figure: Figure, prefix: str, title: str) -> str:
     for element in list(root.iter()):
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {key.rpartition("}")[2]: _own(key, value, prefix) for key, value in element.attrib.items()}
+    parts = {element.get("id"): element for element in root.iter()}
+    for gid, text in (named or {}).items():
+        name = ElementTree.Element("title")
+        name.text = printable(text)
+        parts[f"{prefix}-{gid}"].insert(0, name)
     for metadata in root.findall("metadata"):  # names its vocabularies by http addresses
         root.remove(metadata)
     root.attrib.update({"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": printable(title)})
