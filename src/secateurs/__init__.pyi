@@ -22,11 +22,14 @@ from .comparing import compare as compare
 from .comparing import recipes as recipes
 from .costs import Tally as Tally
 from .costs import Work as Work
+from .costs import activation_density as activation_density
 from .costs import active_params as active_params
+from .costs import effective_macs as effective_macs
 from .costs import file_bytes as file_bytes
 from .costs import kv_cache_bytes as kv_cache_bytes
 from .costs import layerwise as layerwise
 from .costs import macs as macs
+from .costs import memory_references as memory_references
 from .costs import nonzero_macs as nonzero_macs
 from .costs import nonzero_params as nonzero_params
 from .costs import params as params

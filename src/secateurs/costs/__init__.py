@@ -1,11 +1,13 @@
 """Numbers with units: what a model costs as it is, and what a plan would leave of that."""
 
+from secateurs.costs.busy import activation_density
 from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.costs.elements import checked, elements
 from secateurs.costs.formats import CSC, CSR, Bitmap, Cheapest, Dense, Format, Grouped, Relative, cheapest, fillers
+from secateurs.costs.references import memory_references
 from secateurs.costs.sequences import active_params, kv_cache_bytes
 from secateurs.costs.storage import stored_bytes
-from secateurs.costs.sums import Least, Price, Sum, Tally, layerwise
+from secateurs.costs.sums import Least, Price, Sum, Tally, effective_macs, layerwise
 from secateurs.costs.trace import MacsTrace, trace_macs
 from secateurs.costs.workload import Layer, Work, Workload, workload
 
@@ -26,15 +28,18 @@ __all__ = [
     "Tally",
     "Work",
     "Workload",
+    "activation_density",
     "active_params",
     "cheapest",
     "checked",
+    "effective_macs",
     "elements",
     "file_bytes",
     "fillers",
     "kv_cache_bytes",
     "layerwise",
     "macs",
+    "memory_references",
     "nonzero_macs",
     "nonzero_params",
     "params",

@@ -9,6 +9,7 @@ that does not fall into such units (a linear layer has no kernels) has an index 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, exp, lgamma, prod
 from typing import Protocol, runtime_checkable
@@ -31,7 +32,7 @@ class Format(Protocol):
 
 
 FORMAT = Kind("a format, for example Relative(index_bits=4)", lambda value: isinstance(value, Format))
-_UNIT = Kind("a pattern of boxes in a weight, for example Kernel()", lambda value: value is None or isinstance(value, Tiling))
+UNIT = Kind("a pattern of boxes in a weight, for example Kernel()", lambda value: value is None or isinstance(value, Tiling))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Bitmap:
     unit: Tiling | None = None
 
     def __post_init__(self) -> None:
-        require("Bitmap", "unit", self.unit, _UNIT)
+        require("Bitmap", "unit", self.unit, UNIT)
 
     def bits(self, work: Work, width: int) -> float:
         units = units_of(work, self.unit, "Bitmap")
@@ -81,7 +82,7 @@ class Relative:
 
     def __post_init__(self) -> None:
         _check_bits("Relative", "index_bits", self.index_bits)
-        require("Relative", "unit", self.unit, _UNIT)
+        require("Relative", "unit", self.unit, UNIT)
 
     def bits(self, work: Work, width: int) -> float:
         units = units_of(work, self.unit, f"Relative({self.index_bits})")
@@ -163,7 +164,7 @@ def _check_csr(given: CSR | CSC) -> None:
     for name, value in (("index_bits", given.index_bits), ("pointer_bits", given.pointer_bits)):
         if value is not None:
             _check_bits(who, name, value, most=64)
-    require(who, "unit", given.unit, _UNIT)
+    require(who, "unit", given.unit, UNIT)
 
 
 def _compressed(units: Units, lines: int, across: int, given: CSR | CSC, work: Work, width: int) -> float:
@@ -287,10 +288,7 @@ def units_of(work: Work, unit: Tiling | None, who: str) -> Units:
     removes as many together as a unit has, it is what the plan keeps. Raises `SecateursError` where the plan removes something else.
     """
     shape = (work.groups, work.outputs, work.inputs, *work.kernel)
-    try:
-        box = (1,) * (len(shape) - 1) if unit is None else unit.tile(shape)
-    except PatternError:
-        box = (1,) * (len(shape) - 1)
+    box = box_of(unit, shape)
     grid = [ceil(size / part) for size, part in zip(shape[1:], box, strict=True)]
     rows, columns, size = work.groups * grid[0], prod(grid[1:]), prod(box)
     if work.weight is not None and work.weight.shape == shape:
@@ -311,16 +309,31 @@ def units_of(work: Work, unit: Tiling | None, who: str) -> Units:
     return Units(rows, columns, size, left / size)
 
 
+def box_of(unit: Tiling | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How large a unit is along ``(outputs, inputs, *kernel)`` of a weight of a canonical shape: a single number where none fits."""
+    try:
+        return (1,) * (len(shape) - 1) if unit is None else unit.tile(shape)
+    except PatternError:
+        return (1,) * (len(shape) - 1)
+
+
 def _occupied(weight: Tensor, box: tuple[int, ...]) -> Tensor:
     """Which boxes of a weight ``(groups, outputs, inputs, *kernel)`` hold anything but zeros: bool, one after the other."""
-    there = weight != 0
-    if prod(box) == 1:
-        return there.flatten()
-    edges = [-size % part for size, part in zip(weight.shape[1:], box, strict=True)]
-    there = pad(there, [each for edge in reversed(edges) for each in (0, edge)])
-    split = [n for size, part in zip(there.shape[1:], box, strict=True) for n in (size // part, part)]
-    inner = tuple(range(2, 2 + len(split), 2))
-    return there.reshape(weight.shape[0], *split).any(inner).flatten()
+    return (weight != 0).flatten() if prod(box) == 1 else boxed(weight != 0, box).any(1)
+
+
+def boxed(tensor: Tensor, box: Sequence[int]) -> Tensor:
+    """A tensor ``(groups, *sizes)`` as boxes ``(count, numbers)``, in the order of their first numbers; what is not full has zeros.
+
+    >>> boxed(torch.arange(8).view(1, 2, 4), (2, 2))
+    tensor([[0, 1, 4, 5],
+            [2, 3, 6, 7]])
+    """
+    edges = [-size % part for size, part in zip(tensor.shape[1:], box, strict=True)]
+    filled = pad(tensor, [each for edge in reversed(edges) for each in (0, edge)])
+    split = [n for size, part in zip(filled.shape[1:], box, strict=True) for n in (size // part, part)]
+    order = (0, *range(1, 1 + len(split), 2), *range(2, 2 + len(split), 2))
+    return filled.reshape(tensor.shape[0], *split).permute(order).reshape(-1, prod(box))
 
 
 def _none_of(count: int, chosen: int, given: int) -> float:

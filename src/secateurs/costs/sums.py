@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from secateurs.costs.busy import checked_activations
 from secateurs.costs.workload import Work, workload
-from secateurs.types import Alternatives, Cost, Plan, Prepared, Term
+from secateurs.types import Alternatives, Cost, Plan, Prepared, SecateursError, Term
 
 Price = Callable[[Work], float]
 """What one product of a pass costs."""
@@ -60,26 +61,51 @@ def _total(terms: Sequence[Term], counts: Mapping[str, int]) -> float:
     return float(sum(term.value(counts) for term in terms))
 
 
-def layerwise(name: str, unit: str, price: Price) -> Cost:
+def layerwise(name: str, unit: str, price: Price, activations: Mapping[str, float] | None = None) -> Cost:
     """A cost of your own from what each layer does: the sum of a price over all products of weights with activations, and of activations.
 
-    Of the model as it is, each layer comes with its weight; of a plan, with what the plan leaves (`Work`).
+    Of the model as it is, each layer comes with its weight; of a plan, with what the plan leaves (`Work`). ``activations``: layer → the
+    fraction of what it takes that is not zero (`activation_density`), which its `Work` tells as ``busy``; layers that are not named there
+    take no zeros. Raises `SecateursError` where a name there is of no layer.
 
     >>> import torch
     >>> outputs = layerwise("outputs", "numbers", lambda work: work.made)
     >>> outputs(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(5, 3))
     50.0
     """
+    busy = checked_activations(name, activations) or {}
 
     def prepare(model: nn.Module, example: Any) -> Prepared:
         load = workload(model, example)
-        return Sum(lambda plan: [Term(layer.name, layer.sites, _priced(layer.left, price)) for layer in load.under(plan)])
+        strange = busy.keys() - set(load.names)
+        if strange:
+            raise SecateursError(
+                f"{name}: activations names {min(strange)!r}, but no layer of this {type(model).__name__} multiplies under that name; "
+                "measure them with activation_density(model, task)"
+            )
+        return Sum(
+            lambda plan: [Term(each.name, each.sites, _priced(each.left, price, busy.get(each.name))) for each in load.under(plan)]
+        )
 
     return Cost(name, unit, prepare)
 
 
-def _priced(left: Callable[[Mapping[str, int]], Work], price: Price) -> Callable[[Mapping[str, int]], float]:
-    return lambda counts: price(left(counts))
+def effective_macs(activations: Mapping[str, float] | None = None) -> Cost:
+    """MACs whose weight is not zero and, where `activation_density` is given, whose activation is not either, as if zeros met by chance.
+
+    It is what a machine that skips both multiplies; not a measured time.
+
+    >>> import torch
+    >>> effective_macs({"0": 0.5})(nn.Sequential(nn.Linear(8, 2)), torch.zeros(1, 8))
+    8.0
+    """
+    return layerwise("effective_macs", "MACs", lambda work: work.nonzeros * work.positions * work.busy, activations)
+
+
+def _priced(left: Callable[[Mapping[str, int]], Work], price: Price, busy: float | None) -> Callable[[Mapping[str, int]], float]:
+    if busy is None:
+        return lambda counts: price(left(counts))
+    return lambda counts: price(replace(left(counts), busy=busy))
 
 
 def terms_of(prepared: Callable[[Plan | None], float], plan: Plan) -> Sequence[Term]:

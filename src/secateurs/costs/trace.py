@@ -85,33 +85,57 @@ _RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
 """ATen operation → the MACs of one call; what is not here multiplies nothing with a weight."""
 
 
+FIRST_OPERAND = {
+    _ATEN.mm: 0,
+    _ATEN.bmm: 0,
+    _ATEN.mv: 0,
+    _ATEN.addmm: 1,
+    _ATEN.addmv: 1,
+    _ATEN.addbmm: 1,
+    _ATEN.baddbmm: 1,
+    _ATEN.convolution: 0,
+}
+"""ATen operation that multiplies two tensors → the place of the first one; the other one comes next."""
+
+
+class Owners:
+    """Which parameter a tensor is, also where it was only converted, copied or masked (half precision under autocast, say)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
+        self._masks = {mask.untyped_storage()._cdata for mask in torch_masks(model).values()}
+        self._alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused
+
+    def of(self, tensor: Tensor) -> str | None:
+        """The name of the parameter, ``None`` where it is none."""
+        return self._names.get(tensor.untyped_storage()._cdata)
+
+    def follow(self, args: Any, out: Any) -> None:
+        """An operation was run: what it made of a weight alone, number by number, is still that weight."""
+        tensors = [tensor for tensor in args if isinstance(tensor, Tensor)]
+        sources = [tensor for tensor in tensors if tensor.untyped_storage()._cdata not in self._masks]
+        if len(sources) == 1 and isinstance(out, Tensor) and out.numel() == sources[0].numel():
+            name = self.of(sources[0])
+            if name and self.of(out) is None:
+                self._names[out.untyped_storage()._cdata] = name
+                self._alive.append(out)
+
+
 class _Counter:
     def __init__(self, model: nn.Module) -> None:
-        self.owner = {tensor.untyped_storage()._cdata: name for name, tensor in model.named_parameters()}
-        self.masks = {mask.untyped_storage()._cdata for mask in torch_masks(model).values()}
+        self.owners = Owners(model)
         self.macs: dict[str, float] = defaultdict(float)
-        self.alive: list[Tensor] = []  # keeps storages of converted weights, so that their identities are not reused
 
     def see(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation, and count it."""
         out = func(*args, **kwargs)
         rule = _RULES.get(func.overloadpacket)
         for operands, macs in rule(args, out) if rule else ():
-            names = [name for operand in operands if (name := self.owner.get(operand.untyped_storage()._cdata))]
+            names = [name for operand in operands if (name := self.owners.of(operand))]
             self.macs[names[0] if names else ""] += macs
         if rule is None:
-            self._follow(args, out)
+            self.owners.follow(args, out)
         return out
-
-    def _follow(self, args: Any, out: Any) -> None:
-        """A weight that was only converted, copied or masked (half precision under autocast, say) still counts as that weight."""
-        tensors = [tensor for tensor in args if isinstance(tensor, Tensor)]
-        sources = [tensor for tensor in tensors if tensor.untyped_storage()._cdata not in self.masks]
-        if len(sources) == 1 and isinstance(out, Tensor) and out.numel() == sources[0].numel():
-            name = self.owner.get(sources[0].untyped_storage()._cdata)
-            if name and out.untyped_storage()._cdata not in self.owner:
-                self.owner[out.untyped_storage()._cdata] = name
-                self.alive.append(out)
 
 
 def trace_macs(model: nn.Module, example: Any) -> MacsTrace:
