@@ -220,7 +220,7 @@ def test_as_many_experts_stay_as_a_token_is_sent_to(t):
 
 
 def test_what_is_no_mixture_or_shows_too_little_is_an_error_or_listed(t):
-    with pytest.raises(PatternError, match=r"Expert\(\) finds no site in Sequential"):
+    with pytest.raises(PatternError, match=r"Expert\(\) finds no site in Sequential; it has no router that sends"):
         sc.find_sites(nn.Sequential(nn.Linear(2, 2)), sc.Expert(), torch.zeros(1, 2))
     with pytest.raises(PatternError, match='Expert: within is "isomorphic"'):
         sc.Expert("row")

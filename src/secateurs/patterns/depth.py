@@ -26,7 +26,7 @@ from secateurs.graph import (
     serving_alone,
 )
 from secateurs.patterns.canonical import layout_of, quantised
-from secateurs.patterns.selection import among
+from secateurs.patterns.selection import among, listed
 from secateurs.patterns.shapes import written
 from secateurs.patterns.units import with_alive
 from secateurs.types import (
@@ -92,6 +92,9 @@ class Depth:
         skipped += [Skipped("trace", note) for note in search.trace.notes] + quantised(model)
         sites = tuple(search.site(self, unit) for unit in units)
         left = among(Sites(sites, tuple(dict.fromkeys(skipped)), model, example, search.extents(units), search.structure), chosen)
+        if not left:
+            wanted = "no branch that is added to what goes around it, so nothing can go and leave the rest as it was"
+            raise PatternError(f"{self} finds no site in {type(model).__name__}; {listed(left.skipped, wanted)}")
         return replace(left, found=tuple(with_alive(site, masks) for site in left))
 
 

@@ -13,7 +13,7 @@ from secateurs.forward import modules_in, parameters_in
 from secateurs.graph import Routed, mixtures_of
 from secateurs.patterns.canonical import layout_of
 from secateurs.patterns.depth import AsOne, as_it_is
-from secateurs.patterns.selection import among
+from secateurs.patterns.selection import among, listed
 from secateurs.patterns.shapes import written
 from secateurs.patterns.units import with_alive
 from secateurs.types import Chosen, Cut, Extents, Member, Mixture, PatternError, Role, Site, Sites, Within
@@ -50,11 +50,17 @@ class Expert:
         raise PatternError(f"{self} removes whole experts, not parts of one weight: print(find_sites(...)) shows them")
 
     def sites(self, model: nn.Module, example: Any, chosen: Chosen, masks: Mapping[str, Tensor] | None) -> Sites:
-        """A site a mixture, or of a list an expert. Raises `TaskError` where the model rejects the example."""
+        """A site a mixture, or of a list an expert.
+
+        Raises `PatternError` where there is none, `TaskError` where the model rejects the example.
+        """
         found, skipped = mixtures_of(model, example)
         sites = [site for each in found for site in _sites(self, each, modules_in(model))]
         every = Sites(tuple(sites), tuple(skipped), model, example, _extents(sites))
         left = among(every, chosen)
+        if not left:
+            wanted = "no router that sends each token to some of several experts"
+            raise PatternError(f"{self} finds no site in {type(model).__name__}; {listed(left.skipped, wanted)}")
         return replace(left, found=tuple(with_alive(site, masks) for site in left))
 
 

@@ -209,9 +209,9 @@ def extents_without(extents: Extents, whole: Mapping[str, int]) -> Extents:
     }
 
 
-def listed(skipped: Sequence[Skipped]) -> str:
-    """What was left alone, and why, in a sentence: the end of an error."""
+def listed(skipped: Sequence[Skipped], wanted: str = "nothing of this kind") -> str:
+    """What was left alone, and why, in a sentence: the end of an error. Where nothing was, that it has none of what is looked for."""
     if not skipped:
-        return "it has nothing of this kind"
+        return f"it has {wanted}"
     shown = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:5])
     return f"left alone: {shown}" + (f"; and {len(skipped) - 5} more" if len(skipped) > 5 else "")
