@@ -8,8 +8,12 @@ from . import testing as testing
 from .allocate import alpha_pruning as alpha_pruning
 from .allocate import as_pattern as as_pattern
 from .allocate import by_layer as by_layer
+from .allocate import dynamic as dynamic
 from .allocate import erdos_renyi as erdos_renyi
 from .allocate import global_threshold as global_threshold
+from .allocate import integer as integer
+from .allocate import lagrangian as lagrangian
+from .allocate import marginal as marginal
 from .allocate import owl as owl
 from .allocate import uniform as uniform
 from .allocate import within_budget as within_budget

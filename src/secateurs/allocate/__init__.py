@@ -5,6 +5,8 @@ from secateurs.allocate.apportion import Bounds, Limits, apportion, bounds, frac
 from secateurs.allocate.blocks import equal_in_blocks
 from secateurs.allocate.budget import within_budget
 from secateurs.allocate.by_block import alpha_pruning, owl
+from secateurs.allocate.integer import integer
+from secateurs.allocate.weighed import dynamic, lagrangian, marginal
 
 __all__ = [
     "Bounds",
@@ -14,11 +16,15 @@ __all__ = [
     "as_pattern",
     "bounds",
     "by_layer",
+    "dynamic",
     "equal_in_blocks",
     "erdos_renyi",
     "fraction_kept",
     "global_threshold",
+    "integer",
+    "lagrangian",
     "limits_of",
+    "marginal",
     "owl",
     "plan_of",
     "uniform",

@@ -121,4 +121,5 @@ class Ledger:
         """Let some sites keep so many units."""
         for tally in self._tallies:
             for site, count in kept.items():
-                tally.move_(site, count)
+                if tally.counts[site] != count:
+                    tally.move_(site, count)

@@ -38,9 +38,12 @@ class Lever:
         """How many numbers of units there are to choose from."""
         return len(self._steps)
 
-    def grid(self, most: int) -> tuple[int, ...]:
-        """At most so many of the numbers to choose from, evenly spread, both ends among them, ascending."""
-        steps, many = self._steps, min(most, self.choices)
+    def grid(self, most: int, low: int | None = None, high: int | None = None) -> tuple[int, ...]:
+        """At most so many of the numbers to choose from, evenly spread, both ends among them, ascending; of those from low to high."""
+        steps = self._steps
+        if low is not None and high is not None:
+            steps = steps[bisect_left(steps, low, key=self._made) : bisect_left(steps, high, key=self._made) + 1]
+        many = min(most, len(steps))
         chosen = {steps[round(place * (len(steps) - 1) / max(1, many - 1))] for place in range(many)} | {steps[-1]}
         return tuple(sorted({min(max(self._made(step), self.bounds.low), self.bounds.high) for step in chosen}))
 

@@ -159,7 +159,7 @@ class Tally:
     @property
     def together(self) -> list[tuple[str, ...]]:
         """For each term the sites on which it depends: those whose changes are not just added up."""
-        return [term.sites for term in self._terms]
+        return [term.sites for term in self._terms] if self._alternatives == 1 else [tuple(self.counts)]
 
     def at(self, site: str, kept: int) -> float:
         """What it would cost if a site kept so many units, the others as they are."""
