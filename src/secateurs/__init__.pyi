@@ -117,11 +117,13 @@ from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .search import Evolution as Evolution
+from .search import Sensitivity as Sensitivity
 from .search import Study as Study
 from .search import Trial as Trial
 from .search import Trials as Trials
 from .search import evolve as evolve
 from .search import read_trials as read_trials
+from .search import sensitivity as sensitivity
 from .search import try_plans as try_plans
 from .shrink import LowRank as LowRank
 from .shrink import Shrunk as Shrunk

@@ -12,6 +12,7 @@ from secateurs.report.measure import curve, latencies, layers, measure, over_see
 from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
+from secateurs.report.scan import site_curves
 from secateurs.report.study import Attempt, Check, LayerCost, Study, costs_of, front, layer_costs, read_study, write_study
 from secateurs.report.study_page import study_html, write_study_html
 from secateurs.report.study_plots import cost_bars, pareto, predictions, sensitivity_curves
@@ -49,6 +50,7 @@ __all__ = [
     "reasons",
     "remarks",
     "sensitivity_curves",
+    "site_curves",
     "study_html",
     "table",
     "training_curve",

@@ -3,7 +3,22 @@
 from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
 from secateurs.search.folder import read_trials
+from secateurs.search.sensitivity import Sensitivity, SiteCurve, sensitivity
 from secateurs.search.trial import Study, Trial
 from secateurs.search.trials import How, Trials, try_plans
 
-__all__ = ["Bench", "Evolution", "How", "Setting", "Study", "Trial", "Trials", "evolve", "read_trials", "try_plans"]
+__all__ = [
+    "Bench",
+    "Evolution",
+    "How",
+    "Sensitivity",
+    "Setting",
+    "SiteCurve",
+    "Study",
+    "Trial",
+    "Trials",
+    "evolve",
+    "read_trials",
+    "sensitivity",
+    "try_plans",
+]
