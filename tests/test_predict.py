@@ -14,14 +14,17 @@ from torch import nn
 import secateurs as sc
 from secateurs.run.choosing.tune import Tuned
 from secateurs.run.forecast.latency import GRID, falling, latency, latency_ms
+from secateurs.run.forecast.narrow import near
 from secateurs.run.forecast.predict import Weighted, predict
+from secateurs.run.forecast.whole import Whole
 from secateurs.run.kernels.machine import InstructionSet, available
 from secateurs.run.planning.layers import Choice, positions_of
 from secateurs.testing import COUPLED, LAYERS, NETWORKS, check_cost
 from secateurs.types import PatternError, Plan, PlanError, SecateursError, Share, TaskError
 
-tune_module, predict_module, latency_module = (
-    importlib.import_module(f"secateurs.run.{name}") for name in ("choosing.tune", "forecast.predict", "forecast.latency")
+tune_module, predict_module, latency_module, whole_module = (
+    importlib.import_module(f"secateurs.run.{name}")
+    for name in ("choosing.tune", "forecast.predict", "forecast.latency", "forecast.whole")
 )
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs the compiled extension")
@@ -46,13 +49,14 @@ class Machine:
     def behind(self, layer: Weighted, *_: Any) -> float:
         return 2e-9 * int(layer.weight.count_nonzero()) * positions_of(layer)
 
-    def whole(self, *_: Any) -> tuple[float, float]:
-        return self.runtime, 1e-9
+    def whole(self, *_: Any) -> Whole:
+        return Whole({"torch": self.runtime}, 0.0, 1e-9)
 
 
 @pytest.fixture(autouse=True)
 def _own_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    monkeypatch.setattr(whole_module, "DENSE", {})  # torch as it comes is enough
 
 
 @pytest.fixture
@@ -60,7 +64,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine([])
     monkeypatch.setattr(tune_module, "_measured", made.layer)
     monkeypatch.setattr(predict_module, "behind_a_kernel", made.behind)
-    monkeypatch.setattr(latency_module, "_whole", made.whole)
+    monkeypatch.setattr(latency_module, "whole", made.whole)
+    monkeypatch.setattr(latency_module, "half", lambda *_: None)
     monkeypatch.setattr(
         predict_module, "limits", lambda *_: importlib.import_module("secateurs.run.choosing.limits").Limits(1e15, 1e15)
     )
@@ -267,8 +272,14 @@ def test_a_plan_takes_what_was_measured_where_it_was_and_straight_lines_between(
     assert count(plan_of(model, None, sc.Element(), sparsity=0.999)) == last
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-@pytest.mark.parametrize("pattern", [sc.Element(), sc.Block(4, 1, tail="keep"), sc.Kernel(), sc.Filter(), sc.Channel()], ids=repr)
+@pytest.mark.parametrize(
+    ("pattern", "noise"),
+    [
+        *((each, noise) for each in (sc.Element(), sc.Block(4, 1, tail="keep"), sc.Kernel(), sc.Filter()) for noise in (0.0, 0.5)),
+        (sc.Channel(), 0.0),  # whose widths are told as they were measured
+    ],
+    ids=repr,
+)
 def test_keeping_more_never_gets_cheaper_and_never_dearer_than_dense(machine, pattern, noise):
     machine.noise = noise
     model, only = network(), ["0", "3"] if pattern == sc.Kernel() else None
@@ -417,6 +428,143 @@ def test_what_was_measured_of_a_model_is_remembered(monkeypatch):
     specimen = NETWORKS[1]
     first = latency(threads=1)(specimen.model(), specimen.example)
     assert first > 0
-    for module, name in ((tune_module, "_measured"), (latency_module, "race"), (latency_module, "_between")):
+    for module, name in ((tune_module, "_measured"), (whole_module, "compile"), (whole_module, "_between")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("measured again"))
     assert latency(threads=1)(specimen.model(), specimen.example) == first
+
+
+# ---------------------------------------------------------------- narrower layers
+
+
+def measured_shapes(machine: Machine) -> set[tuple[int, ...]]:
+    return {tuple(layer.weight.shape) for layer in machine.measured}
+
+
+def test_layers_are_timed_at_the_widths_that_the_plan_leaves_them(machine):
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU(), nn.Conv2d(32, 16, 1)
+    )
+    example = torch.zeros(1, 3, 6, 6)
+    sites = sc.find_sites(model, sc.Channel(), example)
+    count = latency(threads=1).prepare(model, example)
+    plan = sc.uniform(keep=1.0)(sites, lambda: iter([])).with_counts({"0": 17})
+    found = count(plan)
+    assert {(17, 3, 3, 3), (17, 1, 3, 3), (16, 17, 1, 1)} <= measured_shapes(machine)
+    depthwise = next(layer for layer in machine.measured if tuple(layer.weight.shape) == (17, 1, 3, 3))
+    assert (depthwise.groups, depthwise.x.shape, depthwise.out.shape) == (17, (1, 17, 6, 6), (1, 17, 6, 6))
+    assert found == pytest.approx(1e3 * (1e-9 * 36 * (17 * 27 + 17 * 9 + 16 * 17) + 1e-9))
+
+
+def test_cliffs_of_widths_that_are_no_multiples_show(machine, monkeypatch):
+    def padded(layer: Weighted, isa: InstructionSet, *_: Any) -> Tuned:
+        seconds = 1e-6 * -(-len(layer.weight) // 16)
+        return Tuned(replace(next(tune_module.candidates(layer, isa)), dense=True), 2 * seconds, seconds)
+
+    monkeypatch.setattr(tune_module, "_measured", padded)
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 16)), torch.zeros(1, 8)
+    sites = sc.find_sites(model, sc.Channel(), x)
+    count = latency(threads=1).prepare(model, x)
+    whole = sc.uniform(keep=1.0)(sites, lambda: iter([]))
+    at = {width: count(whole.with_counts({"0": width})) for width in (15, 16, 17, 31, 32, 33, 47, 48, 49)}
+    assert at[15] == at[16] < at[17] == at[31] == at[32] < at[33] == pytest.approx(at[48])
+    assert at[17] - at[16] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("width", range(1, 200))
+def test_what_is_not_measured_lies_between_widths_a_quarter_apart(width):
+    beside = near(width, 190) if width <= 190 else near(190, 190)
+    assert sum(part for _, part in beside) == pytest.approx(1)
+    assert sum(each * part for each, part in beside) == pytest.approx(min(width, 190))
+    assert beside[-1][0] <= 1.25 * beside[0][0]
+
+
+def test_a_search_asks_again_without_measuring(machine):
+    model = network()
+    sites = sc.find_sites(model, sc.Channel(), EXAMPLE)
+    prepared = latency(threads=1).prepare(model, EXAMPLE)
+    plan = sc.uniform(keep=1.0)(sites, lambda: iter([]))
+    tally = sc.costs.Tally(prepared, plan)
+    asked = [(name, kept) for name, share in plan.shares.items() for kept in range(1, share.units + 1)]
+    for _ in range(2):
+        for name, kept in asked:
+            anew = prepared(plan.with_counts({**tally.counts, name: kept}))
+            assert tally.at(name, kept) == pytest.approx(anew, rel=1e-9)
+        tally.move_("0", 9)
+    count = len(machine.measured)
+    for name, kept in asked:
+        tally.at(name, kept)
+    assert len(machine.measured) == count
+    assert sum(tally.by_layer().values()) == pytest.approx(tally.total)
+
+
+def test_the_milliseconds_of_layers_add_up(machine):
+    model, cost = network(), latency(threads=1)
+    for pattern in (sc.Element(), sc.Channel()):
+        plan = plan_of(model, EXAMPLE, pattern, sparsity=0.6)
+        found = cost.by_layer(model, EXAMPLE, plan)
+        assert {"0", "3", "6", "8"} <= found.keys()
+        assert sum(found.values()) == pytest.approx(cost(model, EXAMPLE, plan))
+    assert sum(cost.by_layer(model, EXAMPLE).values()) == pytest.approx(cost(model, EXAMPLE))
+
+
+def encoder() -> tuple[nn.Module, torch.Tensor]:
+    """Two layers of BERT: 4 heads of 8, 48 inner units."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=16
+    )
+    return transformers.BertModel(config, add_pooling_layer=False).eval(), torch.arange(12)[None]
+
+
+def test_of_a_transformer_heads_take_their_projections_and_products_with_them(machine, monkeypatch):
+    monkeypatch.setattr(latency_module, "whole", lambda *_: Whole({"torch": 1.0}, attention=8e-3, rest=1e-9))
+    model, tokens = encoder()
+    sites = sc.find_sites(model, sc.Channel(), tokens)
+    prepared = latency(threads=1).prepare(model, tokens)
+    dense = sc.uniform(keep=1.0)(sites, lambda: iter([]))
+    heads, inner = "encoder.layer.1.attention.self:heads", "encoder.layer.0.intermediate.dense"
+    assert {heads, inner} <= set(dense)
+    tally = sc.costs.Tally(prepared, dense)
+    layer, products = 12 * 4 * 32 * 32 * 1e-9, 8e-3 / 2
+    assert tally.total == pytest.approx(prepared(None))
+    assert -tally.change(heads, 2) == pytest.approx(1e3 * (layer + products) / 2, rel=1e-6)
+    assert -tally.change(inner, 19) == pytest.approx(1e3 * 12 * 2 * 32 * 29 * 1e-9, rel=1e-6)
+    assert {(16, 32), (32, 16), (48, 32)} <= measured_shapes(machine)
+
+
+def test_a_model_half_as_wide_tells_what_stays_between_layers_and_how_a_runtime_gains(machine, monkeypatch):
+    model = network()
+    monkeypatch.setattr(latency_module, "whole", lambda *_: Whole({"fast": 50e-6}, 0.0, 40e-6))
+    monkeypatch.setattr(latency_module, "half", lambda *_: Whole({"fast": 30e-6}, 0.0, 30e-6))
+    prepared = latency(threads=1).prepare(model, EXAMPLE)
+    half = plan_of(model, EXAMPLE, sc.Channel(), keep=0.5)
+    kernels, fast = ([1e3 * 0 + sum(term.value(dict(half)) for term in terms)] for terms in prepared.sums(half))
+    own = 1e-9 * (64 * (8 * 4 * 9 + 8 * 8 * 9) + 512 * 32 + 32 * 8)
+    assert kernels == pytest.approx([1e3 * (30e-6 + own)])
+    assert fast == pytest.approx([30e-3])
+    assert prepared(half) == pytest.approx(30e-3) and prepared(None) == pytest.approx(50e-3)
+    least = prepared(half.with_counts(dict.fromkeys(half, 1)))
+    assert 0 < least < 30e-3
+
+
+def test_half_a_model_is_really_made_measured_and_remembered(monkeypatch):
+    model, x = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4)), torch.zeros(1, 16)
+    plan = plan_of(model, x, sc.Channel(), keep=0.25)
+    first = latency(threads=1)(model, x, plan)
+    assert first > 0
+    for module, name in ((tune_module, "_measured"), (whole_module, "compile"), (whole_module, "narrower")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("measured again"))
+    assert latency(threads=1)(model, x, plan) == first
+
+
+def test_measurements_of_another_machine_are_not_used(machine, monkeypatch):
+    memory_module = importlib.import_module("secateurs.run.clock.memory")
+    model, plan = network(), plan_of(network(), EXAMPLE, sc.Channel(), keep=0.5)
+    first = latency(threads=1)(model, EXAMPLE, plan)
+    count, (file,) = len(machine.measured), list(memory_module.folder().glob("measured-*.json"))
+    monkeypatch.setattr(memory_module, "machine", lambda: "another one")
+    other = memory_module.Memory().path
+    assert other != file
+    other.write_text(file.read_text())  # brought here from there, under the name of this one
+    assert latency(threads=1)(model, EXAMPLE, plan) == first
+    assert len(machine.measured) == 2 * count

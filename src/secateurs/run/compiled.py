@@ -24,7 +24,7 @@ from secateurs.run.choosing.ready import Ready, answered, nothing, straight, tor
 from secateurs.run.choosing.tune import choices, reckon, tune
 from secateurs.run.clock.backends import DENSE, Backend
 from secateurs.run.clock.memory import Memory
-from secateurs.run.clock.timing import torch_threads
+from secateurs.run.clock.timing import Timing, torch_threads
 from secateurs.run.explain import Explanation, explain
 from secateurs.run.kernels.gemv import Values
 from secateurs.run.kernels.machine import InstructionSet, instruction_set
@@ -88,6 +88,11 @@ class Compiled:
             "a compiled model cannot be pickled: its kernels belong to this process and this machine; "
             "save the model that it was made from (secateurs.save), and compile it where it is to run"
         )
+
+    @property
+    def raced(self) -> Mapping[str, Timing]:
+        """The seconds of all that took part in the race on the example, which took turns."""
+        return self._first.race
 
     def explain(self, inputs: Any = None) -> Explanation:
         """What was chosen for each layer and why, for the example's shape, or for that of other inputs."""

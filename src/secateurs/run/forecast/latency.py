@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from secateurs.costs import params
-from secateurs.nested import leaves
+from secateurs.costs import Layer, Least, Workload, elements, workload
 from secateurs.patterns import Element, Filter, Kernel, layout_of
-from secateurs.run.choosing.race import race
-from secateurs.run.choosing.tune import Tuned
-from secateurs.run.clock.backends import DENSE
-from secateurs.run.clock.memory import read_seconds
-from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, narrowed, of_steps, running, weighted
+from secateurs.run.forecast.narrow import Narrow, matched
+from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, weighted
+from secateurs.run.forecast.whole import KERNELS, Line, Whole, half, half_plan, line, whole
 from secateurs.run.kernels.machine import instruction_set
 from secateurs.run.lowering.lower import lower
-from secateurs.run.network.nodes import Conv, Linear, Network, Node
-from secateurs.run.planning.layers import Choice
-from secateurs.run.planning.plan import plan
-from secateurs.run.planning.runner import Runner
+from secateurs.run.network.nodes import Network
 from secateurs.run.recording.one_call import network_of
-from secateurs.types import Cost, Pattern, Plan, PlanError
+from secateurs.types import Cost, Pattern, Plan, PlanError, Prepared, Term
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are measured; what lies between is interpolated, and beyond the last nothing more is promised."""
-_THIN = 0.1
 
 
 def latency(pattern: Pattern | None = None, *, threads: int | None = None) -> Cost:
@@ -83,67 +76,187 @@ def falling(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(min(max(float(np.mean(values[a : b + 1])) for b in places[i:]) for a in places[: i + 1]) for i in places)
 
 
-@dataclass(frozen=True)
-class _Role:
-    """What a plan may do to a layer: cut its parameter with a pattern, or, without one, make these of (outputs, inputs) fewer."""
-
-    pattern: Pattern | None
-    narrows: tuple[bool, bool] = (False, False)
-
-
-def _times(layer: Weighted, role: _Role, now: float, clock: Stopwatch) -> LayerTimes:
+def _times(layer: Weighted, pattern: Pattern, now: float, clock: Stopwatch) -> LayerTimes:
     """Never above what the layer takes now, never below the machine's limit, never rising."""
-    pattern, grid = role.pattern, GRID
-    if pattern is not None and pattern.kept_of_each is not None:  # kernels see single elements in it
+    if pattern.kept_of_each is not None:  # kernels see single elements in it
         pattern = Element()
-
-    def measured(sparsity: float) -> float:
-        if pattern is not None:
-            return fastest(clock.thinned(layer, pattern, sparsity))
-        factor = (1 - sparsity) ** (1 / max(1, sum(role.narrows)))
-        sizes = [round(size * factor) if narrows else size for size, narrows in zip(layer.weight.shape, role.narrows, strict=False)]
-        return fastest(clock.now(narrowed(layer, *sizes)))
-
-    rest = [min(now, max(clock.least(layer, sparsity), measured(sparsity))) for sparsity in grid[1:]]
-    return LayerTimes(grid, falling((now, *rest)))
+    measured = [max(clock.least(layer, sparsity), fastest(clock.thinned(layer, pattern, sparsity))) for sparsity in GRID[1:]]
+    return LayerTimes(GRID, falling((now, *(min(now, each) for each in measured))))
 
 
 # ---------------------------------------------------------------- a model
 
 
-def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: int | None) -> Callable[[Plan | None], float]:
-    check = params.prepare(model, example)
+def _prepare(model: nn.Module, example: Any, pattern: Pattern | None, threads: int | None) -> Prepared:
     clock = Stopwatch(instruction_set(), torch.get_num_threads() if threads is None else threads)
     own = copy.deepcopy(model).eval().requires_grad_(False)
     network = lower(network_of(own, example))
-    owners = _owners(own, network)
+    load = workload(own, example)
     tuned = {layer: clock.now(layer) for layer in weighted(network)}
     now = {layer: fastest(each) for layer, each in tuned.items()}
-    runtime, between = _whole(own, network, tuned, example, clock)
-    kernels = between + sum(now.values())
-    best = min(runtime, kernels)
-    times: dict[tuple[Weighted, _Role], LayerTimes] = {}
+    measured = _Measured(own, example, network, load, clock, now, whole(own, network, tuned, example, clock), pattern)
+    return Least(lambda plan: measured.dense if plan is None else measured.narrow(plan) if plan.extents else measured.sparse(plan))
 
-    def seconds(layer: Weighted, plan: Plan) -> float:
-        name = owners.get(layer)
-        removed = 0 if name is None else plan.removed(name)
-        if name is None or not removed:
-            return now[layer]
-        parameter = own.get_parameter(name)
-        role = _narrowing(own, name, plan) if plan.extents else _Role(_shape(pattern, name, own, plan))
-        if (layer, role) not in times:
-            times[layer, role] = _times(layer, role, now[layer], clock)
-        return times[layer, role](removed / parameter.numel())
 
-    def milliseconds(plan: Plan | None) -> float:
-        if plan is None:
-            return 1e3 * best
-        check(plan)
-        total = between + sum(seconds(layer, plan) for layer in now)
-        # Of a model with fewer channels, the runtime that is fastest now has less to do as well; zeros it does not see.
-        return 1e3 * (best * total / kernels if plan.extents else min(best, total))
+@dataclass(frozen=True)
+class _Measured:
+    """A model, and what is known of its time: of its layers ``now``, and of the ``whole``."""
 
-    return milliseconds
+    model: nn.Module
+    example: Any
+    network: Network
+    load: Workload
+    clock: Stopwatch
+    now: Mapping[Weighted, float]
+    whole: Whole
+    pattern: Pattern | None
+    _times: dict[tuple[Weighted, Pattern], LayerTimes] = field(default_factory=dict)
+
+    @cached_property
+    def owners(self) -> Mapping[Weighted, str]:
+        return _owners(self.model, self.network)
+
+    @cached_property
+    def total(self) -> float:
+        """Seconds of layers and what lies between them, one by one."""
+        return self.whole.between + sum(self.now.values())
+
+    @cached_property
+    def runtimes(self) -> Mapping[str, float]:
+        """Seconds in each runtime; of the kernels, where they were not timed as a whole, the sum."""
+        return {KERNELS: self.total, **self.whole.runtimes}
+
+    @cached_property
+    def dense(self) -> list[list[Term]]:
+        """In the runtime that is fastest now, in proportion to what layers take in the kernels."""
+        factor = 1e3 * min(self.runtimes.values()) / self.total
+        terms = [_term(layer.name, (), factor * seconds) for layer, seconds in self.now.items()]
+        return [[_term("between layers", (), factor * self.whole.between), *terms]]
+
+    def sparse(self, plan: Plan) -> list[list[Term]]:
+        """Where weights become zero, the kernels have less to do, and dense runtimes have not."""
+        self.load.under(plan)  # it refuses a plan of another model
+        terms = [_term("between layers", (), 1e3 * self.whole.between)]
+        for layer, seconds in self.now.items():
+            name = self.owners.get(layer)
+            if name is None or all(name not in share.elements for share in plan.shares.values()):
+                terms.append(_term(layer.name, (), 1e3 * seconds))
+            else:
+                terms.append(self._thinned(layer, name, _shape(self.pattern, name, self.model, plan), plan))
+        return [terms, *self.dense]
+
+    def _thinned(self, layer: Weighted, name: str, pattern: Pattern, plan: Plan) -> Term:
+        size = self.model.get_parameter(name).numel()
+        left = elements(name, size, plan)
+
+        def milliseconds(counts: Mapping[str, int]) -> float:
+            removed = size - left.value(counts)
+            if not removed:
+                return 1e3 * self.now[layer]
+            if (layer, pattern) not in self._times:
+                self._times[layer, pattern] = _times(layer, pattern, self.now[layer], self.clock)
+            return 1e3 * self._times[layer, pattern](removed / size)
+
+        return Term(layer.name, left.sites, milliseconds)
+
+    # ------------------------------------------------------------ fewer channels
+
+    def narrow(self, plan: Plan) -> list[list[Term]]:
+        """Where channels go, layers become narrower and all runtimes have less to do."""
+        parts = self._parts(plan)
+        return [
+            [_term("call", (), 1e3 * by.constant), *(_scaled(part, 1e3 * by.factor) for part in parts)]
+            for by in self._lines.values()
+        ]
+
+    def _parts(self, plan: Plan) -> list[Term]:
+        """Seconds of layers, and of what lies between them."""
+        products = self.load.under(plan)
+        own = _listed(self._places)
+        parts = [Term("between layers", (), lambda counts: self._gains[0])]
+        parts += [_term(layer.name, (), self.now[layer]) for layer in self.now if layer not in self._places]
+        parts += [
+            _part(product, [self._narrows[layer] for layer in own.get(place, ())], *self._passing(place))
+            for place, product in enumerate(products)
+        ]
+        return parts
+
+    def _passing(self, place: int) -> tuple[float, float]:
+        """Seconds for each number that a product takes or makes, and of attention, for each multiplication."""
+        _, each, product = self._gains
+        return each, product if self._dense[place].parameter is None else 0.0
+
+    @cached_property
+    def _dense(self) -> list[Any]:
+        return [layer.left({}) for layer in self.load.under(None)]
+
+    @cached_property
+    def _places(self) -> Mapping[Weighted, int]:
+        return matched(self.owners, self.load.under(None))
+
+    @cached_property
+    def _narrows(self) -> Mapping[Weighted, Narrow]:
+        return {layer: Narrow(layer, self._dense[place], self.now[layer], self.clock) for layer, place in self._places.items()}
+
+    @cached_property
+    def _halved(self) -> tuple[Plan, Whole] | None:
+        """A model half as wide, and what it takes."""
+        plan = half_plan(self.model, self.example)
+        found = None if plan is None else half(self.model, self.network, self.example, self.clock)
+        return None if plan is None or found is None else (plan, found)
+
+    @cached_property
+    def _gains(self) -> tuple[float, float, float]:
+        """Seconds between layers that stay, those for each number that layers take and make, and those of attention for each
+        multiplication of activations: what is measured of the model as it is, and half as wide."""
+        attention = sum(work.macs for work in self._dense if work.parameter is None)
+        each = self.whole.attention / attention if attention else 0.0
+        stays = self.whole.rest if attention else self.whole.between
+        if self._halved is None:
+            return stays, 0.0, each
+        plan, less = self._halved
+        passed, left = (sum(work.taken + work.made for work in works) for works in (self._dense, self._left(plan)))
+        saved = max(0.0, stays - (less.rest if attention else less.between))
+        number = min(saved / max(1, passed - left), stays / max(1, passed))
+        return stays - number * passed, number, each
+
+    def _left(self, plan: Plan) -> list[Any]:
+        return [layer.left(dict(plan)) for layer in self.load.under(plan)]
+
+    @cached_property
+    def _lines(self) -> Mapping[str, Line]:
+        """How the time of each runtime follows from the sum: two models were measured, this one and one half as wide."""
+        if self._halved is None:
+            return {name: line((self.total, seconds), None) for name, seconds in self.runtimes.items()}
+        plan, less = self._halved
+        total = sum(part.value(dict(plan)) for part in self._parts(plan))
+        seconds = {KERNELS: total, **less.runtimes}
+        return {name: line((self.total, now), (total, seconds[name])) for name, now in self.runtimes.items() if name in seconds}
+
+
+def _term(layer: str, sites: tuple[str, ...], value: float) -> Term:
+    return Term(layer, sites, lambda counts: value)
+
+
+def _scaled(part: Term, factor: float) -> Term:
+    return Term(part.layer, part.sites, lambda counts: factor * part.value(counts))
+
+
+def _listed(places: Mapping[Weighted, int]) -> dict[int, list[Weighted]]:
+    found: dict[int, list[Weighted]] = {}
+    for layer, place in places.items():
+        found.setdefault(place, []).append(layer)
+    return found
+
+
+def _part(product: Layer, narrows: Sequence[Narrow], each: float, multiplied: float) -> Term:
+    """Seconds of a product of the pass: of the layers that it is to the runtime, and what passes it on."""
+
+    def seconds(counts: Mapping[str, int]) -> float:
+        work = product.left(counts)
+        return sum(narrow(work) for narrow in narrows) + each * (work.taken + work.made) + multiplied * work.macs
+
+    return Term(product.name, product.sites, seconds)
 
 
 def _owners(model: nn.Module, network: Network) -> Mapping[Weighted, str]:
@@ -180,58 +293,3 @@ def _canonical(model: nn.Module, name: str) -> tuple[int, ...]:
     path, _, attribute = name.rpartition(".")
     layout, parameter = layout_of(model.get_submodule(path), attribute), model.get_parameter(name)
     return tuple(parameter[None].shape if layout is None else layout.canonical(parameter).shape)
-
-
-def _narrowing(model: nn.Module, name: str, plan: Plan) -> _Role:
-    """Which dimensions of a parameter the plan's sites reach."""
-    path, _, attribute = name.rpartition(".")
-    layout = layout_of(model.get_submodule(path), attribute)
-    reached = [any(sites for _, sites in dim) for dim in plan.extents[name][0][:2]]
-    first, second = reversed(reached) if layout is not None and layout.transposed else reached
-    return _Role(None, (first, second))
-
-
-def _whole(
-    model: nn.Module, network: Network, layers: Mapping[Weighted, Tuned], example: Any, clock: Stopwatch
-) -> tuple[float, float]:
-    """Seconds of the fastest dense runtime, and of all that lies between layers where the kernels run them."""
-    parts = "\n".join([*DENSE, *map(_told, network.nodes)])
-    key = f"whole {sha256(parts.encode()).hexdigest()} {clock.isa} {clock.threads}"
-    if clock.isa is None:
-        whole = clock.seconds(key, running(network, example))
-        return whole, max(0.0, whole - sum(map(fastest, layers.values())))
-
-    def measured() -> tuple[float, float]:
-        found = race(model, example, network, clock.threads)
-        return found.timings[found.fastest_dense].median, _between(network, layers, example, clock)
-
-    return clock.memory.recall(key, _two, measured)
-
-
-def _two(value: Any) -> tuple[float, float]:
-    whole, between = value
-    return read_seconds(whole), read_seconds(between)
-
-
-def _between(network: Network, layers: Mapping[Weighted, Tuned], example: Any, clock: Stopwatch) -> float:
-    """Seconds of all steps but the layers, which are thin here: what stands between them when it matters."""
-    assert clock.isa is not None
-    generator = torch.Generator().manual_seed(0)
-    thin = {layer: replace(layer, weight=(torch.rand(layer.weight.shape, generator=generator) < _THIN).float()) for layer in layers}
-    nodes: list[Node] = [thin[node] if isinstance(node, (Conv, Linear)) and node in thin else node for node in network.nodes]
-    choices: dict[Node, Choice] = {thin[layer]: replace(tuned.choice, dense=False) for layer, tuned in layers.items()}
-    stand_in = replace(network, nodes=nodes)
-    runner = Runner(stand_in, plan(stand_in, clock.isa, clock.threads, choices), clock.threads)
-    names = {layer.name for layer in layers}
-    tensors = [leaf for _, leaf in leaves(example) if isinstance(leaf, Tensor)]
-    return sum(of_steps(runner, tensors, lambda name: name not in names, clock.threads))
-
-
-def _told(node: Node) -> str:
-    """All that a node's time can depend on, without the numbers in its weights."""
-    parts = [getattr(node, each.name) for each in fields(node)]
-    return " ".join(_shaped(part) if isinstance(part, Tensor) else getattr(part, "__name__", str(part)) for part in parts)
-
-
-def _shaped(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {float((tensor != 0).float().mean()):.2f}"

@@ -238,18 +238,18 @@ def _thinned(layer: Weighted, pattern: Pattern, sparsity: float) -> Tensor:
     return weight.detach()
 
 
-def narrowed(layer: Weighted, outputs: int, inputs: int) -> Weighted:
-    """The layer with other numbers of outputs, and of inputs (those of a group).
+def narrowed(layer: Weighted, outputs: int, inputs: int, groups: int | None = None) -> Weighted:
+    """The layer with other numbers of outputs, and of inputs (those of a group); of a depthwise one, groups go with its outputs.
 
     >>> layer = Linear("fc", Value((1, 8)), Value((1, 4)), torch.ones(4, 8), None)
     >>> small = narrowed(layer, 2, 3)
     >>> small.x, small.out, tuple(small.weight.shape)
     (Value(1, 3), Value(1, 2), (2, 3))
     """
-    groups = getattr(layer, "groups", 1)
-    depthwise = groups > 1 and layer.weight.shape[1] == 1
-    if depthwise:
-        groups = max(1, outputs * groups // len(layer.weight))
+    now = getattr(layer, "groups", 1)
+    if groups is None:
+        depthwise = now > 1 and layer.weight.shape[1] == 1
+        groups = max(1, outputs * now // len(layer.weight)) if depthwise else now
     outputs, inputs = max(1, outputs // groups) * groups, max(1, inputs)
     channel = 1 if isinstance(layer, Conv) else -1
     out = _resized(layer.out, channel, outputs)
