@@ -122,8 +122,11 @@ from .search import Study as Study
 from .search import Trial as Trial
 from .search import Trials as Trials
 from .search import evolve as evolve
+from .search import nsga2 as nsga2
+from .search import random_search as random_search
 from .search import read_trials as read_trials
 from .search import sensitivity as sensitivity
+from .search import tpe as tpe
 from .search import try_plans as try_plans
 from .shrink import LowRank as LowRank
 from .shrink import Shrunk as Shrunk

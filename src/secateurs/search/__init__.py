@@ -1,8 +1,10 @@
 """Plans that are searched for: by trying them."""
 
+from secateurs.search.at_random import random_search
 from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
 from secateurs.search.folder import read_trials
+from secateurs.search.sampled import nsga2, tpe
 from secateurs.search.sensitivity import Sensitivity, SiteCurve, sensitivity
 from secateurs.search.trial import Study, Trial
 from secateurs.search.trials import How, Trials, try_plans
@@ -18,7 +20,10 @@ __all__ = [
     "Trial",
     "Trials",
     "evolve",
+    "nsga2",
+    "random_search",
     "read_trials",
     "sensitivity",
+    "tpe",
     "try_plans",
 ]

@@ -13,15 +13,15 @@ class Pace:
     ('1 of 3, macs 1', '95 s', '2.0 h')
     """
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._begun = total, 0, time.perf_counter()
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total, self._before, self._done, self._begun = total, done, done, time.perf_counter()
         self.last = ""
 
     def __call__(self, said: str) -> str:
         """What is said once one more is done."""
         self._done += 1
         self.last = said
-        left = (self._total - self._done) * (time.perf_counter() - self._begun) / self._done
+        left = (self._total - self._done) * (time.perf_counter() - self._begun) / (self._done - self._before)
         return f"{self._done} of {self._total}, {said}" + (f"; {self.spelled(left)} left" if self._done < self._total else "")
 
     @staticmethod

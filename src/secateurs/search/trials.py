@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
@@ -22,7 +23,7 @@ from secateurs.search.bench import Bench, By, Measured, Setting, Then, Walk
 from secateurs.search.folder import TrialFiles, key_of
 from secateurs.search.pace import Pace
 from secateurs.search.trial import Study, Trial
-from secateurs.search.workers import Backend, crew_of
+from secateurs.search.workers import Backend, Crew, crew_of, require_backend
 from secateurs.types import Cost, KindError, Pattern, Plan, PlanError, SecateursError, Solver, Task
 
 
@@ -106,26 +107,30 @@ class Trials:
         **how: Unpack[How],
     ) -> None:
         checkpoint, self._show = how.get("checkpoint"), how.get("show", True)
-        self.setting = _setting(who, model, pattern, solver, task, costs, how)
+        self.setting = _setting(who, model, pattern, solver, task, how)
         self.bench = Bench(self.setting)
         self._who = who
-        self._prices = {cost.name: cost.prepare(model, task.example) for cost in costs}
+        self._prices: dict[str, Callable[[Plan | None], float]] = {}
+        self.count_(*costs)
         self.whole = plan_of(self.bench.sites, {site.name: site.available for site in self.bench.sites})
         self._files = (
-            None if checkpoint is None else TrialFiles(Path(checkpoint), self._about(), self.whole, self.setting.higher_is_better)
+            None if checkpoint is None else TrialFiles(Path(checkpoint), self.about, self.whole, self.setting.higher_is_better)
         )
         self._known: dict[str, Trial] = {}
         self._earlier: dict[str, Trial] = {}
         if self._files is not None:
             self._files.begin()
             self._earlier = self._files.read()
-        self._crew = crew_of(how.get("backend", "here"), self.bench, how.get("workers"))  # last: it may begin processes
+        self._crew: Crew | None = None
+        self._makes_crew = partial(crew_of, how.get("backend", "here"), self.bench, how.get("workers"))
+        require_backend(how.get("backend", "here"))
 
     def __enter__(self) -> Trials:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._crew.close()
+        if self._crew is not None:
+            self._crew.close()
 
     def __call__(self, plans: Sequence[Plan], bar: str = "") -> list[Trial]:
         """What came of plans, in their order; ``bar`` is what a bar, or lines, that say how far they are call it."""
@@ -133,12 +138,27 @@ class Trials:
         open_ = {self._known[name].number: name for name in names if self._known[name].open}
         jobs = [(place, dict(self._known[name].plan)) for place, name in open_.items()]
         pace, show = Pace(len(jobs)), bool(bar) and self._show
-        told = track(self._crew(jobs), bar, len(jobs), show=show, status=lambda: pace.last)
+        if jobs and self._crew is None:
+            self._crew = self._makes_crew()  # not before: it may begin processes
+        outcomes_of = self._crew(jobs) if self._crew is not None else []
+        told = track(outcomes_of, bar, len(jobs), show=show, status=lambda: pace.last)
         with closing(told) as outcomes:
             for place, measured in outcomes:
                 trial = self._finished(open_[place], measured)
                 tell(f"{bar}: {pace(self.said(trial))}", show)
         return [self._known[name] for name in names]
+
+    def count_(self, *costs: Cost) -> None:
+        """Let trials tell these costs too."""
+        for cost in costs:
+            require(self._who, "a cost", cost, COST)
+            if cost.name not in self._prices:
+                self._prices[cost.name] = cost.prepare(self.setting.model, self.setting.task.example)
+
+    def know(self, trial: Trial) -> None:
+        """Take what came of a plan elsewhere as what would come of it here; what failed is tried again where it is asked for."""
+        if not trial.failed:
+            self._earlier.setdefault(key_of(trial.plan), trial)
 
     def study(self) -> Study:
         """All that was tried; raises `SecateursError` where nothing came of any."""
@@ -183,7 +203,8 @@ class Trials:
             self._files.write(done)
         return done
 
-    def _about(self) -> dict[str, str]:
+    @cached_property
+    def about(self) -> dict[str, str]:
         """To which trials a folder belongs. Batches are compared where they are a list; a loader may shuffle them."""
         setting, task = self.setting, self.setting.task
         data = {
@@ -201,7 +222,7 @@ class Trials:
         }
 
 
-def _setting(who: str, model: nn.Module, pattern: Pattern, solver: Solver, task: Task, costs: Sequence[Cost], how: How) -> Setting:
+def _setting(who: str, model: nn.Module, pattern: Pattern, solver: Solver, task: Task, how: How) -> Setting:
     """What all trials share; raises `KindError` and `SecateursError` where something is no such thing."""
     for name, value, kind in (
         ("model", model, MODEL),
@@ -210,8 +231,6 @@ def _setting(who: str, model: nn.Module, pattern: Pattern, solver: Solver, task:
         ("task", task, TASK),
     ):
         require(who, name, value, kind)
-    for cost in costs:
-        require(who, "a cost", cost, COST)
     require_values(who, model)
     given: dict[str, Any] = dict(how)
     for name, kind in (("seed", COUNT), ("workers", COUNT), ("threads", COUNT), ("checkpoint", PATH)):

@@ -36,14 +36,17 @@ class Crew(Protocol):
 
 
 def crew_of(backend: Backend, bench: Bench, workers: int | None) -> Crew:
-    """Who tries plans where; raises `SecateursError` where there is no such place, or what is needed there is not installed."""
+    """Who tries plans where; raises `SecateursError` where what is needed there is not installed."""
+    require_backend(backend)
     if backend == "here":
         return Here(bench)
-    if backend == "processes":
-        return Processes(bench, workers)
-    if backend == "ray":
-        return Cluster(bench, workers)
-    raise SecateursError(f'backend={backend!r} is none of "here", "processes" and "ray"')
+    return Processes(bench, workers) if backend == "processes" else Cluster(bench, workers)
+
+
+def require_backend(backend: str) -> None:
+    """Raise `SecateursError` where there is no such place."""
+    if backend not in ("here", "processes", "ray"):
+        raise SecateursError(f'backend={backend!r} is none of "here", "processes" and "ray"')
 
 
 class Here:
