@@ -29,6 +29,8 @@ from .costs import Work as Work
 from .costs import activation_density as activation_density
 from .costs import active_params as active_params
 from .costs import effective_macs as effective_macs
+from .costs import energy as energy
+from .costs import energy_on as energy_on
 from .costs import file_bytes as file_bytes
 from .costs import kv_cache_bytes as kv_cache_bytes
 from .costs import layerwise as layerwise

@@ -2,8 +2,10 @@
 
 from secateurs.costs.busy import activation_density
 from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
+from secateurs.costs.dataflow import Accesses, Dataflow, Levels, NoLocalReuse, RowStationary, Shape, shape_of
 from secateurs.costs.elements import checked, elements
 from secateurs.costs.formats import CSC, CSR, Bitmap, Cheapest, Dense, Format, Grouped, Relative, cheapest, fillers
+from secateurs.costs.hierarchy import EYERISS, Accelerator, Hierarchy, Technology, energy, energy_on
 from secateurs.costs.references import memory_references
 from secateurs.costs.sequences import active_params, kv_cache_bytes
 from secateurs.costs.storage import stored_bytes
@@ -14,18 +16,28 @@ from secateurs.costs.workload import Layer, Work, Workload, workload
 __all__ = [
     "CSC",
     "CSR",
+    "EYERISS",
+    "Accelerator",
+    "Accesses",
     "Bitmap",
     "Cheapest",
+    "Dataflow",
     "Dense",
     "Format",
     "Grouped",
+    "Hierarchy",
     "Layer",
     "Least",
+    "Levels",
     "MacsTrace",
+    "NoLocalReuse",
     "Price",
     "Relative",
+    "RowStationary",
+    "Shape",
     "Sum",
     "Tally",
+    "Technology",
     "Work",
     "Workload",
     "activation_density",
@@ -34,6 +46,8 @@ __all__ = [
     "checked",
     "effective_macs",
     "elements",
+    "energy",
+    "energy_on",
     "file_bytes",
     "fillers",
     "kv_cache_bytes",
@@ -43,6 +57,7 @@ __all__ = [
     "nonzero_macs",
     "nonzero_params",
     "params",
+    "shape_of",
     "stored_bytes",
     "tensor_bytes",
     "trace_macs",

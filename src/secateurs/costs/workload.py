@@ -29,8 +29,8 @@ class Work:
     its output; samples included). ``taken`` and ``made`` are the numbers of the activations that it reads and of those that it writes.
     Of its ``weights``, ``nonzeros`` are not zero, and of those that it takes a fraction ``busy`` is not. ``unit`` is how many of its
     weights a plan removes together (1 where it says nothing), ``bits`` how wide it lets them be. ``space`` is the height and width (or
-    length) of what a convolution takes, ``stride`` how far it moves. Where there is no plan, ``weight`` holds the numbers as
-    ``(groups, outputs, inputs, *kernel)``; ``None`` where others are mixed into them before they are multiplied.
+    length) of what a convolution takes, ``grid`` that of its positions, ``stride`` how far it moves. Where there is no plan, ``weight``
+    holds the numbers as ``(groups, outputs, inputs, *kernel)``; ``None`` where others are mixed into them before they are multiplied.
     """
 
     layer: str
@@ -46,6 +46,7 @@ class Work:
     unit: int = 1
     bits: int | None = None
     space: tuple[int, ...] = ()
+    grid: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     busy: float = 1.0
     weight: Tensor | None = None
@@ -80,6 +81,7 @@ class Layer:
     taken: tuple[Numbers, ...]
     made: Numbers
     space: tuple[int, ...]
+    grid: tuple[int, ...]
     stride: tuple[int, ...]
     plan: Plan | None
     weight: Tensor | None
@@ -115,6 +117,7 @@ class Layer:
             self._unit,
             None if self.plan is None or self.parameter is None else self.plan.bits_of(self.parameter),
             self.space,
+            self.grid,
             self.stride,
             weight=self.weight,
         )
@@ -212,6 +215,7 @@ class Workload:
             tuple(numbers(self.structure.typing.types[value]) for value in operands),
             numbers(self.structure.typing.types[op.outputs[0]]),
             product.space,
+            product.grid,
             product.stride,
             plan,
             weight,
@@ -250,7 +254,7 @@ class Workload:
         stays = 1.0 if weight is None else float(torch.count_nonzero(weight)) / max(1, weight.numel())
         rows, columns = _numbers(dims[:1], known), _numbers(dims[1:], known)
         label = name.removesuffix(".weight")
-        return Layer(label, name, one, columns, rows, (), none, (), none, (), (), plan, weight, stays, None, self.sizes[name])
+        return Layer(label, name, one, columns, rows, (), none, (), none, (), (), (), plan, weight, stays, None, self.sizes[name])
 
     def _names(self, value: Value) -> frozenset[str]:
         return self.structure.typing.fixed.get(value, frozenset())
@@ -273,6 +277,7 @@ class _Parts:
     positions: Sequence[Dim]
     kernel: Sequence[Dim] = ()
     space: tuple[int, ...] = ()
+    grid: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
 
     @property
@@ -291,9 +296,10 @@ def _parts(op: Op, dims: Sequence[Dim]) -> _Parts:
         group, inputs, outputs = dims[batch : batch + 3]
         ends = dims[batch + 3 + len(kernel) :]
         space = values[0].shape[-len(kernel) :]
+        grid = space if op.argument("transposed", False) else op.outputs[0].shape[-len(kernel) :]
         stride = tuple(op.argument("stride", (1,)))
         return _Parts(
-            values[:2], [group], [inputs], [outputs], [*dims[:batch], *ends], dims[batch + 3 : -len(kernel)], space, stride
+            values[:2], [group], [inputs], [outputs], [*dims[:batch], *ends], dims[batch + 3 : -len(kernel)], space, grid, stride
         )
     if op.name == "linear":
         return _Parts(values[:2], [], [dims[-2]], [dims[-1]], dims[:-2])
