@@ -50,7 +50,7 @@ from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
 from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
-from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, SparseGPT, Swaps, ThiNet, TopK, ZipLM
+from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, Restored, SparseGPT, Swaps, ThiNet, TopK, ZipLM
 from secateurs.testing import (
     COUPLED,
     LAYERS,
@@ -195,6 +195,7 @@ SOLVERS: list[Solver] = [
     TopK(taylor()),
     TopK(fpgm()),
     LeastSquares(TopK(magnitude())),
+    Restored(TopK(magnitude()), part=0.5),
     Lasso(),
     ThiNet(),
     ZipLM(),
@@ -288,7 +289,7 @@ def test_each_criterion_keeps_its_laws(criterion, laws):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: repr(solver)[:60])
 def test_each_solver_keeps_its_laws(solver):
-    together = isinstance(solver, (ALPS, GateFisher, Lasso, Merge, SparseGPT, Swaps, ThiNet, ZipLM))
+    together = isinstance(solver, (ALPS, GateFisher, Lasso, Merge, Restored, SparseGPT, Swaps, ThiNet, ZipLM))
     assert check_solver(solver, by_score=not together) is None
 
 

@@ -168,7 +168,9 @@ def test_of_a_resnet_those_blocks_go_that_pass_their_input_on():
     assert "a shortcut that changes the shape" in reasons["layer2.0"] and "layer3.0" in reasons
     with pytest.raises(PatternError, match=r"Depth\(parts='attention'\) finds no site in CifarResNet"):
         sc.find_sites(model, sc.Depth("attention"), image)
-    with pytest.raises(PatternError, match=r"Depth\(\) finds no site in Sequential; it has no branch that is added to what goes around"):
+    with pytest.raises(
+        PatternError, match=r"Depth\(\) finds no site in Sequential; it has no branch that is added to what goes around"
+    ):
         sc.find_sites(torch.nn.Sequential(torch.nn.Linear(3, 3)), sc.Depth(), torch.zeros(1, 3))
     masks = prune(model, image, sc.Depth(), ["layer1.1", "layer3.2"])
     before, promised = answer(model, image), masks.plan

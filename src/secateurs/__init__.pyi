@@ -140,6 +140,7 @@ from .solve import GateFisher as GateFisher
 from .solve import Lasso as Lasso
 from .solve import LeastSquares as LeastSquares
 from .solve import Merge as Merge
+from .solve import Restored as Restored
 from .solve import SparseGPT as SparseGPT
 from .solve import Swaps as Swaps
 from .solve import ThiNet as ThiNet

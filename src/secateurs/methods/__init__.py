@@ -3,11 +3,13 @@
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.depth import depth_
+from secateurs.methods.energy_aware import energy_aware_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
+from secateurs.methods.netadapt import netadapt_
 from secateurs.methods.oats import oats_
 from secateurs.methods.obs import obs_
 from secateurs.methods.pcas import pcas_
@@ -22,6 +24,7 @@ from secateurs.methods.zhu_gupta import gradual_magnitude_
 __all__ = [
     "castellano_",
     "depth_",
+    "energy_aware_",
     "fpgm_",
     "gradual_magnitude_",
     "grasp_",
@@ -31,6 +34,7 @@ __all__ = [
     "learning_rate_rewinding_",
     "lottery_ticket_",
     "movement_",
+    "netadapt_",
     "network_slimming_",
     "oats_",
     "obs_",

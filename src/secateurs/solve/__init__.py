@@ -7,6 +7,7 @@ from secateurs.solve.gates import GateFisher
 from secateurs.solve.merging import Merge
 from secateurs.solve.reconstruct import LeastSquares, scales
 from secateurs.solve.regression import Lasso, ThiNet
+from secateurs.solve.restored import Restored, missed_by
 from secateurs.solve.scoring import evidence_of, joined, scores_of
 from secateurs.solve.sparsegpt import SparseGPT
 from secateurs.solve.surgeon import Surgeon, in_shape, inverse_of, write_
@@ -20,6 +21,7 @@ __all__ = [
     "Lasso",
     "LeastSquares",
     "Merge",
+    "Restored",
     "SparseGPT",
     "Surgeon",
     "Swaps",
@@ -31,6 +33,7 @@ __all__ = [
     "in_shape",
     "inverse_of",
     "joined",
+    "missed_by",
     "scales",
     "scores_of",
     "write_",
