@@ -79,8 +79,10 @@ class Gives(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(resnet_20, (1, 3, 16, 16)), (lambda: mobilenet_v2(width=0.25), (2, 3, 32, 32))],
-    ids=["resnet", "mobilenet"],
+    [
+        pytest.param(resnet_20, (1, 3, 16, 16), id="resnet"),
+        pytest.param(lambda: mobilenet_v2(width=0.25), (2, 3, 32, 32), id="mobilenet", marks=pytest.mark.slow),
+    ],
 )
 def test_a_shrunk_convolutional_network_of_any_batch(tmp_path, make, shape):
     example = numbered(*shape)

@@ -47,10 +47,10 @@ def computed(structure: Structure, model: nn.Module, *inputs: Tensor) -> dict[Va
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first", range(0, 40, 20))
+@pytest.mark.parametrize("first", range(0, 20, 10))
 def test_whatever_is_said_to_be_known_is_so_for_other_numbers(first: int) -> None:
     numbers, zeros, sames, positives = 0, 0, 0, 0
-    for seed in range(first, first + 20):
+    for seed in range(first, first + 10):
         model, example = network(seed, literals=False)
         model, example = model.double(), example.double()
         generator = torch.Generator().manual_seed(seed)
@@ -81,11 +81,11 @@ def test_whatever_is_said_to_be_known_is_so_for_other_numbers(first: int) -> Non
 def test_shrunk_networks_answer_as_the_masked_ones_at_other_inputs_and_sizes() -> None:
     """A few of what `benchmarks/equality.py` does with many thousands."""
     folded, asked = 0, 0
-    for seed in range(20_000, 20_060):
+    for seed in range(20_000, 20_020):
         found = outcome(seed)
         assert not found.wrong, f"seed {seed} ({found.pattern}): off by {found.worst:.1e}"
         folded, asked = folded + found.folded, asked + found.asked
-    assert folded > 10 and asked > 100
+    assert folded > 3 and asked > 30
 
 
 # ---------------------------------------------------------------- rule by rule
