@@ -123,6 +123,7 @@ from .search import Sensitivity as Sensitivity
 from .search import Study as Study
 from .search import Trial as Trial
 from .search import Trials as Trials
+from .search import amc as amc
 from .search import evolve as evolve
 from .search import nsga2 as nsga2
 from .search import random_search as random_search

@@ -1,5 +1,6 @@
 """Plans that are searched for: by trying them."""
 
+from secateurs.search.amc import amc
 from secateurs.search.at_random import random_search
 from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
@@ -19,6 +20,7 @@ __all__ = [
     "Study",
     "Trial",
     "Trials",
+    "amc",
     "evolve",
     "nsga2",
     "random_search",

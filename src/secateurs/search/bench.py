@@ -112,7 +112,7 @@ class Bench:
         setting = self.setting
         threads = setting.threads or torch.get_num_threads()
         with taken_back(setting.model), torch_threads(threads):
-            _seed(setting.seed)
+            seed_(setting.seed)
             masks = self._pruned_(plan)
             if setting.then is not None:
                 setting.then(setting.model, masks, setting.task)
@@ -153,10 +153,10 @@ def _batches(task: Task, what: str) -> Any:
     return task.validation
 
 
-def _seed(seed: int) -> None:
+def seed_(seed: int) -> None:
     """Random numbers from a seed, of all generators that training may draw from."""
     import numpy
 
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**63)

@@ -160,9 +160,28 @@ class Trials:
         if not trial.failed:
             self._earlier.setdefault(key_of(trial.plan), trial)
 
+    def take(self, trial: Trial) -> None:
+        """Take a trial of this search from before it was stopped."""
+        self._known[key_of(trial.plan)] = trial
+
+    def knows(self, plan: Plan) -> bool:
+        """Whether a plan was tried."""
+        return key_of(plan) in self._known
+
+    @property
+    def all(self) -> tuple[Trial, ...]:
+        """All trials so far, in the order in which they were begun."""
+        return tuple(self._known.values())
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far; ``None`` where there is none."""
+        values = [trial.value for trial in self.all if trial.value is not None]
+        return (max if self.setting.higher_is_better else min)(values, default=None)
+
     def study(self) -> Study:
         """All that was tried; raises `SecateursError` where nothing came of any."""
-        trials = tuple(self._known.values())
+        trials = self.all
         found = Study(trials, self.setting.higher_is_better, self.setting.value_name)
         if trials and not found.done:
             told = "; ".join(f"{trial.name}: {trial.error}" for trial in trials[:3])

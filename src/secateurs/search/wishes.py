@@ -29,7 +29,7 @@ class Wished:
                 f"{fixed.name}: {fixed.pattern} decides by itself how much stays, so there is nothing to search: take Element() or "
                 f"Element(within={fixed.pattern.within})"
             )
-        self.sites, self._floor, self._ceiling = sites, floor, ceiling
+        self.sites, self.floor, self.ceiling = sites, floor, ceiling
         self._limits = limits_of(sites, floor, ceiling)
         self.budgets = () if budget is None else tuple(_made_ready(each, sites) for each in budgets_of(who, budget))
         self.least = {site.name: self._limits[site.name].low / max(1, site.units) for site in sites}
@@ -41,7 +41,7 @@ class Wished:
             kept = {site.name: self._limits[site.name].nearest(wishes[site.name] * site.units) for site in self.sites}
             return plan_of(self.sites, kept)
         weights = tuple(max(wishes[site.name], 1e-9) * site.units for site in self.sites)
-        allocate = within_budget(self.budgets, partial(_in_proportion, weights), self._floor, self._ceiling)
+        allocate = within_budget(self.budgets, partial(_in_proportion, weights), self.floor, self.ceiling)
         return allocate(self.sites, lambda: iter([]))
 
     def drawn(self, chance: random.Random) -> dict[str, float]:
