@@ -27,6 +27,8 @@ from .comparing import recipes as recipes
 from .costs import Tally as Tally
 from .costs import Work as Work
 from .costs import activation_density as activation_density
+from .costs import activation_memory as activation_memory
+from .costs import activation_moments as activation_moments
 from .costs import active_params as active_params
 from .costs import effective_macs as effective_macs
 from .costs import energy as energy

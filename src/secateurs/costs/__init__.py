@@ -1,5 +1,6 @@
 """Numbers with units: what a model costs as it is, and what a plan would leave of that."""
 
+from secateurs.costs.activations import Moment, activation_memory, activation_moments
 from secateurs.costs.busy import activation_density
 from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.costs.dataflow import Accesses, Dataflow, Levels, NoLocalReuse, RowStationary, Shape, shape_of
@@ -30,6 +31,7 @@ __all__ = [
     "Least",
     "Levels",
     "MacsTrace",
+    "Moment",
     "NoLocalReuse",
     "Price",
     "Relative",
@@ -41,6 +43,8 @@ __all__ = [
     "Work",
     "Workload",
     "activation_density",
+    "activation_memory",
+    "activation_moments",
     "active_params",
     "cheapest",
     "checked",

@@ -100,7 +100,7 @@ class Layer:
 
     def left(self, counts: Mapping[str, int]) -> Work:
         """What it does where each site keeps so many units."""
-        groups, inputs, outputs = (_size(each, counts) for each in (self.groups, self.inputs, self.outputs))
+        groups, inputs, outputs = (size_of(each, counts) for each in (self.groups, self.inputs, self.outputs))
         share = self._share(counts)
         gone = share == 0
         return Work(
@@ -110,9 +110,9 @@ class Layer:
             inputs,
             outputs,
             self.kernel,
-            _size(self.positions, counts),
-            0 if gone else sum(_size(each, counts) for each in self.taken),
-            0 if gone else _size(self.made, counts),
+            size_of(self.positions, counts),
+            0 if gone else sum(size_of(each, counts) for each in self.taken),
+            0 if gone else size_of(self.made, counts),
             groups * inputs * outputs * prod(self.kernel) * share,
             self._unit,
             None if self.plan is None or self.parameter is None else self.plan.bits_of(self.parameter),
@@ -149,7 +149,13 @@ class Layer:
         return max((share.elements.get(self.parameter, 1) for share in self.plan.shares.values()), default=1)
 
 
-def _numbers(dims: Sequence[Dim], known: Mapping[Axis, str]) -> Numbers:
+def known_axes(structure: Structure, plan: Plan | None) -> dict[Axis, str]:
+    """The axes whose sizes a plan tells, by its sites."""
+    names = axis_names(structure) if plan is not None and plan.extents else {}
+    return {axis: name for axis, name in names.items() if plan is not None and name in plan.shares}
+
+
+def numbers_of(dims: Sequence[Dim], known: Mapping[Axis, str]) -> Numbers:
     """The product of some dimensions."""
     found: Numbers = ((1, ()),)
     for dim in dims:
@@ -157,7 +163,8 @@ def _numbers(dims: Sequence[Dim], known: Mapping[Axis, str]) -> Numbers:
     return found
 
 
-def _size(numbers: Numbers, counts: Mapping[str, int]) -> int:
+def size_of(numbers: Numbers, counts: Mapping[str, int]) -> int:
+    """How large something is where each site keeps so many units."""
     return sum(number * prod([counts[site] for site in sites]) for number, sites in numbers)
 
 
@@ -171,20 +178,17 @@ class Workload:
 
     def under(self, plan: Plan | None) -> tuple[Layer, ...]:
         """Its layers; raises `PlanError` where the plan is one of another model."""
-        known = self._known(plan)
+        known = self._checked(plan)
         typing = self.structure.typing
         return tuple(
             self._layer(self.structure.trace.ops[place], dims, known, plan)
             for place, dims in zip(typing.multiplying, typing.products, strict=True)
         )
 
-    def _known(self, plan: Plan | None) -> dict[Axis, str]:
-        """The axes whose sizes a plan tells, by its sites."""
-        if plan is None:
-            return {}
-        checked(plan, dict(self.sizes))
-        names = axis_names(self.structure) if plan.extents else {}
-        return {axis: name for axis, name in names.items() if name in plan.shares}
+    def _checked(self, plan: Plan | None) -> dict[Axis, str]:
+        if plan is not None:
+            checked(plan, dict(self.sizes))
+        return known_axes(self.structure, plan)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -199,7 +203,7 @@ class Workload:
         product = parts.turned if parameter is not None and self._names(parts.operands[0]) else parts
 
         def numbers(which: Sequence[Dim]) -> Numbers:
-            return _numbers(which, known)
+            return numbers_of(which, known)
 
         stored = None if parameter is None or plan is not None else self.weights[parameter]
         trace = self.structure.trace
@@ -233,7 +237,7 @@ class Workload:
         for place, layer in enumerate(self.under(plan)):
             if layer.parameter is not None and self._whole[place]:
                 layers.setdefault(layer.parameter, layer)
-        known = self._known(plan)
+        known = self._checked(plan)
         many = {name: dims for name, dims in self.structure.parameters.items() if len(dims) > 1}
         return {name: layers.get(name) or self._unread(name, dims, known, plan) for name, dims in many.items()}
 
@@ -242,7 +246,7 @@ class Workload:
         """Of each product, whether its weight is all of a parameter."""
         return [
             layer.parameter is not None
-            and _size(layer.groups, {}) * _size(layer.inputs, {}) * _size(layer.outputs, {}) * prod(layer.kernel)
+            and size_of(layer.groups, {}) * size_of(layer.inputs, {}) * size_of(layer.outputs, {}) * prod(layer.kernel)
             == self.sizes[layer.parameter]
             for layer in self.under(None)
         ]
@@ -252,7 +256,7 @@ class Workload:
         one, none = ((1, ()),), ((0, ()),)
         weight = None if plan is not None else self.weights[name].flatten(1)[None]
         stays = 1.0 if weight is None else float(torch.count_nonzero(weight)) / max(1, weight.numel())
-        rows, columns = _numbers(dims[:1], known), _numbers(dims[1:], known)
+        rows, columns = numbers_of(dims[:1], known), numbers_of(dims[1:], known)
         label = name.removesuffix(".weight")
         return Layer(label, name, one, columns, rows, (), none, (), none, (), (), (), plan, weight, stays, None, self.sizes[name])
 

@@ -86,6 +86,7 @@ class Trace:
     measured: dict[tuple[Value, int], str] = field(default_factory=dict)
     floats: dict[str, set[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    storages: dict[Value, int] = field(default_factory=dict)
     fake: bool = True
 
     @functools.cached_property

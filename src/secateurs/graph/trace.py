@@ -77,6 +77,8 @@ def _recorded(model: nn.Module, example: Any, fake: bool) -> Trace:
                 f"the model returns {type(output).__name__}, in which no tensor can be found: what is pruned could not be compared; "
                 "return tensors, or tuples, lists, mappings or dataclasses of them"
             )
+    numbers: dict[int, int] = {}
+    trace.storages = {value: numbers.setdefault(id(memory), len(numbers)) for value, memory in tracer.lying.items()}
     trace.ops, trace.sizes, trace.computed = tracer.ops, sizes.calls, computed
     trace.measured, trace.sized = sizes.computed, sizes.sized
     trace.calls, trace.passes = [call for each in noted for call in each.found()], passes.found

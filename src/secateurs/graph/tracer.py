@@ -32,7 +32,7 @@ class Tracer:
     """Writes down each operation that passes; tensors that it does not know are constants of the model's code.
 
     Each value is the output of one operation at most, and no operation reads what is no longer so: a tensor that was written in place,
-    itself or through another one that shares its memory, is another value from then on.
+    itself or through another one that shares its memory, is another value from then on. ``lying`` tells in which memory each of them is.
 
     >>> from secateurs.watch import Operations
     >>> tracer = Tracer([""])
@@ -52,6 +52,7 @@ class Tracer:
         self._run = _run if fakes is None else fakes.run
         self._hold: Callable[[Tensor], Any] = TensorWeakRef if fakes is None else _held  # fakes take no memory
         self._traced: dict[int, tuple[Callable[[], Tensor | None], Traced]] = {}
+        self.lying: dict[Value, Memory] = {}
         self._memories: dict[int, Memory] = {}
         self._storages: list[StorageWeakRef] = []  # as long as they are referred to, no other one is at their address
 
@@ -86,6 +87,7 @@ class Tracer:
         # seen for the first time, or its ``data`` are another tensor's by now
         traced = Traced(Value(tensor.shape, tensor.dtype), memory, lies(tensor), -1 if memory.computed else memory.version)
         memory.latest = memory.latest or traced
+        self.lying[traced.value] = memory
         return self._keep(tensor, traced)
 
     def _keep(self, tensor: Tensor, traced: Traced) -> Traced:
@@ -109,6 +111,7 @@ class Tracer:
                 made = traced.op = self._note(old.func, args, old.kwargs, old.outputs, old.where)
                 traced.of = of
             traced.value = made.outputs[traced.place]
+            self.lying.update(dict.fromkeys(made.outputs, memory))
         traced.version = memory.version
         return traced.value
 
@@ -160,6 +163,7 @@ class Tracer:
     def _bind(self, tensor: Tensor, op: Op, place: int, taken: Sequence[Traced]) -> None:
         memory = self._memory(tensor)
         traced = self._keep(tensor, Traced(op.outputs[place], memory, lies(tensor), memory.version))
+        self.lying[traced.value] = memory
         for base in taken:
             if base.memory is memory:
                 traced.base, traced.op, traced.place, traced.of = base, op, place, base.value
@@ -192,9 +196,11 @@ class Tracer:
             traced = self._keep(tensor, Traced(value, memory, now, memory.version))
         memory.version, memory.computed = memory.version + 1, True
         traced.value, traced.version = value, memory.version
+        self.lying[value] = memory
         while (base := traced.base) is not None:
             func, args = put_back(traced, base)
             base.value = self._note(func, args, {}, (base.value,), line).outputs[0]
+            self.lying[base.value] = memory
             base.version = memory.version
             traced = base
         memory.latest = traced
