@@ -121,12 +121,17 @@ from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_
 from .recover import train_ as train_
 from .search import Evolution as Evolution
+from .search import Gone as Gone
+from .search import Library as Library
+from .search import LowerRank as LowerRank
+from .search import Narrower as Narrower
 from .search import Sensitivity as Sensitivity
 from .search import Study as Study
 from .search import Trial as Trial
 from .search import Trials as Trials
 from .search import amc as amc
 from .search import evolve as evolve
+from .search import library as library
 from .search import nsga2 as nsga2
 from .search import random_search as random_search
 from .search import read_trials as read_trials

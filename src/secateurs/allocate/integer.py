@@ -14,6 +14,7 @@ from secateurs.types import Allocator, Budget, Plan, SecateursError
 
 _TRIES = 8
 _STATES = 2_000
+_LARGEST = 1e4
 
 
 def integer(
@@ -66,7 +67,7 @@ def _programmed(weighing: Weighing, seconds: float) -> Choice | None:
     limits, reference = np.array(weighing.account.limits), weighing.densest
     changes, pairs = weighing.changes(reference), _pairs(weighing, reference)
     room = limits - weighing.costs(reference)
-    program = _Program(weighing.losses, changes, pairs, limits)
+    program = Program(weighing.losses, changes, pairs, limits)
     for _ in range(_TRIES):
         found = program.solved(room, seconds)
         if found is None or weighing.fits(found):
@@ -91,7 +92,7 @@ def _pairs(weighing: Weighing, reference: Choice) -> dict[tuple[int, int], Numbe
     return found
 
 
-class _Program:
+class Program:
     """Zero or one for each choice of a lever; for two levers that meet, a number for each pair of their choices, which is the product of
     the two where these are whole."""
 
@@ -103,7 +104,8 @@ class _Program:
         self._pairs, self._scale = pairs, scale
         products = [table.reshape(-1, table.shape[2]) for table in pairs.values()]
         self._costs = np.concatenate([*costs, *products]).T / scale[:, None]
-        self._losses = np.concatenate([*losses, np.zeros(sum(len(each) for each in products))])
+        known = np.concatenate([*losses, np.zeros(sum(len(each) for each in products))])
+        self._losses = known * (_LARGEST / (np.abs(known).max() or 1.0))  # the solver ends where its absolute gap is small
 
     def solved(self, room: Numbers, seconds: float) -> Choice | None:
         """The choice with the least loss whose costs are within the room, if the solver finds one in time."""

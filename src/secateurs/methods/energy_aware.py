@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateurs.allocate import fraction_kept, uniform
+from secateurs.costs import energy
 from secateurs.criteria import magnitude
 from secateurs.given import COST, require
 from secateurs.masks import Masks
@@ -25,7 +26,7 @@ def energy_aware_(
     task: Task,
     optimizer: torch.optim.Optimizer | None = None,
     *,
-    cost: Cost,
+    cost: Cost = energy,
     sparsity: float | None = None,
     keep: float | None = None,
     allocate: Allocator | None = None,
@@ -41,17 +42,16 @@ def energy_aware_(
     """Prune layer after layer, those first that take most energy: by magnitude, the weights back that are missed most, least squares.
 
     Each layer is observed with those before it in this order pruned already; what comes early has most freedom to be made up for by what
-    comes later. ``cost`` says what each layer takes (energy, or any cost that tells its layers). Each keeps the same fraction, or what
+    comes later. ``cost`` says what each layer takes: energy, or any cost that tells its layers. Each keeps the same fraction, or what
     ``allocate`` says, an allocator that asks for no scores or a plan; of what stays, the part ``restore`` is what its answers miss most
     (`Restored`). Then all is trained for `epochs`, where any are given, as the paper does; ``training`` goes to `train_`. The paper
     prunes each layer as far as its error admits, and repeats all until the accuracy falls: here that is for a loop around it.
 
     Raises `SecateursError` where the cost does not tell its layers, and as `prune_` and `train_` do.
 
-    >>> from secateurs import macs
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
-    >>> round(energy_aware_(digits_cnn(), digits(), cost=macs, sparsity=0.8).sparsity, 2)
+    >>> round(energy_aware_(digits_cnn(), digits(), sparsity=0.8).sparsity, 2)
     0.8
     """
     require("energy_aware_", "cost", cost, COST)

@@ -5,15 +5,22 @@ from secateurs.search.at_random import random_search
 from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
 from secateurs.search.folder import read_trials
+from secateurs.search.library import Alternative, Entry, Gone, Library, LowerRank, Narrower, library
 from secateurs.search.sampled import nsga2, tpe
 from secateurs.search.sensitivity import Sensitivity, SiteCurve, sensitivity
 from secateurs.search.trial import Study, Trial
 from secateurs.search.trials import How, Trials, try_plans
 
 __all__ = [
+    "Alternative",
     "Bench",
+    "Entry",
     "Evolution",
+    "Gone",
     "How",
+    "Library",
+    "LowerRank",
+    "Narrower",
     "Sensitivity",
     "Setting",
     "SiteCurve",
@@ -22,6 +29,7 @@ __all__ = [
     "Trials",
     "amc",
     "evolve",
+    "library",
     "nsga2",
     "random_search",
     "read_trials",
