@@ -13,9 +13,20 @@ from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
 from secateurs.report.record import Curve, Entry, History, Layer, Point, Record, environment, read_record, write_record
 from secateurs.report.scan import site_curves
-from secateurs.report.study import Attempt, Check, LayerCost, Study, costs_of, front, layer_costs, read_study, write_study
-from secateurs.report.study_page import study_html, write_study_html
-from secateurs.report.study_plots import cost_bars, pareto, predictions, sensitivity_curves
+from secateurs.report.search_page import search_html, write_search_html
+from secateurs.report.search_plots import cost_bars, pareto, predictions, sensitivity_curves
+from secateurs.report.search_record import (
+    Attempt,
+    Check,
+    LayerCost,
+    SearchRecord,
+    costs_of,
+    front,
+    layer_costs,
+    read_search,
+    search_record,
+    write_search,
+)
 from secateurs.report.summary import remarks, verdict
 from secateurs.report.terminal import table
 
@@ -29,7 +40,7 @@ __all__ = [
     "LayerCost",
     "Point",
     "Record",
-    "Study",
+    "SearchRecord",
     "cost_bars",
     "costs_of",
     "curve",
@@ -46,17 +57,18 @@ __all__ = [
     "pareto",
     "predictions",
     "read_record",
-    "read_study",
+    "read_search",
     "reasons",
     "remarks",
+    "search_html",
+    "search_record",
     "sensitivity_curves",
     "site_curves",
-    "study_html",
     "table",
     "training_curve",
     "verdict",
     "write_html",
     "write_record",
-    "write_study",
-    "write_study_html",
+    "write_search",
+    "write_search_html",
 ]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def site_curves(found: Sensitivity) -> tuple[Curve, ...]:
-    """The curves of `sensitivity` for ``Study(sensitivity=…)``, whose drawing is `sensitivity_curves`; trials that failed are left out.
+    """The curves of `sensitivity` for ``SearchRecord(sensitivity=…)``, drawn by `sensitivity_curves`; trials that failed are left out.
 
     >>> from secateurs.search import Sensitivity, SiteCurve, Study
     >>> curve = SiteCurve("conv1", 8, (8, 4, 2), (0.9, 0.85, None))

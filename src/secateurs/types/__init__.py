@@ -5,7 +5,7 @@ A *pattern* cuts weights into *units*; a *criterion* scores units; an *allocator
 """
 
 from secateurs.types.choice import Masks, Scores, Solution, Solver
-from secateurs.types.cost import Alternatives, Budget, Cost, Prepared, Term
+from secateurs.types.cost import Alternatives, Budget, Cost, Prepared, Term, by_layer
 from secateurs.types.errors import (
     FileError,
     KindError,
@@ -106,4 +106,5 @@ __all__ = [
     "Watched",
     "Within",
     "WriteError",
+    "by_layer",
 ]

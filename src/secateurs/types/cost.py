@@ -70,14 +70,19 @@ class Cost:
         prepared = self._of(model, example)
         if not isinstance(prepared, Prepared):
             raise SecateursError(f"{self.name}: this cost is of the whole model, and does not tell what each layer takes of it")
-        counts = {} if plan is None else dict(plan)
-        sums = prepared.sums(plan) if isinstance(prepared, Alternatives) else [prepared.terms(plan)]
-        return min((_by_layer(terms, counts) for terms in sums), key=lambda found: sum(found.values()))
+        return by_layer(prepared, plan)
 
     def _of(self, model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
         if not isinstance(model, nn.Module):
             raise KindError(f"{self.name}: model is a {type(model).__name__}, but must be a torch.nn.Module")
         return self.prepare(model, example)
+
+
+def by_layer(prepared: Prepared, plan: Plan | None) -> dict[str, float]:
+    """Layer → what it costs under a plan, of a cost that is prepared already."""
+    counts = {} if plan is None else dict(plan)
+    sums = prepared.sums(plan) if isinstance(prepared, Alternatives) else [prepared.terms(plan)]
+    return min((_by_layer(terms, counts) for terms in sums), key=lambda found: sum(found.values()))
 
 
 def _by_layer(terms: Sequence[Term], counts: Mapping[str, int]) -> dict[str, float]:

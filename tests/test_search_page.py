@@ -18,18 +18,18 @@ from secateurs.report import (
     Curve,
     LayerCost,
     Point,
-    Study,
+    SearchRecord,
     cost_bars,
     costs_of,
     front,
     layer_costs,
     pareto,
     predictions,
-    read_study,
+    read_search,
+    search_html,
     sensitivity_curves,
-    study_html,
-    write_study,
-    write_study_html,
+    write_search,
+    write_search_html,
 )
 from secateurs.types import FileError, SecateursError
 
@@ -40,7 +40,7 @@ TRIED = (
     Attempt("d", None, {}, "random", error="ValueError: <no>"),
     Attempt("e", math.nan, {"macs": 2e6}, "random"),
 )
-STUDY = Study(
+RECORD = SearchRecord(
     "Digits <1>",
     units={"macs": "MACs", "ms": "ms"},
     dense=Attempt("dense", 0.95, {"macs": 8e6, "ms": 2.0}),
@@ -63,7 +63,7 @@ def titles(svg: str) -> list[str]:
 
 
 def test_every_attempt_and_the_dense_model_are_marked_and_named():
-    found = titles(pareto(STUDY, "macs"))
+    found = titles(pareto(RECORD, "macs"))
     assert sorted(found) == sorted(
         [
             "uniform, a: accuracy 90.0 %, 3.00 M MACs",
@@ -72,55 +72,55 @@ def test_every_attempt_and_the_dense_model_are_marked_and_named():
             "dense: accuracy 95.0 %, 8.00 M MACs",
         ]
     )
-    assert "chosen" in pareto(STUDY, "macs") and pareto(STUDY, "watts") == ""
+    assert "chosen" in pareto(RECORD, "macs") and pareto(RECORD, "watts") == ""
 
 
 def test_small_layers_are_drawn_as_one():
-    drawn = cost_bars(STUDY, "macs")
-    assert "3 others" in drawn and "s1" not in drawn and "2.00 M of 6.00 M (33.3 %)" in drawn and cost_bars(STUDY, "ms") == ""
+    drawn = cost_bars(RECORD, "macs")
+    assert "3 others" in drawn and "s1" not in drawn and "2.00 M of 6.00 M (33.3 %)" in drawn and cost_bars(RECORD, "ms") == ""
 
 
 def test_the_most_sensitive_sites_are_named_and_all_can_be_pointed_at():
-    drawn = sensitivity_curves(STUDY)
+    drawn = sensitivity_curves(RECORD)
     assert titles(drawn) == [f"site{i}" for i in range(8)]
     shown = drawn.replace("<title>", "").split("legend_1")[-1]
     assert all(f"site{i}" in shown for i in range(3, 8))
 
 
 def test_predictions_are_drawn_from_three_on():
-    assert titles(predictions(STUDY, "ms"))[0] == "plan 0: predicted 1, measured 1.1"
-    assert predictions(Study("Digits", checks=STUDY.checks[:2]), "ms") == ""
+    assert titles(predictions(RECORD, "ms"))[0] == "plan 0: predicted 1, measured 1.1"
+    assert predictions(SearchRecord("Digits", checks=RECORD.checks[:2]), "ms") == ""
 
 
 def test_the_page_tells_what_was_chosen_and_loads_nothing(tmp_path):
-    text = write_study_html(STUDY, tmp_path / "study.html").read_text()
+    text = write_search_html(RECORD, tmp_path / "search.html").read_text()
     page = text.replace("\N{NO-BREAK SPACE}", " ")
     assert "Of 5 plans, a (uniform) was chosen: accuracy 90.00 % on validation data (95.00 % dense), with 37.5" in page
     assert "<c>" not in page and "<no>" not in page and "<script" not in page and "default-src 'none'" in page
     assert "ValueError: &lt;no&gt;" in page and "-9.1 %" in page
-    assert study_html(STUDY) == text
+    assert search_html(RECORD) == text
 
 
 def test_without_anything_tried_the_page_says_so():
-    assert "Nothing was tried." in study_html(Study("Digits"))
-    assert "1 plan was tried; none was chosen." in study_html(Study("Digits", attempts=TRIED[:1]))
+    assert "Nothing was tried." in search_html(SearchRecord("Digits"))
+    assert "1 plan was tried; none was chosen." in search_html(SearchRecord("Digits", attempts=TRIED[:1]))
 
 
-def test_a_study_is_read_back_and_nothing_else_is(tmp_path):
-    path = write_study(STUDY, tmp_path / "study.json")
-    again = read_study(path)
-    assert repr(again) == repr(STUDY) and again.best == TRIED[0]
+def test_a_record_is_read_back_and_nothing_else_is(tmp_path):
+    path = write_search(RECORD, tmp_path / "search.json")
+    again = read_search(path)
+    assert repr(again) == repr(RECORD) and again.best == TRIED[0]
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(FileError, match=r"study.json: this is not a study: expected UTF-8"):
-        read_study(path)
-    path.write_text('{"format": "secateurs study", "version": 1, "title": 7}')
-    with pytest.raises(FileError, match=r"study.json: this is not a study: study.title is 7, expected text"):
-        read_study(path)
+    with pytest.raises(FileError, match=r"search.json: this is not a search record: expected UTF-8"):
+        read_search(path)
+    path.write_text('{"format": "secateurs search record", "version": 1, "title": 7}')
+    with pytest.raises(FileError, match=r"search.json: this is not a search record: search record.title is 7, expected text"):
+        read_search(path)
 
 
 def test_what_contradicts_itself_is_refused():
     with pytest.raises(SecateursError, match="chosen='z' is the name of no attempt"):
-        Study("Digits", chosen="z")
+        SearchRecord("Digits", chosen="z")
     with pytest.raises(SecateursError, match=r"Attempt\('a'\): costs\['ms'\]=-1; expected zero or more"):
         Attempt("a", 0.5, {"ms": -1})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 from torch import nn
 
 from secateurs.report.files import replace_text
-from secateurs.report.record import Curve
+from secateurs.report.record import Curve, environment
+from secateurs.report.scan import site_curves
 from secateurs.report.schema import document, parsed
-from secateurs.types import Cost, FileError, Plan, SecateursError
+from secateurs.search import Sensitivity, Study, Trial
+from secateurs.types import Cost, FileError, Plan, Prepared, SecateursError, by_layer
 
-FORMAT = "secateurs study"
+FORMAT = "secateurs search record"
 VERSION = 1
 
 
@@ -82,14 +84,14 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Study:
+class SearchRecord:
     """A search for a plan: the dense model, all attempts, the name of the one that was ``chosen``, and what its layers cost.
 
     ``units`` names the costs that are shown and their units, in order. ``sensitivity`` are the metric's curves of sites that were pruned
     alone. ``checks`` hold predictions beside measurements. The rest is as in a `Record`.
 
-    >>> study = Study("Digits", "accuracy", units={"macs": "MACs"}, dense=Attempt("dense", 0.98, {"macs": 10.0}))
-    >>> Study.from_json(study.to_json()) == study
+    >>> record = SearchRecord("Digits", "accuracy", units={"macs": "MACs"}, dense=Attempt("dense", 0.98, {"macs": 10.0}))
+    >>> SearchRecord.from_json(record.to_json()) == record
     True
     """
 
@@ -112,7 +114,7 @@ class Study:
 
     def __post_init__(self) -> None:
         if self.chosen and self.chosen not in {attempt.name for attempt in self.attempts}:
-            raise SecateursError(f"Study: chosen={self.chosen!r} is the name of no attempt")
+            raise SecateursError(f"SearchRecord: chosen={self.chosen!r} is the name of no attempt")
 
     @property
     def best(self) -> Attempt | None:
@@ -127,34 +129,34 @@ class Study:
         return self.higher_is_better and bool(values) and all(0 <= value <= 1 for value in values)
 
     def to_json(self) -> str:
-        """The study as JSON text, as `Record.to_json` writes records."""
-        return document(self, "study", FORMAT, VERSION)
+        """The record as JSON text, as `Record.to_json` writes records."""
+        return document(self, "search record", FORMAT, VERSION)
 
     @staticmethod
-    def from_json(text: str) -> Study:
-        """The study that `to_json` wrote; raises `FileError`, saying what was expected where, for any other text."""
-        return typing.cast(Study, parsed(text, Study, "study", FORMAT, (VERSION,)))
+    def from_json(text: str) -> SearchRecord:
+        """The record that `to_json` wrote; raises `FileError`, saying what was expected where, for any other text."""
+        return typing.cast(SearchRecord, parsed(text, SearchRecord, "search record", FORMAT, (VERSION,)))
 
 
-def write_study(study: Study, path: str | os.PathLike[str]) -> Path:
-    """Write a study as JSON in one step and return the path; on failure the old file, if any, survives.
+def write_search(record: SearchRecord, path: str | os.PathLike[str]) -> Path:
+    """Write a record as JSON in one step and return the path; on failure the old file, if any, survives.
 
     Raises `OSError` where the file cannot be written.
 
     >>> import tempfile
-    >>> path = write_study(Study("Digits"), Path(tempfile.mkdtemp()) / "study.json")
-    >>> read_study(path).title
+    >>> path = write_search(SearchRecord("Digits"), Path(tempfile.mkdtemp()) / "search.json")
+    >>> read_search(path).title
     'Digits'
     """
-    return replace_text(path, study.to_json())
+    return replace_text(path, record.to_json())
 
 
-def read_study(path: str | os.PathLike[str]) -> Study:
-    """The study that `write_study` wrote; raises `FileError`, naming the file, where it holds anything else."""
+def read_search(path: str | os.PathLike[str]) -> SearchRecord:
+    """The record that `write_search` wrote; raises `FileError`, naming the file, where it holds anything else."""
     try:
-        return Study.from_json(Path(path).read_bytes().decode("utf-8"))
+        return SearchRecord.from_json(Path(path).read_bytes().decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise FileError(f"{os.fspath(path)}: this is not a study: expected UTF-8 text ({error})") from error
+        raise FileError(f"{os.fspath(path)}: this is not a search record: expected UTF-8 text ({error})") from error
     except FileError as error:
         raise FileError(f"{os.fspath(path)}: {error}") from error
 
@@ -198,8 +200,10 @@ def layer_costs(model: nn.Module, example: Any, plan: Plan, costs: Sequence[Cost
     whole = plan.with_counts({name: share.units for name, share in plan.shares.items()})
     found = []
     for cost in costs:
-        dense, left = (cost.by_layer(model, example, each) for each in (whole, plan))
-        found += [LayerCost(cost.name, layer, value, left.get(layer, 0.0)) for layer, value in dense.items()]
+        prepared = cost.prepare(model, example)
+        if isinstance(prepared, Prepared):
+            dense, left = by_layer(prepared, whole), by_layer(prepared, plan)
+            found += [LayerCost(cost.name, layer, value, left.get(layer, 0.0)) for layer, value in dense.items()]
     return tuple(found)
 
 
@@ -213,3 +217,58 @@ def costs_of(model: nn.Module, example: Any, plans: Sequence[Plan | None], costs
     """
     prepared = {cost.name: cost.prepare(model, example) for cost in costs}
     return [{name: count(plan) for name, count in prepared.items()} for plan in plans]
+
+
+def search_record(
+    title: str,
+    model: nn.Module,
+    example: Any,
+    dense: Trial,
+    studies: Mapping[str, Study],
+    costs: Sequence[Cost],
+    *,
+    chosen: Trial | None = None,
+    sensitivity: Sensitivity | None = None,
+    checks: Sequence[Check] = (),
+    **more: Any,
+) -> SearchRecord:
+    """What searches tried, by the name of each, as a record for their page; ``chosen`` is by default the best trial of all.
+
+    ``dense`` is a trial of the model with nothing removed, ``costs`` are those that are shown; ``more`` are further parts of
+    `SearchRecord`. Machine, versions and date are those of now.
+
+    >>> import torch
+    >>> from secateurs import Channel, Task, TopK, find_sites, macs, magnitude, try_plans, uniform
+    >>> model, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 3)
+    >>> task = Task(x[:1], validation=[(x, model(x).detach())], loss=nn.functional.mse_loss)
+    >>> sites = find_sites(model, Channel(), x[:1])
+    >>> plans = [uniform(keep=keep)(sites, lambda: iter([])) for keep in (1.0, 0.75, 0.5)]
+    >>> study = try_plans(model, Channel(), TopK(magnitude()), plans, task, costs=[macs], by="loss", show=False)
+    >>> record = search_record("Small", model, x[:1], study.trials[0], {"uniform": study}, [macs], chosen=study.trials[2])
+    >>> record.chosen, record.best.costs, record.layers[0].keep
+    ('uniform 2', {'macs': 20.0}, 0.5)
+    """
+    first = next(iter(studies.values()))
+    attempts = tuple(_attempt(name, trial) for name, study in studies.items() for trial in study.trials if not trial.open)
+    best = chosen if chosen is not None else min((trial for study in studies.values() for trial in study.done), key=first.badness)
+    group = next((name for name, study in studies.items() if best in study.trials), None)
+    if group is None:
+        raise SecateursError(f"search_record: chosen is {best.name}, which is in none of the studies {', '.join(studies)}")
+    versions, machine, date = environment()
+    known = {"versions": versions, "machine": machine, "date": date, "metric_name": first.value_name} | more
+    return SearchRecord(
+        title,
+        higher_is_better=first.higher_is_better,
+        units={cost.name: cost.unit for cost in costs},
+        dense=_attempt("dense", dense),
+        attempts=attempts,
+        chosen=_attempt(group, best).name,
+        layers=layer_costs(model, example, best.plan, costs),
+        sensitivity=() if sensitivity is None else site_curves(sensitivity),
+        checks=tuple(checks),
+        **known,
+    )
+
+
+def _attempt(group: str, trial: Trial) -> Attempt:
+    return Attempt(f"{group} {trial.number}", trial.value, dict(trial.costs), group, trial.error)
