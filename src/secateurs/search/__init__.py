@@ -6,6 +6,7 @@ from secateurs.search.bench import Bench, Setting
 from secateurs.search.evolve import Evolution, evolve
 from secateurs.search.folder import read_trials
 from secateurs.search.library import Alternative, Entry, Gone, Library, LowerRank, Narrower, library
+from secateurs.search.reaching import Reached, fastest, smallest
 from secateurs.search.sampled import nsga2, tpe
 from secateurs.search.sensitivity import Sensitivity, SiteCurve, sensitivity
 from secateurs.search.trial import Study, Trial
@@ -21,6 +22,7 @@ __all__ = [
     "Library",
     "LowerRank",
     "Narrower",
+    "Reached",
     "Sensitivity",
     "Setting",
     "SiteCurve",
@@ -29,11 +31,13 @@ __all__ = [
     "Trials",
     "amc",
     "evolve",
+    "fastest",
     "library",
     "nsga2",
     "random_search",
     "read_trials",
     "sensitivity",
+    "smallest",
     "tpe",
     "try_plans",
 ]

@@ -109,14 +109,18 @@ class Bench:
 
     def judged(self, plan: Plan) -> float:
         """The value of the model that a plan leaves; raises what pruning and measuring raise."""
+        with taken_back(self.setting.model), torch_threads(self.setting.threads):
+            self.made_(plan)
+            return judged(self.setting)
+
+    def made_(self, plan: Plan, bare: bool = False) -> Masks:
+        """Make the model in place what a plan leaves of it and, unless ``bare``, do what is done ``then``, by the seed's random numbers."""
         setting = self.setting
-        threads = setting.threads or torch.get_num_threads()
-        with taken_back(setting.model), torch_threads(threads):
-            seed_(setting.seed)
-            masks = self._pruned_(plan)
-            if setting.then is not None:
-                setting.then(setting.model, masks, setting.task)
-            return judged(setting)
+        seed_(setting.seed)
+        masks = self._pruned_(plan)
+        if setting.then is not None and not bare:
+            setting.then(setting.model, masks, setting.task)
+        return masks
 
     def _pruned_(self, plan: Plan) -> Masks:
         setting = self.setting
