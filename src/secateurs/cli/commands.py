@@ -39,6 +39,7 @@ from secateurs.cli.parts import (
     solver_of,
     usual_allocator,
 )
+from secateurs.cli.scan import scan
 from secateurs.cli.terminal import command_line, plain, require_at_least, require_seed, require_threads, say, stopping, warn
 from secateurs.comparing import FailedJobsError, compare
 from secateurs.forward import run_example
@@ -60,8 +61,7 @@ app = App(
     help_format="markdown",
 )
 app.command(llm)
-
-
+app.command(scan)
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
