@@ -9,7 +9,7 @@ plans that keep the published fraction of every layer (weights by chance). What 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -27,7 +27,7 @@ from secateurs.types import Plan, Tiling
 
 UNITS: tuple[tuple[str, Tiling], ...] = (("single", sc.Element()), ("vectors", sc.Vector("width")), ("kernels", sc.Kernel()))
 
-STORAGE = {
+STORAGE: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[float, float], ...]]] = {
     "AlexNet": (models.alexnet, ((22.1, 33.0), (29.9, 34.5), (37.8, 39.7))),
     "VGG-16": (models.vgg_16, ((27.0, 40.6), (30.7, 35.8), (44.4, 46.9))),
     "GoogLeNet": (models.googlenet, ((32.3, 48.5), (36.9, 47.4), (43.7, 51.6))),
@@ -235,8 +235,8 @@ def main() -> None:
         "activations are taken to be zero, but for the image. SqueezeNet's are measured on 50 images with the pruned network, whose own "
         "weights are counted; the dense one is taken to have the same. The energy-aware networks are not published layer by layer: every "
         "layer keeps the fraction of MACs that is published for the network, so these rows only tell that the model follows. Pruned "
-        "networks with few weights gain more here than is published: where a weight is zero, all fetches from registers but that of the activation "
-        "are skipped, and weights stay packed in the buffer. Pooling is not counted.",
+        "networks with few weights gain more here than is published: where a weight is zero, all fetches from registers but that of the "
+        "activation are skipped, and weights stay packed in the buffer. Pooling is not counted.",
     )
 
 

@@ -92,11 +92,14 @@ def _alive(structure: Structure, model: nn.Module, element_bytes: int | None, in
     sizes = {name: parameter.numel() for name, parameter in parameters_in(model).items()}
     storages, count = _storages(structure, element_bytes, inputs), len(structure.trace.ops)
     known: dict[frozenset[str], list[Numbers]] = {}
+    fitting: list[object] = []  # the sizes that were last found to be this model's: a search asks about many plans of the same
 
     def alive(plan: Plan | None) -> list[float]:
         counts: Mapping[str, int] = {}
         if plan is not None:
-            checked(plan, sizes)
+            if not plan.extents or not any(plan.extents is each for each in fitting):
+                checked(plan, sizes)
+                fitting[:] = [plan.extents]
             counts = dict(plan)
         sites = frozenset(counts if plan is not None and plan.extents else ())
         if sites not in known:

@@ -6,7 +6,7 @@ the buffer, each of these it passes ``c`` times through the array, and each of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -167,21 +167,30 @@ def _best(shape: Shape, buffer: int, flow: RowStationary) -> Accesses:
     rows = np.ceil(shape.rows / strips)
     high = np.minimum(shape.height, (rows - 1) * shape.stride + shape.high)
     tile = _Tile(strips, batches, chunks, rows, np.ceil(shape.images / batches), np.ceil(shape.outputs / chunks), high)
-    ways = []
-    for inputs, weights, fits in _from_dram(shape, tile, buffer):
-        found, room = _spread(shape, tile, on_channels, flow, inputs, weights)
-        traffic = sum(price * count for each in found for price, count in zip(_WEIGHED, each, strict=False))
-        weighed = np.where(fits & room, traffic, np.inf)
-        place = int(weighed.argmin())
-        ways.append(
-            (float(weighed.flat[place]), [[float(np.broadcast_to(x, weighed.shape).flat[place]) for x in each] for each in found])
-        )
-    of_weights, of_inputs, of_sums = min(ways)[1]
-    return Accesses(Levels(*of_weights), Levels(*of_inputs), Levels(*of_sums))
+    ways = list(_from_dram(shape, tile, buffer))
+    numbers = shape.images * shape.inputs * shape.height * shape.width
+    from_dram = np.stack([np.where(fits, shape.weights * weights + numbers * inputs, np.inf) for weights, inputs, fits in ways])
+    found, room = _spread(shape, tile, on_channels, flow)
+    on_chip = sum(_WEIGHED[1] * buffered + _WEIGHED[2] * passed for buffered, passed in found)
+    traffic = np.where(room, _WEIGHED[0] * from_dram.min(axis=0) + on_chip, np.inf)
+    place = np.unravel_index(int(traffic.argmin()), traffic.shape)
+    weights, inputs, _ = ways[int(from_dram[:, place[0], place[1], place[2], 0].argmin())]
+    dram = (
+        shape.weights * _at(weights, place),
+        numbers * _at(inputs, place),
+        shape.images * shape.outputs * shape.rows * shape.columns,
+    )
+    levels = ((_at(buffered, place), _at(passed, place)) for buffered, passed in found)
+    return Accesses(*(Levels(far, *near, read * shape.macs) for far, near, read in zip(dram, levels, (1, 1, 2), strict=True)))
 
 
-def _from_dram(shape: Shape, tile: _Tile, buffer: int) -> Iterator[tuple[Any, Any, Any]]:
-    """How often inputs and weights come from DRAM, for each of three things that may stay in the buffer, and where it has room for it.
+def _at(choices: _Numbers, place: Sequence[Any]) -> float:
+    """What an array says of one choice; where it is the same for all of an axis, it has one place there."""
+    return float(choices[tuple(index if size > 1 else 0 for index, size in zip(place, choices.shape, strict=True))])
+
+
+def _from_dram(shape: Shape, tile: _Tile, buffer: int) -> Iterator[tuple[_Numbers, _Numbers, NDArray[np.bool_]]]:
+    """How often weights and inputs come from DRAM, for each of three things that may stay in the buffer, and where it has room for it.
 
     The strip of one channel fits everywhere where the smallest tile does; where that does not either, it is done all the same.
     """
@@ -190,9 +199,9 @@ def _from_dram(shape: Shape, tile: _Tile, buffer: int) -> Iterator[tuple[Any, An
     again = np.maximum(shape.height, tile.strips * tile.high) / shape.height  # rows at the edges of strips come for both
     times = tile.strips * tile.batches
     smallest = (tile.strips == shape.rows) & (tile.batches == shape.images) & (tile.chunks == shape.outputs)
-    yield again * tile.chunks, times, (sums + strip <= buffer) | smallest
-    yield again, times, sums + strip * shape.inputs <= buffer
-    yield again * tile.chunks, np.ones_like(times), sums + strip + shape.weights / shape.outputs * tile.filters <= buffer
+    yield times, again * tile.chunks, (sums + strip <= buffer) | smallest
+    yield times, again, sums + strip * shape.inputs <= buffer
+    yield np.ones_like(times), again * tile.chunks, sums + strip + shape.weights / shape.outputs * tile.filters <= buffer
 
 
 def parts(size: int) -> list[int]:
@@ -201,10 +210,9 @@ def parts(size: int) -> list[int]:
     return sorted({*found, size})
 
 
-def _spread(
-    shape: Shape, tile: _Tile, on_channels: _Numbers, flow: RowStationary, from_inputs: Any, from_weights: Any
-) -> tuple[Any, Any]:
-    """What is fetched where tiles are laid out on the array, with so many copies on other channels; and where there is room for these."""
+def _spread(shape: Shape, tile: _Tile, on_channels: _Numbers, flow: RowStationary) -> tuple[list[tuple[_Numbers, _Numbers]], Any]:
+    """What weights, inputs and sums take from the buffer and pass through the array, with so many copies of the work on other channels;
+    and where there is room for these."""
     channels = max(1, flow.registers[1] // shape.wide)  # whose kernel rows an element holds
     filters = max(1, min(flow.registers[2], flow.registers[0] // (channels * shape.wide)))
     columns = np.minimum(tile.rows, flow.array[1])
@@ -218,6 +226,5 @@ def _spread(
     loaded = shape.weights * tile.strips * tile.batches
     diagonal = np.ceil(shape.high / shape.stride) * np.minimum(on_filters, np.ceil(tile.filters / filters))
     down = passes * (shape.high * np.minimum(on_channels, np.ceil(shape.inputs / channels)) - 1)
-    of_weights = (shape.weights * from_weights, loaded, loaded * columns, shape.macs)
-    of_inputs = (numbers * from_inputs, sent, sent * diagonal, shape.macs)
-    return (of_weights, of_inputs, (outputs, 2 * outputs * passes, outputs * down, 2 * shape.macs)), on_channels <= copies
+    of_weights, of_inputs, of_sums = (loaded, loaded * columns), (sent, sent * diagonal), (2 * outputs * passes, outputs * down)
+    return [of_weights, of_inputs, of_sums], on_channels <= copies
