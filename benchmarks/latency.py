@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=8, intermediate_size=1024, vocab_size=1000)
-        self.bert, self.classify = BertModel(config, add_pooling_layer=False), nn.Linear(256, 2)
+        self.bert, self.classify = BertModel(config, add_pooling_layer=False), nn.Linear(256, 2)  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.classify(self.bert(tokens).last_hidden_state[:, 0])
@@ -157,4 +157,4 @@ def main(plans: int = 20, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in sys.argv[1:2]), *sys.argv[2:])
+    main(int(sys.argv[1]) if sys.argv[1:] else 20, *sys.argv[2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -15,6 +15,7 @@ from torch import nn
 
 from secateurs.costs import Layer, Least, Workload, elements, workload
 from secateurs.patterns import Element, Filter, Kernel, layout_of
+from secateurs.run.forecast.dense_layers import ONNX, seconds_in_onnx
 from secateurs.run.forecast.narrow import Narrow, matched
 from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, weighted
 from secateurs.run.forecast.whole import KERNELS, Line, Whole, half, half_plan, line, whole
@@ -26,6 +27,8 @@ from secateurs.types import Cost, Pattern, Plan, PlanError, Prepared, Term
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are measured; what lies between is interpolated, and beyond the last nothing more is promised."""
+_NEAR = 2.0
+"""Layers are timed in a dense runtime as well where it takes less than so many times what the fastest takes."""
 
 
 def latency(pattern: Pattern | None = None, *, threads: int | None = None) -> Cost:
@@ -163,20 +166,25 @@ class _Measured:
 
     def narrow(self, plan: Plan) -> list[list[Term]]:
         """Where channels go, layers become narrower and all runtimes have less to do."""
-        parts = self._parts(plan)
+        parts = {timed: self._parts(plan, timed) for timed in {self._timed(name) for name in self._lines}}
         return [
-            [_term("call", (), 1e3 * by.constant), *(_scaled(part, 1e3 * by.factor) for part in parts)]
-            for by in self._lines.values()
+            [_term("call", (), 1e3 * by.constant), *(_scaled(part, 1e3 * by.factor) for part in parts[self._timed(name)])]
+            for name, by in self._lines.items()
         ]
 
-    def _parts(self, plan: Plan) -> list[Term]:
+    def _timed(self, runtime: str) -> str:
+        """The runtime whose layers' times tell how another one gains: its own where it comes near, else the kernels'."""
+        near = _NEAR * min(self.runtimes.values())
+        return ONNX if runtime == ONNX and self.clock.isa is not None and self.runtimes[ONNX] < near else KERNELS
+
+    def _parts(self, plan: Plan, timed: str) -> list[Term]:
         """Seconds of layers, and of what lies between them."""
         products = self.load.under(plan)
-        own = _listed(self._places)
+        own, narrows = _listed(self._places), self._narrows[timed]
         parts = [Term("between layers", (), lambda counts: self._gains[0])]
         parts += [_term(layer.name, (), self.now[layer]) for layer in self.now if layer not in self._places]
         parts += [
-            _part(product, [self._narrows[layer] for layer in own.get(place, ())], *self._passing(place))
+            _part(product, [narrows[layer] for layer in own.get(place, ())], *self._passing(place))
             for place, product in enumerate(products)
         ]
         return parts
@@ -195,8 +203,16 @@ class _Measured:
         return matched(self.owners, self.load.under(None))
 
     @cached_property
-    def _narrows(self) -> Mapping[Weighted, Narrow]:
-        return {layer: Narrow(layer, self._dense[place], self.now[layer], self.clock) for layer, place in self._places.items()}
+    def _narrows(self) -> Mapping[str, Mapping[Weighted, Narrow]]:
+        """By runtime, what tells the seconds of a layer at any width."""
+        timers: dict[str, Callable[[Weighted], float]] = {
+            KERNELS: lambda layer: self.now[layer] if layer in self.now else fastest(self.clock.now(layer)),
+            ONNX: lambda layer: seconds_in_onnx(layer, self.clock),
+        }
+        return {
+            name: {layer: Narrow(layer, self._dense[place], timer) for layer, place in self._places.items()}
+            for name, timer in timers.items()
+        }
 
     @cached_property
     def _halved(self) -> tuple[Plan, Whole] | None:
@@ -226,12 +242,19 @@ class _Measured:
     @cached_property
     def _lines(self) -> Mapping[str, Line]:
         """How the time of each runtime follows from the sum: two models were measured, this one and one half as wide."""
-        if self._halved is None:
-            return {name: line((self.total, seconds), None) for name, seconds in self.runtimes.items()}
-        plan, less = self._halved
-        total = sum(part.value(dict(plan)) for part in self._parts(plan))
-        seconds = {KERNELS: total, **less.runtimes}
-        return {name: line((self.total, now), (total, seconds[name])) for name, now in self.runtimes.items() if name in seconds}
+        plan, less = (None, None) if self._halved is None else self._halved
+        found = {}
+        for name, now in self.runtimes.items():
+            total, second = self._sum(Plan({}), name), None
+            if plan is not None and less is not None and name in {KERNELS, *less.runtimes}:
+                half_sum = self._sum(plan, name)
+                second = half_sum, less.runtimes.get(name, half_sum)
+            if second is not None or plan is None:
+                found[name] = line((total, now), second)
+        return found
+
+    def _sum(self, plan: Plan, runtime: str) -> float:
+        return sum(part.value(dict(plan)) for part in self._parts(plan, self._timed(runtime)))
 
 
 def _term(layer: str, sites: tuple[str, ...], value: float) -> Term:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
 from secateurs.costs import Layer, Work
-from secateurs.run.forecast.predict import Stopwatch, Weighted, fastest, narrowed
+from secateurs.run.forecast.predict import Weighted, narrowed
 from secateurs.run.network.nodes import Conv
 
 _EACH = 16
@@ -42,15 +42,14 @@ def near(width: int, whole: int) -> tuple[tuple[int, float], ...]:
 
 @dataclass(frozen=True)
 class Narrow:
-    """Seconds of one layer for what a plan leaves of it; ``dense`` is what it does now, and ``now`` the seconds of that.
+    """Seconds of one layer for what a plan leaves of it; ``dense`` is what it does now, and ``seconds`` times a layer in some runtime.
 
     Nothing is measured twice, and what is not asked for not at all.
     """
 
     layer: Weighted
     dense: Work
-    now: float
-    clock: Stopwatch
+    seconds: Callable[[Weighted], float]
     _known: dict[Sizes, float] = field(default_factory=dict)
 
     def __call__(self, work: Work) -> float:
@@ -70,7 +69,7 @@ class Narrow:
     def _at(self, sizes: Sizes) -> float:
         whole = self._sizes(self.dense)
         if sizes == whole:
-            return self.now
+            return self._measured(sizes)
         near_by = product(*(near(size, limit) for size, limit in zip(sizes, whole, strict=True)))
         return sum(self._measured((g[0], o[0], i[0])) * prod((g[1], o[1], i[1])) for g, o, i in near_by)
 
@@ -78,9 +77,7 @@ class Narrow:
         if sizes not in self._known:
             groups, outputs, inputs = sizes
             own = sizes == self._sizes(self.dense)
-            self._known[sizes] = (
-                self.now if own else fastest(self.clock.now(narrowed(self.layer, groups * outputs, inputs, groups)))
-            )
+            self._known[sizes] = self.seconds(self.layer if own else narrowed(self.layer, groups * outputs, inputs, groups))
         return self._known[sizes]
 
 
