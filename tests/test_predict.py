@@ -470,12 +470,20 @@ def test_cliffs_of_widths_that_are_no_multiples_show(machine, monkeypatch):
     assert at[17] - at[16] == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize("width", range(1, 200))
-def test_what_is_not_measured_lies_between_widths_a_quarter_apart(width):
-    beside = near(width, 190) if width <= 190 else near(190, 190)
-    assert sum(part for _, part in beside) == pytest.approx(1)
-    assert sum(each * part for each, part in beside) == pytest.approx(min(width, 190))
-    assert beside[-1][0] <= 1.25 * beside[0][0]
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("whole", [64, 96, 100, 190, 768])
+def test_no_line_is_drawn_over_a_cliff(whole, lanes):
+    measured: set[int] = set()
+    for width in range(1, whole + 1):
+        beside = near(width, whole, lanes)
+        assert sum(part for _, part in beside) == pytest.approx(1)
+        assert all(part > 0 for _, part in beside)
+        assert sum(each * part for each, part in beside) == pytest.approx(width)
+        if len(beside) > 1:
+            assert {each % lanes == 0 for each, _ in beside} == {width % lanes == 0}
+            assert beside[1][0] - beside[0][0] <= max(lanes, width / 4)
+        measured |= {each for each, _ in beside}
+    assert whole in measured and len(measured) <= 80
 
 
 def test_a_search_asks_again_without_measuring(machine):

@@ -209,8 +209,9 @@ class _Measured:
             KERNELS: lambda layer: self.now[layer] if layer in self.now else fastest(self.clock.now(layer)),
             ONNX: lambda layer: seconds_in_onnx(layer, self.clock),
         }
+        lanes = max(8, 1 if self.clock.isa is None else self.clock.isa.lanes)
         return {
-            name: {layer: Narrow(layer, self._dense[place], timer) for layer, place in self._places.items()}
+            name: {layer: Narrow(layer, self._dense[place], timer, lanes) for layer, place in self._places.items()}
             for name, timer in timers.items()
         }
 

@@ -13,31 +13,38 @@ from secateurs.run.network.nodes import Conv
 
 _EACH = 16
 """Widths up to this are measured one by one."""
-_STEP = 4
-"""The least step between those above; from 32 on it is an eighth to a quarter of the width."""
+_LANES = 8
+"""Widths that are multiples of it, or of what the machine multiplies at once where that is more, are apart from others: runtimes that hold
+channels in blocks take another way where these are not filled."""
 
 Sizes = tuple[int, int, int]
 """Groups, outputs and inputs of each."""
 
 
-def near(width: int, whole: int) -> tuple[tuple[int, float], ...]:
-    """The measured widths beside one, and their weights: each up to 16, then multiples of a step and what follows them, where a cliff is.
+def near(width: int, whole: int, lanes: int = _LANES) -> tuple[tuple[int, float], ...]:
+    """The measured widths beside one, and their weights.
 
-    The step is 4 up to 31 and then a quarter of the power of two below, so that two widths between which a straight line is drawn are a
-    quarter apart at the most. The layer's own width is measured itself.
+    Each up to 16 is measured, and the layer's own. Above, steps are those of ``lanes`` up to 63 and then a quarter of the power of two
+    below. Multiples of ``lanes`` lie between multiples of a step, and other widths between those next to such multiples, so that no line is
+    drawn over a cliff.
 
-    >>> near(7, 64), near(16, 64), near(17, 64), near(64, 64)
-    (((7, 1.0),), ((16, 1.0),), ((17, 1.0),), ((64, 1.0),))
-    >>> near(18, 64)
-    ((17, 0.6666666666666667), (20, 0.3333333333333333))
+    >>> near(7, 64), near(64, 64), near(48, 64), near(72, 100)
+    (((7, 1.0),), ((64, 1.0),), ((48, 1.0),), ((64, 0.5), (80, 0.5)))
+    >>> near(18, 64), near(33, 64)
+    (((17, 0.8333333333333334), (23, 0.16666666666666666)), ((33, 1.0),))
     """
-    step = max(_STEP, 2 ** (width.bit_length() - 1) // 4)
-    below, over = width // step * step, width % step
-    if width <= _EACH or over <= 1 or width >= whole:
+    if width <= _EACH or width >= whole:
         return ((width, 1.0),)
-    low, high = below + 1, min(below + step, whole)
+    step = max(lanes, 2 ** (width.bit_length() - 1) // 4)
+    below = width // step * step
+    aside = 1 if width % lanes else 0
+    low, high = below + aside, below + step - aside
+    if high >= whole:  # the widest on this side of the cliff
+        high = whole // lanes * lanes if not aside else whole if whole % lanes else whole - 1
+    if low == width or high <= low:
+        return ((width, 1.0),)
     part = (width - low) / (high - low)
-    return ((low, 1 - part), (high, part))
+    return ((high, 1.0),) if part == 1 else ((low, 1 - part), (high, part))
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Narrow:
     layer: Weighted
     dense: Work
     seconds: Callable[[Weighted], float]
+    lanes: int = _LANES
     _known: dict[Sizes, float] = field(default_factory=dict)
 
     def __call__(self, work: Work) -> float:
@@ -70,7 +78,7 @@ class Narrow:
         whole = self._sizes(self.dense)
         if sizes == whole:
             return self._measured(sizes)
-        near_by = product(*(near(size, limit) for size, limit in zip(sizes, whole, strict=True)))
+        near_by = product(*(near(size, limit, self.lanes) for size, limit in zip(sizes, whole, strict=True)))
         return sum(self._measured((g[0], o[0], i[0])) * prod((g[1], o[1], i[1])) for g, o, i in near_by)
 
     def _measured(self, sizes: Sizes) -> float:

@@ -1,0 +1,19 @@
+"""Classes of hardware, and which patterns pay there."""
+
+from secateurs.targets.hardware import Cpu, Gpu, Microcontroller, Target, cpu, gpu, microcontroller, working_bytes
+from secateurs.targets.recommend import LayerAdvice, Option, Recommendation, recommend
+
+__all__ = [
+    "Cpu",
+    "Gpu",
+    "LayerAdvice",
+    "Microcontroller",
+    "Option",
+    "Recommendation",
+    "Target",
+    "cpu",
+    "gpu",
+    "microcontroller",
+    "recommend",
+    "working_bytes",
+]
