@@ -378,3 +378,19 @@ def test_compare_says_what_is_wrong_before_anything_is_written(run, tmp_path: Pa
     assert status == 1
     assert said in err
     assert not (tmp_path / "secateurs-compare" / "jobs").exists()
+
+
+def test_recommend_says_which_pattern_to_use_and_why(run) -> None:
+    arguments = ("recommend", "lenet_300_100", "--input-shape", "1,1,28,28")
+    status, out, _ = run(*arguments, "--sparsity", "0.8", "--target", "microcontroller", "--flash", "20000")
+    assert status == 0
+    assert "use Channel()" in out and "does not fit" in out and "layer by layer" in out
+    for more, message in (
+        (("--target", "gpu", "--flash", "1"), "--flash and --ram are for --target microcontroller, not for gpu"),
+        (("--target", "gpu", "--threads", "1"), "--threads is for --target cpu, not for gpu"),
+        (("--target", "gpu", "--sparsity", "2"), "sparsity=2.0 is not in (0, 1)"),
+    ):
+        status, _, err = run(*arguments, *more)
+        assert status and message in err
+    status, _, err = run("recommend", "lenet_300_100", "--target", "gpu")
+    assert status and "give --task or --input-shape" in err

@@ -22,6 +22,7 @@ from secateurs.costs import (
     stored_bytes,
     tensor_bytes,
 )
+from secateurs.costs.accelerators import Scalar, TensorCores
 from secateurs.criteria import (
     activation,
     apoz,
@@ -253,6 +254,8 @@ COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (tensor_bytes, None),
     (active_params, count_parameters),
     (BITMAP, lambda model, example, masks: BITMAP(model, example)),
+    (Scalar().cycles, lambda model, example, masks: Scalar().cycles(model, example)),
+    (TensorCores().milliseconds, lambda model, example, masks: TensorCores().milliseconds(model, example)),
 ]
 
 

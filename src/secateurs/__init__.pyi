@@ -3,6 +3,7 @@ from . import methods as methods
 from . import models as models
 from . import report as report
 from . import run as run
+from . import targets as targets
 from . import tasks as tasks
 from . import testing as testing
 from .allocate import alpha_pruning as alpha_pruning
@@ -159,6 +160,7 @@ from .solve import TopK as TopK
 from .solve import ZipLM as ZipLM
 from .streaming import PrunedFolder as PrunedFolder
 from .streaming import prune_folder as prune_folder
+from .targets import recommend as recommend
 from .tried import trial as trial
 from .types import Budget as Budget
 from .types import Constraint as Constraint

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from secateurs import __version__, export, methods, patterns, report, session
+from secateurs import __version__, export, methods, patterns, report, session, targets
 from secateurs.cli.compared import recipes_of, trained_weights
 from secateurs.cli.found import (
     NamedModel,
@@ -144,6 +144,63 @@ def inspect(
     found, skipped = find_weights(network)
     why = [(weight.name, reason) for kind in tried for weight in found if (reason := misfit(kind, weight.shape))]
     _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
+
+
+@app.command
+def recommend(
+    model: str,
+    *,
+    target: Literal["cpu", "microcontroller", "gpu"] = "cpu",
+    sparsity: float = 0.5,
+    weights: Path | None = None,
+    task: str | None = None,
+    input_shape: str | None = None,
+    threads: int | None = None,
+    flash: int | None = None,
+    ram: int | None = None,
+) -> None:
+    """Say which pattern to use on a class of hardware, and why, layer by layer and overall, before anything is trained.
+
+    For this CPU layers are timed, once; the others are reckoned. A pattern that will not pay is named.
+
+    Parameters
+    ----------
+    model
+        A built-in model (lenet_5, resnet_50 …) or package.module:factory.
+    target
+        This machine's CPU, a microcontroller of the kind of a Cortex-M4, or a GPU like the A100.
+    sparsity
+        Fraction of the weights to remove.
+    weights
+        A safetensors file to load.
+    task
+        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
+    input_shape
+        Shape of an input of zeros instead of a task's example, such as 1,3,224,224.
+    threads
+        Threads of the CPU, by default those of torch.
+    flash
+        Bytes of a microcontroller's flash, by default 1,000,000.
+    ram
+        Bytes of a microcontroller's RAM, by default 256,000.
+    """
+    if target != "microcontroller" and (flash is not None or ram is not None):
+        raise SecateursError(f"--flash and --ram are for --target microcontroller, not for {target}")
+    if target != "cpu" and threads is not None:
+        raise SecateursError(f"--threads is for --target cpu, not for {target}")
+    require_threads(threads)
+    network, example = with_weights(factory_named(model), weights), example_for(task, input_shape)
+    if example is None:
+        raise SecateursError("what a pass costs depends on the size of its input: give --task or --input-shape")
+    sizes = {name: size for name, size in (("flash", flash), ("ram", ram)) if size is not None}
+    hardware: targets.Target = (
+        targets.cpu(threads=threads)
+        if target == "cpu"
+        else targets.microcontroller(**sizes)  # type: ignore[arg-type]
+        if target == "microcontroller"
+        else targets.gpu()
+    )
+    say(Text(str(targets.recommend(network, hardware, example, sparsity=sparsity))))
 
 
 @app.command

@@ -1,9 +1,10 @@
 """Classes of hardware, and which patterns pay there."""
 
 from secateurs.targets.hardware import Cpu, Gpu, Microcontroller, Target, cpu, gpu, microcontroller, working_bytes
-from secateurs.targets.recommend import LayerAdvice, Option, Recommendation, recommend
+from secateurs.targets.recommend import PAYS, LayerAdvice, Option, Recommendation, recommend
 
 __all__ = [
+    "PAYS",
     "Cpu",
     "Gpu",
     "LayerAdvice",

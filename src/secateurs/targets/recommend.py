@@ -12,6 +12,7 @@ from secateurs.allocate import as_pattern, uniform
 from secateurs.forward import run_example
 from secateurs.given import MODEL, Kind, require
 from secateurs.patterns import find_sites
+from secateurs.run.forecast.latency import BETWEEN, CALL
 from secateurs.targets.hardware import Target
 from secateurs.types import Alternatives, Cost, Pattern, PatternError, Plan, PlanError, SecateursError, Sites, Term
 
@@ -131,6 +132,8 @@ def _advice(layers: Mapping[str, float], found: Mapping[Pattern, Mapping[str, fl
     """A row a layer that any pattern changes, in the order of the pass."""
     advice = []
     for layer, cost in layers.items():
+        if layer in (BETWEEN, CALL):
+            continue
         speeds = {pattern: cost / by[layer] for pattern, by in found.items() if by.get(layer)}
         if cost and any(abs(speed - 1) > 1e-6 for speed in speeds.values()):
             advice.append(LayerAdvice(layer, cost, speeds))

@@ -27,6 +27,8 @@ from secateurs.types import Cost, Pattern, Plan, PlanError, Prepared, Term
 
 GRID = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are measured; what lies between is interpolated, and beyond the last nothing more is promised."""
+BETWEEN, CALL = "between layers", "call"
+"""What is told beside layers: all between them that no plan changes, and what a call takes whatever is in it."""
 _NEAR = 2.0
 """Layers are timed in a dense runtime as well where it takes less than so many times what the fastest takes."""
 
@@ -134,12 +136,12 @@ class _Measured:
         """In the runtime that is fastest now, in proportion to what layers take in the kernels."""
         factor = 1e3 * min(self.runtimes.values()) / self.total
         terms = [_term(layer.name, (), factor * seconds) for layer, seconds in self.now.items()]
-        return [[_term("between layers", (), factor * self.whole.between), *terms]]
+        return [[_term(BETWEEN, (), factor * self.whole.between), *terms]]
 
     def sparse(self, plan: Plan) -> list[list[Term]]:
         """Where weights become zero, the kernels have less to do, and dense runtimes have not."""
         self.load.under(plan)  # it refuses a plan of another model
-        terms = [_term("between layers", (), 1e3 * self.whole.between)]
+        terms = [_term(BETWEEN, (), 1e3 * self.whole.between)]
         for layer, seconds in self.now.items():
             name = self.owners.get(layer)
             if name is None or all(name not in share.elements for share in plan.shares.values()):
@@ -168,7 +170,7 @@ class _Measured:
         """Where channels go, layers become narrower and all runtimes have less to do."""
         parts = {timed: self._parts(plan, timed) for timed in {self._timed(name) for name in self._lines}}
         return [
-            [_term("call", (), 1e3 * by.constant), *(_scaled(part, 1e3 * by.factor) for part in parts[self._timed(name)])]
+            [_term(CALL, (), 1e3 * by.constant), *(_scaled(part, 1e3 * by.factor) for part in parts[self._timed(name)])]
             for name, by in self._lines.items()
         ]
 
@@ -181,7 +183,7 @@ class _Measured:
         """Seconds of layers, and of what lies between them."""
         products = self.load.under(plan)
         own, narrows = _listed(self._places), self._narrows[timed]
-        parts = [Term("between layers", (), lambda counts: self._gains[0])]
+        parts = [Term(BETWEEN, (), lambda counts: self._gains[0])]
         parts += [_term(layer.name, (), self.now[layer]) for layer in self.now if layer not in self._places]
         parts += [
             _part(product, [narrows[layer] for layer in own.get(place, ())], *self._passing(place))
