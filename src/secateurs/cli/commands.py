@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -40,14 +40,16 @@ from secateurs.cli.parts import (
     usual_allocator,
 )
 from secateurs.cli.scan import scan
+from secateurs.cli.shown import print_reasons, show_sites
+from secateurs.cli.smallest import smallest
 from secateurs.cli.terminal import command_line, plain, require_at_least, require_seed, require_threads, say, stopping, warn
 from secateurs.comparing import FailedJobsError, compare
 from secateurs.forward import run_example
-from secateurs.patterns import find_sites, find_weights, misfit
+from secateurs.patterns import find_weights, misfit
 from secateurs.progress import waiting
 from secateurs.prune import prune_
 from secateurs.recover import train_
-from secateurs.report.tables import layer_tables, site_table
+from secateurs.report.tables import layer_tables
 from secateurs.report.words import printable
 from secateurs.run.clock.timing import torch_threads
 from secateurs.run.forecast import bench
@@ -62,6 +64,7 @@ app = App(
 )
 app.command(llm)
 app.command(scan)
+app.command(smallest)
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
@@ -130,7 +133,7 @@ def inspect(
             raise SecateursError(
                 "--pattern tries patterns layer by layer, --channels and --heads show what is coupled: give one of them"
             )
-        _show_sites(network, patterns.Head() if heads else patterns.Channel(approximate=True), example)
+        show_sites(network, patterns.Head() if heads else patterns.Channel(approximate=True), example)
         return
     tried = [parsed_tiling(text) for text in pattern] or [
         patterns.NofM(2, 4),
@@ -143,7 +146,7 @@ def inspect(
         say(each)
     found, skipped = find_weights(network)
     why = [(weight.name, reason) for kind in tried for weight in found if (reason := misfit(kind, weight.shape))]
-    _print_reasons([*why, *((item.name, item.reason) for item in skipped)])
+    print_reasons([*why, *((item.name, item.reason) for item in skipped)])
 
 
 @app.command
@@ -631,26 +634,6 @@ def _rehearse(
     """Prune a copy as far as the last round will, so that what cannot be is said before anything is trained or written."""
     with torch.random.fork_rng():
         prune_(copy.deepcopy(network), pattern, solver, allocate(sparsity=sparsity), work, **chosen)
-
-
-def _print_reasons(why: Iterable[tuple[str, str]]) -> None:
-    """A line a reason, with the names that it holds for."""
-    names: dict[str, list[str]] = {}
-    for name, reason in why:
-        names.setdefault(reason, []).append(name)
-    for reason, alike in names.items():
-        say(f"{', '.join(alike)}: {reason}")
-
-
-def _show_sites(network: nn.Module, pattern: Pattern, example: Any) -> None:
-    """The sites of a pattern on axes as a table, and what is left alone."""
-    if example is None:
-        raise SecateursError("what is coupled is found by running the model once: give --task or --input-shape")
-    sites = find_sites(network, pattern, example)
-    say(site_table(sites))
-    if sites.skipped:
-        say("left alone:")
-        _print_reasons((item.name, item.reason) for item in sites.skipped)
 
 
 if __name__ == "__main__":

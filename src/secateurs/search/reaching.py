@@ -236,8 +236,9 @@ class _Halving:
         parts = self._at_once + 1
         limits = [low * (high / low) ** (part / parts) for part in range(1, parts)]
         planned = [(limit, plan) for limit in limits if (plan := self._plan(limit)) is not None]
+        before = len(self._tried.all)
         trials = self._tried([plan for _, plan in planned])
-        for trial in trials:
+        for trial in self._tried.all[before:]:
             tell(f"{self._ask.who}: {self._cost.name} {trial.costs[self._cost.name]:g}, {self._tried.said(trial)}", self._show)
         reached = [(limit, trial) for (limit, _), trial in zip(planned, trials, strict=True) if self._reaches(trial)]
         if reached:
