@@ -67,16 +67,22 @@ def assert_met_and_full(sites, plan, budgets, floor=1, ceiling=1.0, same=False):
     for lever in levers_of(sites, floor, ceiling, same):
         now = lever.now(plan)
         assert lever.bounds.low <= now <= lever.bounds.high
-        for count in {each for each in (lever.bounds.after(now), *lever.grid(16)) if each > now}:
+        for count in {each for each in (lever.bounds.after(now), *lever.grid(6)) if each > now}:
             more = plan.with_counts(lever.kept(count))
             assert any(price(more) > limit for price, limit in zip(prices, limits, strict=True)), (lever.whole.name, now, count)
 
 
-ALLOCATORS = [sc.uniform, sc.erdos_renyi, sc.global_threshold, partial(sc.global_threshold, per=sc.macs)]
-
-
-@pytest.mark.parametrize("make", ALLOCATORS, ids=["uniform", "erdos_renyi", "global", "global per macs"])
-@pytest.mark.parametrize("pattern", [sc.Channel(), sc.Channel(round_to=3), sc.Element(), sc.Filter()], ids=repr)
+@pytest.mark.parametrize(
+    ("make", "pattern"),
+    [
+        (sc.uniform, sc.Channel()),
+        (sc.global_threshold, sc.Channel(round_to=3)),
+        (partial(sc.global_threshold, per=sc.macs), sc.Channel()),
+        (sc.erdos_renyi, sc.Element()),
+        (sc.global_threshold, sc.Filter()),
+    ],
+    ids=["uniform", "global, round_to", "global per macs", "erdos_renyi of weights", "global of filters"],
+)
 def test_several_budgets_are_met_and_the_next_unit_of_any_site_would_break_one(make, pattern):
     sites = sc.find_sites(Residual(), pattern, EXAMPLE)
     budgets = [sc.Budget(sc.macs, keep=0.5), sc.Budget(tensor_bytes, keep=0.6), sc.Budget(sc.params, keep=0.9)]
@@ -85,7 +91,7 @@ def test_several_budgets_are_met_and_the_next_unit_of_any_site_would_break_one(m
         assert_met_and_full(sites, plan, budgets, floor, ceiling)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 9), min_size=7, max_size=7), min_size=3, max_size=3),
     st.floats(0.2, 1.0),

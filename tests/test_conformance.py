@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from secateurs.allocate import alpha_pruning, by_layer, erdos_renyi, fraction_kept, global_threshold, owl, uniform, within_budget
+from secateurs.allocate import (
+    alpha_pruning,
+    by_layer,
+    erdos_renyi,
+    fraction_kept,
+    global_threshold,
+    marginal,
+    owl,
+    uniform,
+    within_budget,
+)
 from secateurs.costs import (
     Bitmap,
     active_params,
@@ -308,6 +318,15 @@ def test_each_layer_is_observed_where_the_model_is(specimen):
 @pytest.mark.parametrize(("name", "make", "exact"), ALLOCATORS, ids=[row[0] for row in ALLOCATORS])
 def test_each_allocator_keeps_its_laws(name, make, exact):
     assert check_allocator(make, exact=exact, nested=name not in USING_UP) is None
+
+
+def test_allocators_that_weigh_losses_against_costs_keep_their_laws():
+    """`marginal`, `lagrangian`, `dynamic` and `integer` do on every specimen, which takes minutes; here one, on the smallest."""
+
+    def make(**fraction: float) -> Allocator:
+        return marginal(Budget(params, keep=fraction_kept("make", fraction.get("sparsity"), fraction.get("keep"))), levels=9)
+
+    assert check_allocator(make, exact=False, nested=False, on=COUPLED[:1]) is None
 
 
 @pytest.mark.parametrize("specimen", [*LAYERS, *NETWORKS], ids=repr)

@@ -174,4 +174,4 @@ def test_where_there_is_nothing_to_measure_on_that_is_said():
 def test_the_curves_are_drawn():
     curves = report.site_curves(by_hand((0.9, None, 0.8, 0.6)))
     assert [point.sparsity for point in curves[0].points] == pytest.approx([0, 0.6, 0.8])
-    assert "<title>0</title>" in report.sensitivity_curves(report.Study("scan", "accuracy", sensitivity=curves))
+    assert "<title>0</title>" in report.sensitivity_curves(report.SearchRecord("scan", "accuracy", sensitivity=curves))

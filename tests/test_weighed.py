@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateurs as sc
-from secateurs.allocate import fraction_kept
 from secateurs.allocate.account import Account
 from secateurs.allocate.weighing import Weighing, exchanged
 from secateurs.costs import tensor_bytes
-from secateurs.testing import check_allocator
-from secateurs.testing.specimens import COUPLED
 from secateurs.types import KindError, NonFiniteError, PlanError, SecateursError
 
 WEIGHED = [sc.marginal, sc.lagrangian, sc.dynamic, sc.integer]
@@ -69,7 +66,7 @@ def found_by(make, sites, scores, budgets):
 
 
 @pytest.mark.parametrize("make", [sc.dynamic, sc.integer], ids=["dynamic", "integer"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(scores=SCORES, keep=st.floats(0.3, 1.0), both=st.booleans())
 def test_where_costs_add_up_the_best_of_all_plans_is_found(make, scores, keep, both):
     budgets = [sc.Budget(sc.macs, keep=keep), *([sc.Budget(sc.params, keep=0.6)] if both else [])]
@@ -77,7 +74,7 @@ def test_where_costs_add_up_the_best_of_all_plans_is_found(make, scores, keep, b
     assert found_by(make, elements(), scores, budgets) == best
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(scores=SCORES, keep=st.floats(0.2, 1.0), both=st.booleans())
 def test_where_costs_are_products_of_neighbours_integer_programming_finds_it_too(scores, keep, both):
     budgets = [sc.Budget(sc.macs, keep=keep), *([sc.Budget(tensor_bytes, keep=0.5)] if both else [])]
@@ -85,10 +82,10 @@ def test_where_costs_are_products_of_neighbours_integer_programming_finds_it_too
 
 
 def test_the_others_come_near_it_where_costs_are_products():
-    """How near is measured, not proven: of these ten problems most are solved, and no plan loses a quarter more than the best."""
+    """How near is measured, not proven: of these six problems most are solved, and no plan loses a quarter more than the best."""
     chance = torch.Generator().manual_seed(0)
     reached, worst = dict.fromkeys(NAMES[:3], 0), 1.0
-    for _ in range(10):
+    for _ in range(6):
         scores = torch.randint(1, 100, (4, 4), generator=chance).tolist()
         budgets = [sc.Budget(sc.macs, keep=0.3 + 0.6 * float(torch.rand(1, generator=chance)))]
         best = best_of_all(channels(), scores, budgets)
@@ -96,7 +93,7 @@ def test_the_others_come_near_it_where_costs_are_products():
             loss = found_by(make, channels(), scores, budgets)
             reached[make.__name__] += loss == best
             worst = max(worst, loss / best)
-    assert min(reached.values()) >= 5 and reached["dynamic"] >= 7 and worst < 1.25
+    assert min(reached.values()) >= 3 and reached["dynamic"] >= 4 and worst < 1.25
 
 
 def test_sites_exchange_units_until_that_helps_no_more():
@@ -111,15 +108,6 @@ def test_sites_exchange_units_until_that_helps_no_more():
             tried = tuple(number if place == one else then if place == other else at for place, at in enumerate(found))
             near = abs(number - found[one]) <= 2 and (then - found[other]) * (number - found[one]) < 0
             assert not near or not weighing.fits(tried) or weighing.loss(tried) >= weighing.loss(found)
-
-
-def within(make, **fraction):
-    return make(sc.Budget(sc.params, keep=fraction_kept("within", fraction.get("sparsity"), fraction.get("keep"))))
-
-
-def test_they_keep_the_laws_of_allocators():
-    """All four do, on every specimen (`check_allocator` of each takes minutes); here one, on the smallest."""
-    assert check_allocator(partial(within, sc.marginal), exact=False, nested=False, on=COUPLED[:1]) is None
 
 
 @pytest.mark.parametrize("make", WEIGHED, ids=NAMES)

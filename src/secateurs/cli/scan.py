@@ -145,7 +145,7 @@ def _table(found: Sensitivity) -> Table:
 
 def _write_page(found: Sensitivity, title: str, out: Path) -> None:
     versions, machine, date = report.environment()
-    study = report.Study(
+    study = report.SearchRecord(
         title,
         found.value_name,
         found.higher_is_better,
@@ -155,4 +155,4 @@ def _write_page(found: Sensitivity, title: str, out: Path) -> None:
         machine=machine,
         date=date,
     )
-    report.write_study_html(study, out / "scan.html")
+    report.write_search_html(study, out / "scan.html")
