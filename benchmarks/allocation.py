@@ -343,7 +343,8 @@ def page(seeds: int, trials: int) -> None:
         "`python benchmarks/allocation.py`: ResNet-56 (90.58 % dense on CIFAR-10), channels inside its blocks, "
         f"{KEEP:.0%} of the cost left, no training before the plans are compared. Plans are judged on the first {JUDGED} test images and "
         f"reported on the last {REPORTED:,}; {trials} plans a search, means and standard deviations over {seeds} seeds (what calibrates, "
-        "and what searches draw). *Off by* is the most by which a plan's promise missed what was counted, or measured with batch 1 on one thread, of the smaller model."
+        "and what searches draw). *Off by* is the most by which a plan's promise missed what was counted, "
+        "or measured with batch 1 on one thread, of the smaller model."
     )
     parts = [f"## Half of the {cost}\n\n{table(cost, seeds, trials)}" for cost in COSTS if there(cost, seeds, trials)]
     write("allocation", "# How much, where", about, *parts)
