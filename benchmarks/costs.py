@@ -49,6 +49,9 @@ ALEXNET_NONZERO = (1.0, 0.88, 0.52, 0.37, 0.40, 0.34, 0.36, 0.40)
 ENERGY_AWARE = {"AlexNet": 0.56 / 3.71, "GoogLeNet": 2.16 / 7.41, "SqueezeNet": 1.93 / 4.51}
 """MACs that are not skipped, after energy-aware pruning, of those before it (1611.05128, table 1)."""
 
+SQUEEZENET_FILE = 675_763
+"""Bytes of the file of the pruned SqueezeNet, as its authors publish it."""
+
 EVENLY = "energy-aware (every layer alike)"
 BATCH = {"AlexNet": 44, "GoogLeNet": 48, "SqueezeNet": 48}
 
@@ -109,6 +112,24 @@ def storage() -> str:
             cells.append(f"{density} → {said} / **{found:.1f}** ({found - said:+.1f})")
         rows.append([name, *cells])
     return markdown(("convolutions of", *(name for name, _ in UNITS)), rows)
+
+
+def squeezenet_file() -> str:
+    """The pruned SqueezeNet beside the file of those who pruned it."""
+    model = pruned_squeezenet()
+    found = sc.stored_bytes(Relative(4), value_bits=8, codebook=True)(model, torch.zeros(1, 3, 227, 227))
+    return (
+        f"Of real weights: the authors of Deep Compression (1510.00149) publish their SqueezeNet in {SQUEEZENET_FILE:,} bytes, with "
+        f"relative indices of 4 bits and codes of 8. Counted here for the same weights, with `codebook=True`: **{found:,.0f}** "
+        f"({found - SQUEEZENET_FILE:+,.0f}; their file also tells the length of each of 26 layers in 4 bytes)."
+    )
+
+
+def pruned_squeezenet() -> nn.Module:
+    """SqueezeNet as the authors of Deep Compression pruned it."""
+    model = models.squeezenet_1_0().eval()
+    model.load_state_dict(load_file(data_file("squeezenet_v1_0_pruned.safetensors")))
+    return model
 
 
 def references() -> str:
@@ -178,9 +199,8 @@ def energies() -> tuple[str, str]:
     row("GoogLeNet", "dense", 7.63, googlenet, 224, nonzero, None)
     row("GoogLeNet", EVENLY, 4.76, googlenet, 224, nonzero, plan_of(googlenet, sc.Element(), ENERGY_AWARE["GoogLeNet"], layers))
 
-    squeezenet, pruned = models.squeezenet_1_0().eval(), models.squeezenet_1_0().eval()
+    squeezenet, pruned = models.squeezenet_1_0().eval(), pruned_squeezenet()
     layers = names_of(squeezenet, 227)
-    pruned.load_state_dict(load_file(data_file("squeezenet_v1_0_pruned.safetensors")))
     nonzero = sc.activation_density(pruned, sc.Task(None, calibration=[(images(50), None)]))
     row("SqueezeNet", "dense", 5.28, squeezenet, 227, nonzero, None)
     row("SqueezeNet", "by magnitude, 33 % of weights", 4.61, pruned, 227, nonzero, None)
@@ -221,6 +241,7 @@ def main() -> None:
         "Every layer keeps the same fraction here, and zeros lie by chance. The papers' networks keep more of some layers than of others; "
         "1 × 1 convolutions have an index for each weight, whatever the unit. The published storage of single weights is the density times "
         "12 / 8: without fillers, which chance would need in long gaps.",
+        squeezenet_file(),
         "## Output references (Mao et al., 1705.08922)",
         references(),
         "VGG-16's convolutions. Every layer keeps the published fraction; activations are zero as Eyeriss reports for VGG-16, by chance. "
