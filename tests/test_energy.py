@@ -32,6 +32,8 @@ from secateurs.costs.hierarchy import energy_of
 from secateurs.testing import NETWORKS, check_cost
 from secateurs.types import KindError, SecateursError, Task
 
+PRICES = (200.0, 6.0, 2.0)
+
 # ---------------------------------------------------------------- loops, walked through
 
 
@@ -108,7 +110,7 @@ SHAPES = st.builds(
 @given(SHAPES, st.sampled_from([1, 60, 300, 3000, 10**6]), st.sampled_from([RowStationary(), RowStationary((3, 4), (12, 5, 3))]))
 @settings(max_examples=40, deadline=None)
 def test_the_best_way_fetches_what_the_best_of_all_loops_does(shape, buffer, flow):
-    found = flow.accesses(shape, buffer)
+    found = flow.accesses(shape, buffer, PRICES)
     levels = [[each.dram, each.buffer, each.array, each.registers] for each in (found.weights, found.inputs, found.sums)]
     traffic, naive = walked(shape, buffer, flow)
     assert sum(200 * a + 6 * b + 2 * c for a, b, c, _ in levels) == pytest.approx(traffic)
@@ -118,18 +120,27 @@ def test_the_best_way_fetches_what_the_best_of_all_loops_does(shape, buffer, flo
     assert a * b * c * d * shape.weights == pytest.approx(shape.macs)
 
 
+@given(SHAPES, st.sampled_from([60, 300, 3000]), st.integers(0, 3), st.integers(0, 3), st.sampled_from([PRICES, (640.0, 5.0, 2.0)]))
+@settings(max_examples=80, deadline=None)
+def test_fewer_channels_never_cost_more(shape, buffer, inputs, outputs, prices):
+    smaller = replace(shape, inputs=max(1, shape.inputs - inputs), outputs=max(1, shape.outputs - outputs))
+    few, many = (RowStationary().accesses(each, buffer, prices) for each in (smaller, shape))
+    costs = [sum(Hierarchy(*prices).of(each) for each in (found.weights, found.inputs, found.sums)) for found in (few, many)]
+    assert costs[0] <= costs[1] * (1 + 1e-12)
+
+
 def test_more_room_never_makes_more_traffic():
     shape = Shape(4, 64, 96, 28, 28, 28, 28, 3, 3, 1)
     dram = []
     for buffer in (10, 1000, 10_000, 100_000, 10**7):
-        found = RowStationary().accesses(shape, buffer)
+        found = RowStationary().accesses(shape, buffer, PRICES)
         dram.append(found.weights.dram + found.inputs.dram)
     assert dram == sorted(dram, reverse=True) and dram[-1] == shape.weights + 4 * 64 * 28 * 28
 
 
 def test_without_reuse_everything_comes_from_the_buffer():
     shape = Shape(2, 3, 4, 6, 6, 4, 4, 3, 3, 1)
-    found = NoLocalReuse().accesses(shape, 100)
+    found = NoLocalReuse().accesses(shape, 100, PRICES)
     assert found.weights.buffer == found.inputs.buffer == shape.macs == 2 * 3 * 4 * 16 * 9
     machine = Accelerator(dataflow=NoLocalReuse())
     layer, x = torch.nn.Conv2d(3, 4, 3, bias=False), torch.zeros(2, 3, 6, 6)

@@ -90,18 +90,22 @@ def shape_of(work: Work, batch: int = 1) -> Shape:
     )
 
 
+Prices = tuple[float, float, float]
+"""What a number costs from DRAM, from the buffer, and through the array."""
+
+
 class Dataflow(Protocol):
     """In what order an accelerator works through a layer."""
 
-    def accesses(self, shape: Shape, buffer: int) -> Accesses:
-        """What it fetches for one group of a layer, with a buffer of so many numbers."""
+    def accesses(self, shape: Shape, buffer: int, prices: Prices) -> Accesses:
+        """What it fetches for one group of a layer, with a buffer of so many numbers, where fetching costs so much."""
 
 
 @dataclass(frozen=True)
 class NoLocalReuse:
     """Each multiplication fetches its weight and its input from the buffer; a sum stays in its element's register until it is done."""
 
-    def accesses(self, shape: Shape, buffer: int) -> Accesses:
+    def accesses(self, shape: Shape, buffer: int, prices: Prices) -> Accesses:
         numbers = shape.images * shape.inputs * shape.height * shape.width
         outputs = shape.images * shape.outputs * shape.rows * shape.columns
         weights, inputs = Levels(shape.weights, shape.macs, shape.macs, 0), Levels(numbers, shape.macs, shape.macs, 0)
@@ -120,8 +124,7 @@ class RowStationary:
     - sums stay on the chip until they are outputs. The output is made in strips of rows, for some filters and images at a time, whose sums
       the buffer holds; beside them it holds the strip of the input for one channel (fetched again for other filters), or for all
       channels, or else the weights (which are otherwise fetched again for each strip and each group of images)
-    - of all such ways that the buffer has room for, the one with the least traffic, weighed 200 : 6 : 2 for DRAM, buffer and array, for a
-      dense layer; zeros do not change it
+    - of all such ways that the buffer has room for, the one whose traffic costs least, for a dense layer; zeros do not change it
     """
 
     array: tuple[int, int] = (12, 14)
@@ -136,12 +139,9 @@ class RowStationary:
                 if value < 1:
                     raise SecateursError(f"RowStationary: {name}={values}, but each must be at least 1")
 
-    def accesses(self, shape: Shape, buffer: int) -> Accesses:
-        return _best(shape, buffer, self)
+    def accesses(self, shape: Shape, buffer: int, prices: Prices) -> Accesses:
+        return _best(shape, buffer, prices, self)
 
-
-_WEIGHED = (200, 6, 2)
-"""What a number from DRAM, the buffer and the array weighs where ways are compared."""
 
 _Numbers = NDArray[np.float64]
 
@@ -160,8 +160,8 @@ class _Tile:
 
 
 @lru_cache(maxsize=65536)
-def _best(shape: Shape, buffer: int, flow: RowStationary) -> Accesses:
-    """The way of all with the least traffic; each axis of an array is a choice: strips, groups of images, chunks of filters, copies."""
+def _best(shape: Shape, buffer: int, prices: Prices, flow: RowStationary) -> Accesses:
+    """The way of all whose traffic costs least; each axis of an array is a choice: strips, groups of images, chunks of filters, copies."""
     choices = (parts(shape.rows), parts(shape.images), parts(shape.outputs), parts(prod(flow.array)))
     strips, batches, chunks, on_channels = np.ix_(*(np.array(each, np.float64) for each in choices))
     rows = np.ceil(shape.rows / strips)
@@ -171,8 +171,8 @@ def _best(shape: Shape, buffer: int, flow: RowStationary) -> Accesses:
     numbers = shape.images * shape.inputs * shape.height * shape.width
     from_dram = np.stack([np.where(fits, shape.weights * weights + numbers * inputs, np.inf) for weights, inputs, fits in ways])
     found, room = _spread(shape, tile, on_channels, flow)
-    on_chip = sum(_WEIGHED[1] * buffered + _WEIGHED[2] * passed for buffered, passed in found)
-    traffic = np.where(room, _WEIGHED[0] * from_dram.min(axis=0) + on_chip, np.inf)
+    on_chip = sum(prices[1] * buffered + prices[2] * passed for buffered, passed in found)
+    traffic = np.where(room, prices[0] * from_dram.min(axis=0) + on_chip, np.inf)
     place = np.unravel_index(int(traffic.argmin()), traffic.shape)
     weights, inputs, _ = ways[int(from_dram[:, place[0], place[1], place[2], 0].argmin())]
     dram = (

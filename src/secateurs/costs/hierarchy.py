@@ -119,7 +119,7 @@ class Accelerator:
     def fetched(self, work: Work, batch: int = 1) -> Accesses:
         """What a dense layer fetches for ``batch`` times the example, all of its groups together."""
         words = 8 * self.buffer_bytes // self.costs.bits
-        one = self.dataflow.accesses(shape_of(work, batch), words)
+        one = self.dataflow.accesses(shape_of(work, batch), words, (self.costs.dram, self.costs.buffer, self.costs.array))
         return Accesses(*(_times(each, work.groups) for each in (one.weights, one.inputs, one.sums)))
 
 
