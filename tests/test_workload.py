@@ -57,6 +57,11 @@ def test_the_layers_multiply_as_often_as_is_counted_while_the_model_runs(name):
     assert sum(work.macs for work in layers if work.parameter is None) == traced.between_activations
     for parameter, macs in traced.by_parameter.items():
         assert sum(work.macs for work in layers if work.parameter == parameter) == macs
+    for work in layers:
+        if work.weight is not None:
+            assert work.weight.shape == (work.groups, work.outputs, work.inputs, *work.kernel)
+    whole = {work.parameter for work in layers if work.parameter and work.weights == model.get_parameter(work.parameter).numel()}
+    assert whole == traced.by_parameter.keys()
 
 
 @pytest.mark.parametrize("name", ["resnet", "depthwise", "mixer"])

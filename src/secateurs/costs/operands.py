@@ -11,7 +11,7 @@ from secateurs.nested import arguments
 def as_read(trace: Trace, op: Op, operands: tuple[Value, ...], parameter: Value, weight: Tensor) -> Tensor | None:
     """The numbers of a weight as a product takes them, or ``None`` where others are mixed into them on the way.
 
-    ``operands`` are the two things that the product multiplies, ``parameter`` what the weight is in the trace.
+    ``operands`` are what the product multiplies, ``parameter`` what the weight is in the trace.
     """
     for place, operand in enumerate(operands):
         numbers = _replayed(trace, operand, parameter, weight)
@@ -50,6 +50,8 @@ def _seen(op: Op, place: int, numbers: Tensor) -> Tensor | None:
         return grouped.transpose(1, 2) if op.argument("transposed", False) else grouped
     if op.name == "linear":
         return numbers[None]
+    if op.name == "_trilinear":
+        return numbers.flatten(1)[None]
     if op.name not in _MATRICES:
         return None
     if numbers.ndim == 1:

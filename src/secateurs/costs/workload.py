@@ -307,6 +307,8 @@ def _parts(op: Op, dims: Sequence[Dim]) -> _Parts:
         )
     if op.name == "linear":
         return _Parts(values[:2], [], [dims[-2]], [dims[-1]], dims[:-2])
+    if op.name == "_trilinear":
+        return _Parts(values[:3], [], dims[-2:], [dims[-3]], dims[:-3])
     if op.name.startswith(("add", "badd")):
         values = values[1:]
     if op.name in ("mm", "addmm", "grouped_mm", "_grouped_mm"):
