@@ -168,8 +168,8 @@ def page(cells: dict[str, dict[str, Any]]) -> None:
         for name, cell in cells.items()
     ]
     about = (
-        "`python benchmarks/floors.py`: `sc.smallest`, no training; DS-CNN must reach 90 % (MLPerf Tiny's floor) of 300 words that the search "
-        "judges by, EfficientNet-Lite0 may lose two points of 200 images; reported on 400 other words or images, once."
+        "`python benchmarks/floors.py`: `sc.smallest`, no training; DS-CNN must reach 90 % (MLPerf Tiny's floor) of 300 words that the "
+        "search judges by, EfficientNet-Lite0 may lose two points of 200 images; reported on 400 other words or images, once."
     )
     headings = ["what", "judged, %", "reported, %", "cost", "left, %", "measured", "plans tried", "processor s"]
     write("floors", "# The smallest model above a floor", about, markdown(headings, rows))
