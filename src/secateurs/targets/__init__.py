@@ -1,6 +1,6 @@
 """Classes of hardware, and which patterns pay there."""
 
-from secateurs.targets.hardware import Cpu, Gpu, Microcontroller, Target, cpu, gpu, microcontroller, working_bytes
+from secateurs.targets.hardware import Cpu, Gpu, Microcontroller, Target, cpu, gpu, microcontroller
 from secateurs.targets.recommend import PAYS, LayerAdvice, Option, Recommendation, recommend
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "gpu",
     "microcontroller",
     "recommend",
-    "working_bytes",
 ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from secateurs.costs import Bitmap, Dense, Relative, Sum, stored_bytes, workload
+from secateurs.costs import Bitmap, Dense, Relative, Sum, activation_memory, stored_bytes
 from secateurs.costs.accelerators import Scalar, TensorCores
 from secateurs.costs.elements import times
 from secateurs.costs.formats import Format
 from secateurs.patterns import Block, Channel, Element, NofM, Vector
 from secateurs.run.forecast.latency import latency
 from secateurs.run.kernels.machine import instruction_set
-from secateurs.types import Budget, Cost, Pattern, Plan, Prepared, SecateursError
+from secateurs.types import Budget, Cost, Pattern, Prepared, SecateursError
 
 
 @runtime_checkable
@@ -82,10 +81,10 @@ class Microcontroller:
         return Cost("milliseconds", "ms", prepare)
 
     def limits(self, pattern: Pattern | None) -> tuple[Budget, ...]:
-        """Weights in flash, in the smallest of the usual formats, and the numbers that one layer reads and writes in RAM."""
+        """Weights in flash, as bitmaps or relative indices where they are sparse, and the peak of activations in RAM."""
         return (
             Budget(stored_bytes(_format(pattern), value_bits=self.bits), limit=float(self.flash)),
-            Budget(working_bytes(self.bits), limit=float(self.ram)),
+            Budget(activation_memory(element_bytes=max(1, self.bits // 8)), limit=float(self.ram)),
         )
 
     def why(self, pattern: Pattern) -> str:
@@ -197,22 +196,6 @@ def gpu(*, memory: int = 40_000_000_000, cores: TensorCores | None = None) -> Gp
     (Element(), NofM(2, 4), Channel(round_to=8))
     """
     return Gpu(memory=memory, cores=TensorCores() if cores is None else cores)
-
-
-def working_bytes(bits: int) -> Cost:
-    """The bytes that the layer takes which reads and writes the most: of working memory, what is needed at the least."""
-
-    def prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
-        load = workload(model, example)
-
-        def most(plan: Plan | None) -> float:
-            counts = {} if plan is None else dict(plan)
-            works = (layer.left(counts) for layer in load.under(plan))
-            return max((work.taken + work.made) * bits / 8 for work in works)
-
-        return most
-
-    return Cost("working bytes", "bytes", prepare)
 
 
 def _format(pattern: Pattern | None) -> Format:

@@ -93,8 +93,6 @@ class TensorCores:
 
 def _has_two_of_four(work: Work) -> bool:
     assert work.weight is not None
-    weight = work.weight.flatten(2).mT if work.weight.ndim > 2 else work.weight[:, None]
-    inputs = weight.shape[-1]
-    if inputs % 4:
-        return False
-    return bool((torch.count_nonzero(weight.unflatten(-1, (inputs // 4, 4)), -1) <= 2).all())
+    rows = work.weight.movedim(2, -1)  # of (groups, outputs, inputs, *kernel)
+    inputs = rows.shape[-1]
+    return not inputs % 4 and bool((torch.count_nonzero(rows.unflatten(-1, (inputs // 4, 4)), -1) <= 2).all())
