@@ -72,6 +72,26 @@ def test_the_model_is_observed_once_and_a_plan_is_tried_once(monkeypatch):
     assert len(calls) == 1 and len(judged) == 3 == len(study.trials)
 
 
+def test_the_next_search_on_a_model_as_it_is_need_not_observe_it_again(monkeypatch):
+    model, task = small()
+    calls, real = [], sc.observe
+    monkeypatch.setattr("secateurs.search.bench.observe", lambda *given: (calls.append(1), real(*given))[1])
+    plans = plans_for(model, task)
+    first, again = tried(model, task, plans), tried(model, task, plans, by="loss")
+    assert len(calls) == 1 and first.value_name != again.value_name
+    tried(model, replace(task, calibration=task.calibration[:1]), plans)
+    assert len(calls) == 2
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    tried(model, task, plans)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*task.calibration[0]), batch_size=8)
+    for _ in range(2):
+        tried(model, replace(task, calibration=loader), plans)
+    assert len(calls) == 5
+    try_plans(model, sc.Channel(), sc.TopK(sc.taylor()), plans, task, show=False)
+    assert len(calls) == 6
+
+
 def test_a_short_training_belongs_to_the_trial_under_its_own_random_numbers():
     model, task = small()
     drawn = []

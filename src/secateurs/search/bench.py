@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from secateurs.allocate import plan_of
 from secateurs.batch import loss_of
+from secateurs.described import digest, shown
 from secateurs.evidence import at_once, observe
 from secateurs.masks import Masks
+from secateurs.nested import tensors_in
 from secateurs.patterns import Selection, find_sites
 from secateurs.prune import prune_, prune_observed_
 from secateurs.recover import evaluate
@@ -92,8 +95,7 @@ class Bench:
         """What the solver needs of the model as it is, observed once; nothing where sites are observed one after the other."""
         if self._observed is None:
             setting = self.setting
-            at_once_ = setting.walk is at_once
-            self._observed = observe(setting.model, self.sites, setting.solver.needs, setting.task) if at_once_ else {}
+            self._observed = _observed_once(setting, self.sites) if setting.walk is at_once else {}
         return self._observed
 
     def __call__(self, counts: Mapping[str, int]) -> Measured:
@@ -128,6 +130,29 @@ class Bench:
             return prune_observed_(setting.model, self.sites, plan, setting.solver, self.stats)
         chosen: dict[str, Any] = {"only": setting.only, "skip": setting.skip, "walk": setting.walk}
         return prune_(setting.model, setting.pattern, setting.solver, plan, setting.task, **chosen)
+
+
+_MOST = 1 << 30  # bytes of what was observed of a model that are kept for the next search on it
+
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Stats]] = WeakKeyDictionary()
+"""What the last search observed of a model, for as long as that lives."""
+
+
+def _observed_once(setting: Setting, sites: Sites) -> Stats:
+    """What the solver needs of a model; where the last search on it, as it is now, asked for the same of the same batches, it is known."""
+    task = setting.task
+    batches = task.calibration if task.calibration is not None else task.train
+    if not isinstance(batches, (list, tuple)):  # a loader may give others each time
+        return observe(setting.model, sites, setting.solver.needs, task)
+    parts = (setting.model, repr(setting.pattern), shown((setting.only, setting.skip)), batches, task.loss, task.unpack)
+    asked = (digest(parts), *setting.solver.needs)
+    known = _known.get(setting.model)
+    if known is not None and known[0] == asked:
+        return known[1]
+    stats = observe(setting.model, sites, setting.solver.needs, task)
+    if sum(tensor.nbytes for tensor in tensors_in([list(each.values()) for each in stats.values()])) <= _MOST:
+        _known[setting.model] = (asked, stats)
+    return stats
 
 
 def judged(setting: Setting) -> float:
