@@ -246,7 +246,8 @@ def main() -> None:
         references(),
         "VGG-16's convolutions. Every layer keeps the published fraction; activations are zero as Eyeriss reports for VGG-16, by chance. "
         "Products of one row of a kernel are summed up before an output is fetched (`memory_references`): chosen because it fits the "
-        "published shares (without it they are 59.7 %), so their agreement is no check of its own. Real activations are zero side by side, which makes fewer references than chance.",
+        "published shares (without it they are 59.7 %), so their agreement is no check of its own. Real activations are zero side by "
+        "side, which makes fewer references than chance.",
         "## Energy (Yang et al., 1611.05128)",
         "Of one image, in MACs of 16 bits, on `EYERISS`: 168 elements, 108 kB, row-stationary, DRAM 200, buffer 6, array 2, registers 1; "
         "batches of 44 (AlexNet) and 48 share what weights take from DRAM (`energy_on`).",
