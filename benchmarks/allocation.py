@@ -3,6 +3,7 @@
     SECATEURS_DATA=... python benchmarks/allocation.py                       # some hours of one core; goes on where it was stopped
     SECATEURS_DATA=... python benchmarks/allocation.py --only uniform tpe --seeds 1 --trials 50
     SECATEURS_DATA=... python benchmarks/allocation.py --cost latency        # the same to half of the milliseconds
+    SECATEURS_DATA=... python benchmarks/allocation.py --curves              # accuracy against latency: docs/allocation.png
     SECATEURS_DATA=... python benchmarks/allocation.py --report              # only the pages, from what is there
 
 No training before the plans are compared: channels between the two convolutions of each block go (27 sites), magnitude chooses which, and
@@ -18,7 +19,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
@@ -33,6 +34,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.models import resnet_56
 from secateurs.report import Check, search_record, write_search_html
+from secateurs.report.drawing import COLOURS, DASHES, MARKERS, styled
 from secateurs.run.forecast.latency import latency
 from secateurs.search import Study, Trial, read_trials
 from secateurs.tasks import Batches, cifar10
@@ -45,6 +47,8 @@ CELLS = RESULTS / "allocation"
 COSTS: dict[str, Cost] = {"macs": sc.macs, "latency": latency(threads=1)}
 SOLVER = sc.LeastSquares(sc.TopK(sc.magnitude(members="all")))
 LEVELS = (0.8, 0.6, 0.4, 0.2)
+FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5)
+PICTURE = Path(__file__).parent.parent / "docs" / "allocation.png"
 
 Cell = dict[str, Any]
 
@@ -352,6 +356,41 @@ def page(seeds: int, trials: int) -> None:
         drawn(cost, trials)
 
 
+# ---------------------------------------------------------------- accuracy against latency, uniform and searched
+
+
+def curves(seed: int, trials: int) -> None:
+    """Uniform plans and those of the scan's curves to several budgets of milliseconds, measured; drawn beside each other."""
+    path, task, job = CELLS / "curves.json", task_of(seed), Job("latency", seed, trials, CELLS)
+    found: dict[str, list[list[float]]] = json.loads(path.read_text()) if path.exists() else {}
+    scan = scanned(dense_model(), task, job)
+    for name, by in (("uniform", None), ("searched (sensitivity, dynamic programming)", sc.dynamic)):
+        for keep in FRACTIONS[len(found.setdefault(name, [])) :]:
+            model, budget = dense_model(), sc.Budget(COSTS["latency"], keep=keep)
+            allocate = sc.within_budget(budget, sc.uniform) if by is None else scan.allocator(budget, by)
+            sc.shrink_(model, sc.prune_(model, sc.Channel(), SOLVER, allocate, task, only=inside))
+            accuracy = float(sc.evaluate(model, task, task.test, show=False))
+            found[name].append([COSTS["latency"](model, task.example), accuracy])
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, keep, found[name][-1], flush=True)
+    draw(found)
+
+
+def draw(found: Mapping[str, list[list[float]]]) -> None:
+    """Both curves, from the dense network on."""
+    dense = dense_cell("latency")
+    with styled(7.0, 3.8) as figure:
+        axes = figure.add_subplot()
+        for index, (name, points) in enumerate(found.items()):
+            ms, accuracy = zip([dense["costs"]["latency"], dense["test"]], *points, strict=True)
+            axes.plot(ms, [100 * each for each in accuracy], DASHES[index], color=COLOURS[index], marker=MARKERS[index], label=name)
+        axes.set_xlabel("measured milliseconds of one image, one thread")
+        axes.set_title("accuracy on images that nobody chose by, %, no training", loc="left")
+        axes.grid(True, linewidth=0.7)
+        figure.legend(loc="outside upper left", ncols=2)
+        figure.savefig(PICTURE, dpi=110)
+
+
 def main() -> None:
     """Measure what is missing, then write the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -359,8 +398,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=WAYS, help="ways to a plan")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--curves", action="store_true", help="accuracy against latency, uniform and searched, as a picture")
     parser.add_argument("--report", action="store_true", help="only write the pages")
     given = parser.parse_args()
+    if given.curves:
+        curves(0, given.trials)
+        return
     for seed in range(0 if given.report else given.seeds):
         for name in given.only or WAYS:
             cell = cell_of(name, Job(given.cost, seed, given.trials, CELLS))
