@@ -32,7 +32,7 @@ from secateurs.costs import (
     stored_bytes,
     tensor_bytes,
 )
-from secateurs.costs.accelerators import Scalar, TensorCores
+from secateurs.costs.accelerators import Scalar, TensorCores, eie
 from secateurs.criteria import (
     activation,
     apoz,
@@ -265,6 +265,7 @@ COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (active_params, count_parameters),
     (BITMAP, lambda model, example, masks: BITMAP(model, example)),
     (Scalar().cycles, lambda model, example, masks: Scalar().cycles(model, example)),
+    (eie().cycles, None),
     (TensorCores().milliseconds, lambda model, example, masks: TensorCores().milliseconds(model, example)),
 ]
 

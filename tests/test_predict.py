@@ -470,6 +470,22 @@ def test_cliffs_of_widths_that_are_no_multiples_show(machine, monkeypatch):
     assert at[17] - at[16] == pytest.approx(1e-3)
 
 
+def test_a_dense_runtime_that_comes_near_is_asked_for_its_own_widths(machine, monkeypatch):
+    def blocks(layer: Weighted, clock: Any) -> float:
+        """Half of what torch takes, but three times that where the inputs fill no blocks of eight."""
+        return 0.5e-9 * layer.weight.numel() * positions_of(layer) * (3 if layer.weight.shape[1] % 8 else 1)
+
+    monkeypatch.setattr(latency_module, "seconds_in_onnx", blocks)
+    monkeypatch.setattr(latency_module, "whole", lambda *_: Whole({"torch": 1.0, "ONNX Runtime": 1.025e-6}, 0.0, 1e-9))
+    model, x = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)), torch.zeros(1, 16)
+    whole = sc.uniform(keep=1.0)(sc.find_sites(model, sc.Channel(), x), lambda: iter([]))
+    count = latency(threads=1).prepare(model, x)
+    at = {width: 1e3 * count(whole.with_counts({"0": width})) for width in (24, 31, 32, 39, 40)}
+    assert count(None) == pytest.approx(1.025e-3)
+    assert at[24] < at[32] == pytest.approx(0.513, rel=0.01) and at[40] == pytest.approx(0.641, rel=0.01)
+    assert at[31] == pytest.approx(0.993, rel=0.01) and at[39] > at[40]
+
+
 @pytest.mark.parametrize("lanes", [8, 16])
 @pytest.mark.parametrize("whole", [64, 96, 100, 190, 768])
 def test_no_line_is_drawn_over_a_cliff(whole, lanes):

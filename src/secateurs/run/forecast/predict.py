@@ -204,7 +204,8 @@ def behind_a_kernel(layer: Conv, choice: Choice, isa: InstructionSet, threads: i
 def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], bool], threads: int) -> tuple[float, float]:
     """Seconds of a run's steps of these names, and of what it does between the programs of kernels.
 
-    Quartiles step by step: other work on the machine makes some steps of some runs longer, and none shorter.
+    Quartiles step by step, and the least of what lies between: other work on the machine makes some steps of some runs longer, and none
+    shorter, and between them is where it comes in.
     """
     rounds = []
     with torch_threads(threads):
@@ -213,8 +214,8 @@ def of_steps(runner: Runner, tensors: Sequence[Tensor], wanted: Callable[[str], 
             steps = runner.timed(*tensors)
             outside = perf_counter() - start - sum(seconds for _, seconds in steps)
             rounds.append([outside, *(seconds for name, seconds in steps if wanted(name.removesuffix(" (windows)")))])
-    outside, *inside = np.quantile(rounds, 0.25, axis=0).tolist()
-    return sum(inside), outside
+    inside = np.quantile(rounds, 0.25, axis=0)[1:]
+    return float(inside.sum()), max(0.0, min(outside for outside, *_ in rounds))
 
 
 # ---------------------------------------------------------------- stand-ins
