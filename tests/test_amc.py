@@ -149,7 +149,7 @@ def test_accuracy_can_be_traded_for_cost_without_a_budget():
         search(model, task, None, per=sc.macs, by=lambda model, task: 2.0)
 
 
-def test_what_fails_teaches_nothing_and_the_search_goes_on():
+def test_what_fails_teaches_nothing_and_the_search_goes_on(monkeypatch):
     model, task = planted()
     calls = []
 
@@ -159,8 +159,12 @@ def test_what_fails_teaches_nothing_and_the_search_goes_on():
             raise RuntimeError("out of tea")
         return 0.5
 
+    learnt = []
+    real = Agent.learn
+    monkeypatch.setattr(Agent, "learn", lambda agent, steps, reward: (learnt.append(reward), real(agent, steps, reward)))
     study = search(model, task, by=judge)
     assert [trial.number for trial in study.failed] == [1, 4] and len(study.trials) == 7
+    assert learnt == [-0.5] * 5
 
 
 def test_what_amc_cannot_do_is_said(monkeypatch):
