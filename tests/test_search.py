@@ -116,7 +116,7 @@ def test_a_seed_decides_what_is_searched_and_the_start_comes_first(search):
     assert kept(one)[0] == dict(start) and all(trial.costs["macs"] <= HALF.limit_for(model, task.example) for trial in one.trials)
 
 
-@pytest.mark.parametrize(("name", "at_once"), [("tpe", 3), ("nsga2", 1)])
+@pytest.mark.parametrize(("name", "at_once"), [("tpe", 3), pytest.param("nsga2", 1, marks=pytest.mark.slow)])
 def test_a_study_that_was_stopped_goes_on_to_the_same_result(name, at_once, tmp_path):
     model, task = planted()
     search, told = SEARCHES[name], {"at_once": at_once, "by": Judge(0), "trials": 7}
@@ -182,9 +182,8 @@ def test_a_front_of_several_objectives_and_a_study_that_optuna_opens(tmp_path):
     assert len({trial.costs["macs"] for trial in study.trials}) > 6
 
 
-@pytest.mark.parametrize("search", SEARCHES.values(), ids=list(SEARCHES))
-def test_what_a_study_cannot_be_is_said(search, tmp_path, monkeypatch):
-    model, task = planted()
+def test_what_a_study_cannot_be_is_said(tmp_path, monkeypatch):
+    (model, task), search = planted(), SEARCHES["tpe"]
     storage = tmp_path / "study.db"
     search(model, sc.Channel(), TOPK, HALF, task, trials=2, storage=storage)
     for changed, said in (
