@@ -13,9 +13,9 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from secateurs.report.files import replace_text
+from secateurs.report.files import read_parsed, replace_text
 from secateurs.report.schema import document, parsed
-from secateurs.types import FileError, SecateursError
+from secateurs.types import SecateursError
 
 FORMAT = "secateurs record"
 VERSION = 2
@@ -247,12 +247,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
     Raises `FileError`, naming the file and what was expected, where it holds anything else; `OSError` where it cannot be read.
     """
-    try:
-        return Record.from_json(Path(path).read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileError(f"{os.fspath(path)}: this is not a record: expected UTF-8 text ({error})") from error
-    except FileError as error:
-        raise FileError(f"{os.fspath(path)}: {error}") from error
+    return read_parsed(path, Record.from_json, "record")
 
 
 def environment() -> tuple[dict[str, str], str, str]:

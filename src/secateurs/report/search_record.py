@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.report.files import replace_text
+from secateurs.report.files import read_parsed, replace_text
 from secateurs.report.record import Curve, environment
 from secateurs.report.scan import site_curves
 from secateurs.report.schema import document, parsed
 from secateurs.search import Sensitivity, Study, Trial
-from secateurs.types import Cost, FileError, Plan, Prepared, SecateursError, by_layer
+from secateurs.types import Cost, Plan, Prepared, SecateursError, by_layer
 
 FORMAT = "secateurs search record"
 VERSION = 1
@@ -153,12 +153,7 @@ def write_search(record: SearchRecord, path: str | os.PathLike[str]) -> Path:
 
 def read_search(path: str | os.PathLike[str]) -> SearchRecord:
     """The record that `write_search` wrote; raises `FileError`, naming the file, where it holds anything else."""
-    try:
-        return SearchRecord.from_json(Path(path).read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileError(f"{os.fspath(path)}: this is not a search record: expected UTF-8 text ({error})") from error
-    except FileError as error:
-        raise FileError(f"{os.fspath(path)}: {error}") from error
+    return read_parsed(path, SearchRecord.from_json, "search record")
 
 
 def front(attempts: Sequence[Attempt], cost: str, higher_is_better: bool = True) -> list[Attempt]:
