@@ -198,7 +198,7 @@ def test_budgets_that_contradict_each_other_are_an_error_that_names_them():
     with pytest.raises(PlanError, match=r"Budget\(mine, limit=10\) and Budget\(other, limit=25\) contradict each other: each can"):
         sc.within_budget([sc.Budget(falling, limit=10), sc.Budget(rising, limit=25)], sc.uniform)(sites, no_scores)
     with pytest.raises(
-        SecateursError, match=r"within_budget: Budget\(params, keep=0.5\) and Budget\(params, limit=9\) limit the same"
+        SecateursError, match=r"within_budget: Budget\(params, keep=0.5\) and Budget\(params, limit=9\) limit costs of one name"
     ):
         sc.within_budget([sc.Budget(sc.params, keep=0.5), sc.Budget(sc.params, limit=9)], sc.uniform)
 

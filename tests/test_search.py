@@ -215,8 +215,15 @@ def test_what_no_search_can_do_is_refused():
         ({"trials": 0}, SecateursError, "random_search: trials=0 must be at least 1"),
         ({"pattern": sc.NofM(2, 4)}, PlanError, "decides by itself how much stays, so there is nothing to search"),
         ({"floor": 9, "budget": sc.Budget(sc.macs, keep=0.2)}, PlanError, r"macs can fall to .* at the least"),
-        ({"budget": [sc.Budget(sc.macs, keep=0.5), sc.Budget(sc.macs, keep=0.4)]}, SecateursError, "limit the same cost"),
+        ({"budget": [sc.Budget(sc.macs, keep=0.5), sc.Budget(sc.macs, keep=0.4)]}, SecateursError, "limit costs of one name"),
     ):
         given = {"pattern": sc.Channel(), "budget": sc.Budget(sc.macs, keep=0.5), "trials": 3, **arguments}
         with pytest.raises(error, match=said):
             sc.random_search(model, given.pop("pattern"), TOPK, given.pop("budget"), task, by="loss", show=False, **given)
+
+
+def test_a_study_lies_in_the_file_that_is_named_whatever_is_in_its_name(tmp_path):
+    model, task = planted()
+    path = tmp_path / "a?b #c%41.db"
+    sc.tpe(model, sc.Channel(), TOPK, HALF, task, trials=1, by="loss", storage=path, show=False)
+    assert {each.name for each in tmp_path.iterdir()} >= {path.name} and not (tmp_path / "a").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import secateurs as sc
 from secateurs import models
@@ -27,11 +28,13 @@ from secateurs.report import (
     predictions,
     read_search,
     search_html,
+    search_record,
     sensitivity_curves,
     write_search,
     write_search_html,
 )
-from secateurs.types import FileError, SecateursError
+from secateurs.search import Study, Trial
+from secateurs.types import FileError, Plan, SecateursError
 
 TRIED = (
     Attempt("a", 0.90, {"macs": 3e6, "ms": 1.0}, "uniform"),
@@ -146,3 +149,17 @@ def test_layers_of_a_real_plan_add_up_to_its_costs():
     for cost in costs:
         assert sum(each.dense for each in layers if each.cost == cost.name) == dense[cost.name]
         assert sum(each.left for each in layers if each.cost == cost.name) == left[cost.name] < dense[cost.name]
+
+
+def test_a_record_of_no_study_of_failed_ones_or_of_some_that_cannot_be_compared_is_refused():
+    model, x = nn.Linear(3, 2), torch.zeros(1, 3)
+    dense, right = Trial(0, Plan({}), 0.9), Study((Trial(0, Plan({}), 0.8),), True, "accuracy")
+    for studies, said in (
+        ({}, "there is no study to show"),
+        ({"a": Study((Trial(0, Plan({}), error="no"),), True, "accuracy")}, "no trial of a came to anything"),
+        ({"a": right, "b": Study((Trial(0, Plan({}), 0.1),), False, "loss")}, "a is judged by accuracy and b by loss"),
+    ):
+        with pytest.raises(SecateursError, match=said):
+            search_record("t", model, x, dense, studies, [sc.macs])
+    with pytest.raises(SecateursError, match="two costs are called effective_macs"):
+        search_record("t", model, x, dense, {"a": right}, [sc.effective_macs({}), sc.effective_macs({})])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
@@ -70,6 +70,21 @@ def require_values(who: str, model: nn.Module) -> None:
             f"{who}: {next(iter(tensors))} is on the meta device and has no values, like all that this {type(model).__name__} "
             'holds; give it memory with model.to_empty(device="cpu") and load its weights first'
         )
+
+
+def require_own_names(who: str, costs: Sequence[Cost]) -> None:
+    """Raise `SecateursError` where two costs have one name, by which only one of them could be told.
+
+    >>> from secateurs.costs import macs, params
+    >>> require_own_names("mine", [macs, params, macs])
+    """
+    known: dict[str, Cost] = {}
+    for cost in costs:
+        if known.setdefault(cost.name, cost) != cost:
+            raise SecateursError(
+                f"{who}: two costs are called {cost.name}: give one of them another name, as dataclasses.replace(cost, "
+                f'name="{cost.name}, the other") does'
+            )
 
 
 def _are_numbers(value: Any) -> bool:

@@ -23,7 +23,10 @@ def budgets_of(who: str, budgets: Budget | Sequence[Budget]) -> tuple[Budget, ..
     for place, budget in enumerate(found):
         twin = next((other for other in found[:place] if other.cost.name == budget.cost.name), None)
         if twin is not None:
-            raise SecateursError(f"{who}: {told(twin)} and {told(budget)} limit the same cost: give the one that is meant")
+            raise SecateursError(
+                f"{who}: {told(twin)} and {told(budget)} limit costs of one name: give the one that is meant, or another name to "
+                "one of the costs, as dataclasses.replace(cost, name=…) does"
+            )
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from secateurs.given import require_own_names
 from secateurs.report.files import read_parsed, replace_text
 from secateurs.report.record import Curve, environment
 from secateurs.report.scan import site_curves
@@ -210,6 +211,7 @@ def costs_of(model: nn.Module, example: Any, plans: Sequence[Plan | None], costs
     >>> costs_of(nn.Linear(3, 2), torch.zeros(1, 3), [None], [params, macs])
     [{'params': 8.0, 'macs': 6.0}]
     """
+    require_own_names("costs_of", costs)
     prepared = {cost.name: cost.prepare(model, example) for cost in costs}
     return [{name: count(plan) for name, count in prepared.items()} for plan in plans]
 
@@ -243,9 +245,13 @@ def search_record(
     >>> record.chosen, record.best.costs, record.layers[0].keep
     ('uniform 2', {'macs': 20.0}, 0.5)
     """
-    first = next(iter(studies.values()))
+    first = _require_studies(studies)
+    require_own_names("search_record", costs)
     attempts = tuple(_attempt(name, trial) for name, study in studies.items() for trial in study.trials if not trial.open)
-    best = chosen if chosen is not None else min((trial for study in studies.values() for trial in study.done), key=first.badness)
+    done = [trial for study in studies.values() for trial in study.done]
+    if chosen is None and not done:
+        raise SecateursError(f"search_record: no trial of {', '.join(studies)} came to anything, so that there is none to choose")
+    best = chosen if chosen is not None else min(done, key=first.badness)
     group = next((name for name, study in studies.items() if best in study.trials), None)
     if group is None:
         raise SecateursError(f"search_record: chosen is {best.name}, which is in none of the studies {', '.join(studies)}")
@@ -263,6 +269,20 @@ def search_record(
         checks=tuple(checks),
         **known,
     )
+
+
+def _require_studies(studies: Mapping[str, Study]) -> Study:
+    """The first of studies that can be compared; raises `SecateursError` where there is none, or one that is judged by something else."""
+    if not studies:
+        raise SecateursError('search_record: there is no study to show: give {"random": random_search(...), ...}')
+    (name, first), *others = studies.items()
+    for other, study in others:
+        if (study.value_name, study.higher_is_better) != (first.value_name, first.higher_is_better):
+            raise SecateursError(
+                f"search_record: {name} is judged by {first.value_name} and {other} by {study.value_name}, of which the best cannot be "
+                "told: make a record of each"
+            )
+    return first
 
 
 def _attempt(group: str, trial: Trial) -> Attempt:

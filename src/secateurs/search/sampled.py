@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import nn
 from typing_extensions import Unpack
 
-from secateurs.given import ALLOCATOR, COUNT, PATH, require
+from secateurs.given import ALLOCATOR, COUNT, PATH, require, require_own_names
 from secateurs.progress import tell, track
 from secateurs.prune import planned
 from secateurs.search.at_random import require_trials
@@ -142,6 +143,7 @@ class _Asked:
     def __post_init__(self) -> None:
         require_trials(self.who, self.trials)
         require(self.who, "at_once", self.at_once, COUNT)
+        require_own_names(self.who, self.against)
         if self.at_once < 1:
             raise SecateursError(f"{self.who}: at_once={self.at_once} must be at least 1")
         for name, value, kind in (("start", self.start, ALLOCATOR), ("storage", self.storage, PATH)):
@@ -334,7 +336,9 @@ class _Search:
 def _storage(optuna: Any, path: Path) -> Any:
     """The database in a file; raises `FileError` where it is none."""
     try:
-        return optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}})
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{quote(str(path.absolute()))}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
     except Exception as error:  # whatever SQLAlchemy's driver raises
         raise FileError(
             f"{path} is no study of optuna's ({type(error).__name__}: {str(error).splitlines()[0]}): name another file"

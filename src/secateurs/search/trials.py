@@ -15,9 +15,10 @@ from typing_extensions import Unpack
 
 from secateurs.allocate import plan_of
 from secateurs.described import digest, shown
-from secateurs.given import COST, COUNT, MODEL, PATH, PATTERN, SOLVER, TASK, require, require_values
+from secateurs.given import COST, COUNT, MODEL, PATH, PATTERN, SOLVER, TASK, require, require_own_names, require_values
 from secateurs.patterns import Selection
 from secateurs.progress import tell, track
+from secateurs.prune import require_these_sites
 from secateurs.ranks import count
 from secateurs.search.bench import Bench, By, Measured, Setting, Then, Walk
 from secateurs.search.folder import TrialFiles, key_of
@@ -112,6 +113,7 @@ class Trials:
         self._who = who
         self._prices: dict[str, Callable[[Plan | None], float]] = {}
         self.count_(*costs)
+        require_own_names(who, costs)
         self.whole = plan_of(self.bench.sites, {site.name: site.available for site in self.bench.sites})
         self._files = (
             None if checkpoint is None else TrialFiles(Path(checkpoint), self.about, self.whole, self.setting.higher_is_better)
@@ -152,6 +154,7 @@ class Trials:
         """Let trials tell these costs too."""
         for cost in costs:
             require(self._who, "a cost", cost, COST)
+        for cost in costs:
             if cost.name not in self._prices:
                 self._prices[cost.name] = cost.prepare(self.setting.model, self.setting.task.example)
 
@@ -195,6 +198,7 @@ class Trials:
             raise KindError(f"{self._who}: a plan is {plan!r}, but must be a Plan, for example that of planned(...)")
         if dict.fromkeys(plan) != dict.fromkeys(self.whole):
             raise PlanError(f"{self._who}: a plan names {', '.join(plan)}, but the sites are {', '.join(self.whole)}")
+        require_these_sites(plan, self.bench.sites)
         for site in self.bench.sites:
             site.each_of(plan[site.name])
         return plan
