@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -183,3 +184,15 @@ def test_answers_without_classes_need_a_loss_and_groups_must_be_alike():
     sites = sc.find_sites(model, sc.Element(within="row"), task.example, masks=masks)
     with pytest.raises(PlanError, match="an earlier pruning left its 16 groups unlike"):
         sc.search.genes.genes_of(sites, sc.uniform(sparsity=0.5)(sites, None), None, 0.1, 1)
+
+
+def test_levels_of_other_data_and_of_another_model_are_refused(tmp_path):
+    model, task = planted()
+    search(model, task, generations=1, checkpoint=tmp_path)
+    squared = copy.deepcopy(model)
+    squared[1] = nn.GELU()
+    other = replace(task, calibration=[(torch.zeros_like(x), y) for x, y in task.calibration])
+    with pytest.raises(FileError, match="belongs to another pruning: its data is"):
+        search(model, other, generations=1, checkpoint=tmp_path)
+    with pytest.raises(FileError, match="belongs to another pruning: its model is"):
+        search(squared, task, generations=1, checkpoint=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,3 +129,22 @@ def test_bad_input_is_an_error_and_the_model_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     everything = netadapt_(model, task, budget=sc.Budget(sc.macs, keep=1.0))
     assert dict(everything.plan) == {"0": 12, "3": 9}
+
+
+def test_steps_of_another_netadapt_are_refused(tmp_path):
+    model, task = work()
+    asked = {"budget": sc.Budget(sc.macs, keep=0.6), "step": 0.2, "checkpoint": tmp_path}
+    netadapt_(model, task, **asked)
+    for changed, said in (
+        ({"floor": 7}, "bounds"),
+        ({"skip": "3"}, "layers"),
+        ({"then": trained}, "judge"),
+    ):
+        with pytest.raises(FileError, match=f"belongs to another pruning: its {said} is"):
+            netadapt_(work()[0], task, **asked, **changed)
+    with pytest.raises(FileError, match="its data is"):
+        netadapt_(work()[0], replace(task, validation=[(torch.zeros(4, 6), torch.zeros(4, 3))]), **asked)
+    model, _ = work()
+    model[1] = nn.Tanh()
+    with pytest.raises(FileError, match="its model is"):
+        netadapt_(model, task, **asked)

@@ -425,3 +425,41 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SecateursError, match=r"with ray, which is not installed: pip install 'secateurs\[cluster\]'"):
         tried(model, task, plans_for(model, task), backend="ray")
+
+
+def test_a_folder_of_a_model_that_differs_in_what_it_does_is_refused_and_what_was_observed_of_it_is_forgotten(tmp_path):
+    model, task = small()
+    plans = plans_for(model, task, (0.5,))
+    tried(model, task, plans, by="loss", checkpoint=tmp_path)
+    model[1], model[3] = nn.Tanh(), nn.Tanh()
+    other = copy.deepcopy(model)
+    with pytest.raises(FileError, match="its model was"):
+        tried(model, task, plans, by="loss", checkpoint=tmp_path)
+    assert tried(model, task, plans, by="loss").value == tried(other, task, plans, by="loss").value
+
+
+def test_a_plan_is_tried_once_in_whatever_order_it_names_its_sites():
+    model, task = small()
+    [plan] = plans_for(model, task, (0.5,))
+    turned = Plan(dict(reversed(plan.shares.items())), plan.promised, plan.extents)
+    assert len(tried(model, task, [plan, turned]).trials) == 1
+
+
+def test_two_costs_of_one_name_are_refused():
+    model, task = small()
+    dense, half = sc.effective_macs({}), sc.effective_macs({"0": 0.5})
+    with pytest.raises(SecateursError, match="try_plans: two costs are called effective_macs: give one of them another name"):
+        try_plans(model, sc.Channel(), SOLVER, plans_for(model, task), task, costs=[dense, half], show=False)
+    named = replace(half, name="effective_macs, the other")
+    study = try_plans(model, sc.Channel(), SOLVER, plans_for(model, task, (0.5,)), task, costs=[dense, named, dense], show=False)
+    assert study.best.costs["effective_macs"] > study.best.costs["effective_macs, the other"]
+
+
+def test_a_plan_of_a_wider_model_is_refused():
+    model, task = small()
+    [plan] = plans_for(*small(32), (0.25,))
+    said = "0: the plan is for 32 units, but here are 16: it belongs to another model"
+    with pytest.raises(PlanError, match=said):
+        try_plans(model, sc.Channel(), SOLVER, [plan], task, show=False)
+    with pytest.raises(PlanError, match=said):
+        sc.prune_(model, sc.Channel(), SOLVER, plan, task)

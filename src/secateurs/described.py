@@ -27,7 +27,8 @@ def shown(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """A number that tells values apart: by their parts, functions by their code and what they enclose, tensors by their content.
+    """A number that tells values apart: by their parts, functions by their code and what they enclose, tensors by their content, modules
+    by both and by their settings.
 
     >>> digest(lambda: 1) == digest(lambda: 1), digest(lambda: 1) == digest(lambda: 2)
     (True, False)
@@ -47,8 +48,7 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes]:
         yield f"{value.dtype} {tuple(value.shape)}".encode()
         yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(value, nn.Module):
-        yield type(value).__qualname__.encode()
-        yield from _each({**parameters_in(value), **buffers_in(value)}, above)
+        yield from _of_module(value, above)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield type(value).__qualname__.encode()
         yield from _each({part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, above)
@@ -73,6 +73,16 @@ def _each(parts: Mapping[str, Any], above: set[int]) -> Iterator[bytes]:
     for name, part in parts.items():
         yield name.encode()
         yield from _parts(part, above)
+
+
+def _of_module(module: nn.Module, above: set[int]) -> Iterator[bytes]:
+    """Its values, and what it does with them, as far as its parts and their settings tell: another activation is another model."""
+    yield type(module).__qualname__.encode()
+    yield shown(module).encode()
+    for name, part in module.named_modules():
+        settings = {key: value for key, value in vars(part).items() if isinstance(value, (bool, int, float, str)) and key[0] != "_"}
+        yield f"{name} {sorted((key, value) for key, value in settings.items() if key != 'training')}".encode()
+    yield from _each({**parameters_in(module), **buffers_in(module)}, above)
 
 
 def _of_function(function: types.FunctionType, above: set[int]) -> Iterator[bytes]:

@@ -70,7 +70,7 @@ def prune_(
         with together():
             plan = (allocate or as_pattern())(sites, partial(_scores, solver, sites, first, len(parts)))
         plan = of_first(plan)
-        _require_these_sites(plan, sites)
+        require_these_sites(plan, sites)
         partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, plan, task))
         for number, part in enumerate(track(parts, "in parts", show=len(parts) > 1)):
             if partway is not None and found.put_back(partway, number, part):
@@ -122,7 +122,7 @@ def planned(
 
     with together():
         plan = allocate(sites, scores)
-    _require_these_sites(plan, sites)
+    require_these_sites(plan, sites)
     return of_first(plan)
 
 
@@ -132,7 +132,7 @@ def prune_observed_(model: nn.Module, sites: Sites, plan: Plan, solver: Solver, 
     ``sites`` and ``stats`` must be of the model as it is; the masks, and the weights, are then those that `prune_` makes. Where anything is
     wrong, the model is left as it was; raises what `prune_` raises.
     """
-    _require_these_sites(plan, sites)
+    require_these_sites(plan, sites)
     with _taken_back_on_error() as write:
         found = _Found(write)
         for site in sites:
@@ -248,7 +248,8 @@ def _restrict(found: dict[str, Tensor], site: Site, solution: Solution) -> None:
             found[member.parameter] = marked(site, kept, index)
 
 
-def _require_these_sites(plan: Plan, sites: Sites) -> None:
+def require_these_sites(plan: Plan, sites: Sites) -> None:
+    """Raise `PlanError` where a plan is not one of these sites."""
     names = [site.name for site in sites]
     missing, unknown = [name for name in names if name not in plan], [name for name in plan if name not in names]
     if missing:
@@ -257,6 +258,13 @@ def _require_these_sites(plan: Plan, sites: Sites) -> None:
         )
     if unknown:
         raise PlanError(f"the plan names {', '.join(unknown)}, but the sites are {', '.join(names)}: it belongs to another model")
+    for site in sites:
+        share = plan.shares[site.name]
+        if share.units != site.units:
+            raise PlanError(
+                f"{site.name}: the plan is for {share.units} units, but here are {site.units}: it belongs to another model; make one "
+                "of this one with planned(...)"
+            )
 
 
 def _require_count(site: Site, planned: int, solution: Solution) -> None:

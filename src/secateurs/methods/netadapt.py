@@ -13,7 +13,8 @@ from secateurs.allocate import plan_of
 from secateurs.allocate.account import Account, Ledger, budgets_of, told
 from secateurs.allocate.levers import levers_of
 from secateurs.criteria import magnitude
-from secateurs.files.partway import Partway, digest
+from secateurs.described import digest, shown
+from secateurs.files.partway import Partway
 from secateurs.given import MODEL, PATTERN, SOLVER, TASK, require, require_values
 from secateurs.masks import Masks
 from secateurs.patterns import Channel, Selection, find_sites
@@ -72,7 +73,15 @@ def netadapt_(
     account = Account.of(budgets, sites)
     ledger = Ledger(account, plan_of(sites, {site.name: site.available for site in sites}))
     require_reachable(account, levers, ledger)
-    partway = None if checkpoint is None else Partway(Path(checkpoint), _about(model, pattern, solver, budgets, step, decay))
+    about = {
+        **_about(model, task, budgets, then),
+        "pattern": repr(pattern),
+        "solver": repr(solver),
+        "steps": f"{step}, {decay}",
+        "bounds": f"floor={floor}, ceiling={ceiling}, same_in_every_block={same_in_every_block}",
+        "layers": shown((only, skip)),
+    }
+    partway = None if checkpoint is None else Partway(Path(checkpoint), about)
     adapting = Adapting(model, sites, levers, ledger, solver, task, then)
     with taken_back_on_error(model):
         steps = adapting.steps(step, decay, partway)
@@ -84,15 +93,14 @@ def netadapt_(
         return prune_(model, pattern, _CHOICE, plan, task, **chosen)  # type: ignore[arg-type]
 
 
-def _about(
-    model: nn.Module, pattern: Pattern, solver: Solver, budgets: Sequence[Budget], step: float, decay: float
-) -> dict[str, str]:
+def _about(model: nn.Module, task: Task, budgets: Sequence[Budget], then: Then | None) -> dict[str, str]:
+    """What decides which step is best. Batches are compared where they are a list; a loader may shuffle them."""
+    data = task.validation if isinstance(task.validation, (list, tuple)) else ()
     return {
-        "weights": digest(model.state_dict()),
-        "pattern": repr(pattern),
-        "solver": repr(solver),
+        "model": digest(model),
         "budget": ", ".join(map(told, budgets)),
-        "steps": f"{step}, {decay}",
+        "data": digest(data),
+        "judge": digest((task.metric, task.summary, then)),
     }
 
 

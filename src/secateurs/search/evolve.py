@@ -15,8 +15,8 @@ from typing import Literal
 from torch import nn
 
 from secateurs.allocate import plan_of
+from secateurs.described import digest
 from secateurs.evidence import at_once
-from secateurs.files.partway import digest
 from secateurs.given import ALLOCATOR, COUNT, MODEL, PATH, SOLVER, TASK, require, require_values
 from secateurs.graph import blocks_of
 from secateurs.patterns import Selection, find_sites
@@ -98,11 +98,13 @@ def evolve(
     sites = find_sites(model, pattern, task.example, only=only, skip=skip)
     found = None if exchange == "layers" else blocks_of(model, task.example, blocks)
     genes = genes_of(sites, plan, found, step, reach)
+    batches = task.calibration if task.calibration is not None else task.train
     about = {
         "pattern": repr(pattern),
         "solver": repr(solver),
         "start": plan.to_json(),
-        "weights": digest(model.state_dict()),
+        "model": digest(model),
+        "data": digest((task.loss if by == "loss" else None, batches if isinstance(batches, (list, tuple)) else ())),
         "search": repr((exchange, step, reach, by, offspring, list(map(tuple, rounds)), seed)),
     }
     folder = None if checkpoint is None else Path(checkpoint)

@@ -18,13 +18,13 @@ SHARED, FORMAT, VERSION = "trials.json", "secateurs trials", 1
 
 
 def key_of(plan: Plan) -> str:
-    """What tells plans of the same sites apart: how many units each keeps.
+    """What tells plans of the same sites apart: how many units each keeps, in whatever order.
 
     >>> from secateurs.types import Share
     >>> key_of(Plan({"fc": Share(8, 3, {})})) == key_of(Plan({"fc": Share(8, 4, {})}))
     False
     """
-    return hashlib.sha256(json.dumps(dict(plan)).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(dict(plan), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
