@@ -307,7 +307,7 @@ def test_a_plan_of_blocks_promises_the_bytes_of_the_file_at_most(parts, tmp_path
     assert (written := (tmp_path / "small.safetensors").stat().st_size) <= promised < written + names
 
 
-@pytest.mark.parametrize("kind", ["plain", "configured"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("configured", marks=pytest.mark.slow)])
 def test_the_bytes_of_a_plan_hold_for_long_stacks_of_small_blocks_with_their_masks(t, kind, tmp_path):
     class Small(nn.Module):
         def __init__(self) -> None:

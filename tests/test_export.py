@@ -119,6 +119,7 @@ def test_a_weight_of_zeros_and_a_full_one_in_half_precision(tmp_path):
     assert len(onnx_package.load(made.path).graph.sparse_initializer) == 1
 
 
+@pytest.mark.slow
 def test_squeezenet_in_one_fixed_size(tmp_path):
     example = numbered(1, 3, 48, 48)
     model = sparse(squeezenet_1_0(), example, 0.5).train()
@@ -127,6 +128,7 @@ def test_squeezenet_in_one_fixed_size(tmp_path):
     torch.testing.assert_close(in_onnxruntime(made.path, example)[0], model.eval()(example), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_hugging_faces_bert_with_fewer_heads(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -105,6 +105,7 @@ def test_it_is_saved_loaded_and_shrunk_as_any_model(tmp_path):
     assert torch.equal(sc.load(tmp_path / "smaller.safetensors", net).eval()(data), model(data))
 
 
+@pytest.mark.slow
 def test_the_runtime_and_onnx_take_it(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, data = made(), images(1)
