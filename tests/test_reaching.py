@@ -142,3 +142,21 @@ def test_what_cannot_be_reached_is_said():
     falling = sc.Cost("rest", "units", lambda model, example: lambda plan: 100.0 - (48 if plan is None else sum(plan.values())))
     with pytest.raises(SecateursError, match="so that less is not cheaper"):
         smallest(model, task, within=0.1, cost=falling)
+
+
+class Told(nn.Linear):
+    """A layer with a state beside its tensors."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+
+def test_a_state_beside_the_tensors_is_left_alone():
+    model, task = judged()
+    model[0] = Told(*reversed(model[0].weight.shape))
+    found = smallest(model, task, within=1.0)
+    found.apply_(model)
+    assert int(model[0].weight.any(1).sum()) == found.plan["0"] < len(model[0].weight)

@@ -17,7 +17,7 @@ from torch import nn
 import secateurs as sc
 from secateurs.search import Trial, read_trials, try_plans, workers
 from secateurs.search.bench import Measured
-from secateurs.types import FileError, KindError, Plan, PlanError, SecateursError, TaskError
+from secateurs.types import FileError, KindError, NonFiniteError, Plan, PlanError, SecateursError, TaskError
 
 SOLVER = sc.LeastSquares(sc.TopK(sc.magnitude()))
 
@@ -463,3 +463,12 @@ def test_a_plan_of_a_wider_model_is_refused():
         try_plans(model, sc.Channel(), SOLVER, [plan], task, show=False)
     with pytest.raises(PlanError, match=said):
         sc.prune_(model, sc.Channel(), SOLVER, plan, task)
+
+
+def test_a_cost_that_is_no_number_is_an_error_that_names_it():
+    model, task = small()
+    lost = sc.Cost("mine", "x", lambda model, example: lambda plan: float("nan"))
+    with pytest.raises(NonFiniteError, match="try_plans: mine of a plan that keeps 16 units is nan, which cannot be compared"):
+        try_plans(model, sc.Channel(), SOLVER, plans_for(model, task, (0.5,)), task, costs=[lost], show=False)
+    with pytest.raises(NonFiniteError, match="random_search: mine of a plan"):
+        sc.random_search(model, sc.Channel(), SOLVER, sc.Budget(sc.macs, keep=0.5), task, costs=[lost], trials=2, show=False)

@@ -288,6 +288,6 @@ def _again(tried: Trials, best: Trial) -> tuple[Masks, dict[str, Tensor], float 
     bench, setting = tried.bench, tried.setting
     with taken_back(setting.model), torch_threads(setting.threads):
         masks = bench.made_(best.plan, bare=_keeps_all(best.plan))
-        state = {name: value.detach().clone() for name, value in setting.model.state_dict().items()}
+        state = {name: value.detach().clone() for name, value in setting.model.state_dict().items() if isinstance(value, Tensor)}
         has_test = setting.task.test is not None and setting.task.metric is not None
         return masks, state, evaluate(setting.model, setting.task, setting.task.test, show=False) if has_test else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
@@ -25,7 +26,7 @@ from secateurs.search.folder import TrialFiles, key_of
 from secateurs.search.pace import Pace
 from secateurs.search.trial import Study, Trial
 from secateurs.search.workers import Backend, Crew, crew_of, require_backend
-from secateurs.types import Cost, KindError, Pattern, Plan, PlanError, SecateursError, Solver, Task
+from secateurs.types import Cost, KindError, NonFiniteError, Pattern, Plan, PlanError, SecateursError, Solver, Task
 
 
 class How(TypedDict, total=False):
@@ -213,10 +214,18 @@ class Trials:
         """Give a plan its number, unless it has one; what the folder holds of it need not be done. Gives the key of its trial."""
         key = key_of(plan)
         if key not in self._known:
-            costs = {name: float(price(plan)) for name, price in self._prices.items()}
+            costs = {name: self._cost(name, plan) for name in self._prices}
             trial = self._earlier.get(key, Trial(0, plan))
             self._known[key] = replace(trial, number=len(self._known), costs=costs)
         return key
+
+    def _cost(self, name: str, plan: Plan) -> float:
+        value = float(self._prices[name](plan))
+        if not isfinite(value):
+            raise NonFiniteError(
+                f"{self._who}: {name} of a plan that keeps {sum(plan.values())} units is {value}, which cannot be compared: look at {name}"
+            )
+        return value
 
     def _finished(self, key: str, measured: Measured) -> Trial:
         value, seconds, error = measured
