@@ -472,3 +472,20 @@ def test_a_cost_that_is_no_number_is_an_error_that_names_it():
         try_plans(model, sc.Channel(), SOLVER, plans_for(model, task, (0.5,)), task, costs=[lost], show=False)
     with pytest.raises(NonFiniteError, match="random_search: mine of a plan"):
         sc.random_search(model, sc.Channel(), SOLVER, sc.Budget(sc.macs, keep=0.5), task, costs=[lost], trials=2, show=False)
+
+
+def test_one_thing_in_the_place_of_several_is_refused():
+    model, task = small()
+    [plan] = plans_for(model, task, (0.5,))
+    for given, error, said in (
+        ({"plans": plan}, KindError, r"try_plans: plans is a Plan, but must be plans, for example \[plan\]"),
+        ({"plans": None}, KindError, "try_plans: plans is None, but must be plans"),
+        ({"costs": sc.macs}, KindError, r"try_plans: costs is a Cost, but must be costs, for example \[macs, params\]"),
+        ({"seed": None}, KindError, "try_plans: seed is None, but must be a whole number"),
+    ):
+        how = {"plans": [plan], **given}
+        with pytest.raises(error, match=said):
+            try_plans(model, sc.Channel(), SOLVER, how.pop("plans"), task, show=False, **how)
+    for search in (sc.tpe, sc.nsga2):
+        with pytest.raises(KindError, match=f"{search.__name__}: against is a Cost, but must be costs"):
+            search(model, sc.Channel(), SOLVER, None, task, against=sc.macs, show=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.types import Budget, Cost, Criterion, Hook, KindError, Pattern, SecateursError, Task
+from secateurs.types import Budget, Cost, Criterion, Hook, KindError, Pattern, Plan, SecateursError, Task
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,16 @@ def require_values(who: str, model: nn.Module) -> None:
         )
 
 
-def require_own_names(who: str, costs: Sequence[Cost]) -> None:
-    """Raise `SecateursError` where two costs have one name, by which only one of them could be told.
+def require_costs(who: str, argument: str, costs: Sequence[Cost]) -> None:
+    """Raise `KindError` where something is no costs, `SecateursError` where two have one name, by which only one could be told.
 
     >>> from secateurs.costs import macs, params
-    >>> require_own_names("mine", [macs, params, macs])
+    >>> require_costs("mine", "costs", [macs, params, macs])
     """
+    require(who, argument, costs, COSTS)
     known: dict[str, Cost] = {}
     for cost in costs:
+        require(who, "a cost", cost, COST)
         if known.setdefault(cost.name, cost) != cost:
             raise SecateursError(
                 f"{who}: two costs are called {cost.name}: give one of them another name, as dataclasses.replace(cost, "
@@ -129,6 +131,8 @@ ALLOCATORS = Kind("a function that makes allocators, for example uniform (not un
 BY_SPARSITY = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(sparsity=0.5))
 SCHEDULE = Kind("a function of the progress in (0, 1], for example cubic(0.9)", _takes(0.5))
 COST = Kind("a cost, for example macs", lambda value: isinstance(value, Cost))
+COSTS = Kind("costs, for example [macs, params]", lambda value: isinstance(value, (list, tuple)))
+PLANS = Kind("plans, for example [plan]", lambda value: isinstance(value, Iterable) and not isinstance(value, (Plan, str)))
 BUDGET = Kind("a budget, for example Budget(macs, keep=0.5)", lambda value: isinstance(value, Budget))
 BUDGETS = Kind(
     "a budget, for example Budget(macs, keep=0.5), or a list of them",

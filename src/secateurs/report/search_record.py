@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.given import require_own_names
+from secateurs.given import require_costs
 from secateurs.report.files import read_parsed, replace_text
 from secateurs.report.record import Curve, environment
 from secateurs.report.scan import site_curves
@@ -211,7 +211,7 @@ def costs_of(model: nn.Module, example: Any, plans: Sequence[Plan | None], costs
     >>> costs_of(nn.Linear(3, 2), torch.zeros(1, 3), [None], [params, macs])
     [{'params': 8.0, 'macs': 6.0}]
     """
-    require_own_names("costs_of", costs)
+    require_costs("costs_of", "costs", costs)
     prepared = {cost.name: cost.prepare(model, example) for cost in costs}
     return [{name: count(plan) for name, count in prepared.items()} for plan in plans]
 
@@ -246,7 +246,7 @@ def search_record(
     ('uniform 2', {'macs': 20.0}, 0.5)
     """
     first = _require_studies(studies)
-    require_own_names("search_record", costs)
+    require_costs("search_record", "costs", costs)
     attempts = tuple(_attempt(name, trial) for name, study in studies.items() for trial in study.trials if not trial.open)
     done = [trial for study in studies.values() for trial in study.done]
     if chosen is None and not done:

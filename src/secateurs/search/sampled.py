@@ -15,7 +15,7 @@ from urllib.parse import quote
 from torch import nn
 from typing_extensions import Unpack
 
-from secateurs.given import ALLOCATOR, COUNT, PATH, require, require_own_names
+from secateurs.given import ALLOCATOR, COUNT, PATH, require, require_costs
 from secateurs.progress import tell, track
 from secateurs.prune import planned
 from secateurs.search.at_random import require_trials
@@ -76,7 +76,7 @@ def tpe(
     def sampler(optuna: Any, seed: int) -> Any:
         return optuna.samplers.TPESampler(n_startup_trials=warm_up, multivariate=True, constant_liar=True, seed=seed)
 
-    ask = _Asked("tpe", sampler, f"tpe, warm_up={warm_up}", trials, tuple(against), start, storage, name, at_once)
+    ask = _Asked("tpe", sampler, f"tpe, warm_up={warm_up}", trials, against, start, storage, name, at_once)
     return _searched(ask, model, pattern, solver, budget, task, floor, ceiling, how)
 
 
@@ -122,7 +122,7 @@ def nsga2(
     def sampler(optuna: Any, seed: int) -> Any:
         return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
 
-    ask = _Asked("nsga2", sampler, f"nsga2, population={population}", trials, tuple(against), start, storage, name, at_once)
+    ask = _Asked("nsga2", sampler, f"nsga2, population={population}", trials, against, start, storage, name, at_once)
     return _searched(ask, model, pattern, solver, budget, task, floor, ceiling, how)
 
 
@@ -134,7 +134,7 @@ class _Asked:
     sampler: MakesSampler
     said: str
     trials: int
-    against: tuple[Cost, ...]
+    against: Sequence[Cost]
     start: Allocator | None
     storage: str | Path | None
     name: str
@@ -143,7 +143,7 @@ class _Asked:
     def __post_init__(self) -> None:
         require_trials(self.who, self.trials)
         require(self.who, "at_once", self.at_once, COUNT)
-        require_own_names(self.who, self.against)
+        require_costs(self.who, "against", self.against)
         if self.at_once < 1:
             raise SecateursError(f"{self.who}: at_once={self.at_once} must be at least 1")
         for name, value, kind in (("start", self.start, ALLOCATOR), ("storage", self.storage, PATH)):

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from secateurs.allocate import plan_of
 from secateurs.described import digest, shown
-from secateurs.given import COST, COUNT, MODEL, PATH, PATTERN, SOLVER, TASK, require, require_own_names, require_values
+from secateurs.given import COST, COUNT, MODEL, PATH, PATTERN, PLANS, SOLVER, TASK, require, require_costs, require_values
 from secateurs.patterns import Selection
 from secateurs.progress import tell, track
 from secateurs.prune import require_these_sites
@@ -88,6 +88,7 @@ def try_plans(
     [(25.0, {'params': 25.0}), (39.0, {'params': 39.0})]
     """
     with Trials("try_plans", model, pattern, solver, task, costs, **how) as trials:
+        require("try_plans", "plans", plans, PLANS)
         wanted = [trials.checked(plan) for plan in plans]
         if not wanted:
             raise SecateursError("try_plans: there is not one plan to try")
@@ -113,8 +114,8 @@ class Trials:
         self.bench = Bench(self.setting)
         self._who = who
         self._prices: dict[str, Callable[[Plan | None], float]] = {}
+        require_costs(who, "costs", costs)
         self.count_(*costs)
-        require_own_names(who, costs)
         self.whole = plan_of(self.bench.sites, {site.name: site.available for site in self.bench.sites})
         self._files = (
             None if checkpoint is None else TrialFiles(Path(checkpoint), self.about, self.whole, self.setting.higher_is_better)
@@ -265,7 +266,8 @@ def _setting(who: str, model: nn.Module, pattern: Pattern, solver: Solver, task:
         require(who, name, value, kind)
     require_values(who, model)
     given: dict[str, Any] = dict(how)
-    for name, kind in (("seed", COUNT), ("workers", COUNT), ("threads", COUNT), ("checkpoint", PATH)):
+    require(who, "seed", given.get("seed", 0), COUNT)
+    for name, kind in (("workers", COUNT), ("threads", COUNT), ("checkpoint", PATH)):
         if given.get(name) is not None:
             require(who, name, given[name], kind)
         if name in ("workers", "threads") and given.get(name) is not None and given[name] < 1:
