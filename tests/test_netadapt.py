@@ -118,7 +118,7 @@ def test_bad_input_is_an_error_and_the_model_as_it_was():
         netadapt_(model, task, budget=sc.Budget(sc.macs, limit=9))
     lost = sc.Task(task.example, validation=task.validation, metric=lambda output, target: torch.tensor(torch.nan))
     with pytest.raises(
-        NonFiniteError, match=r"netadapt_: no proposal has a finite accuracy \(0 nan, 3 nan\): take a smaller step="
+        NonFiniteError, match=r"netadapt_: no proposal has a finite accuracy \(0 nan, 3 nan\): look at what the model"
     ):
         netadapt_(model, lost, budget=budget)
     for wrong in ({"step": 1.5}, {"step": 0.0}, {"decay": 0}):

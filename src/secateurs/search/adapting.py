@@ -97,7 +97,8 @@ class Adapting:
                     best = _Proposal(lever, lever.kept(count), metric, state, {name: mask.clone() for name, mask in masks.items()})
         if best is None:
             raise NonFiniteError(
-                f"netadapt_: no proposal has a finite {self.task.metric_name} ({', '.join(said[:5])}): take a smaller step="
+                f"netadapt_: no proposal has a finite {self.task.metric_name} ({', '.join(said[:5])}): look at what "
+                "the model as it is measures, then take a smaller step="
             )
         return best
 
