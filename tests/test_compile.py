@@ -40,7 +40,7 @@ from secateurs.run.network.nodes import Linear
 from secateurs.run.recording.one_call import network_of
 
 compiling = importlib.import_module("secateurs.run.compiled")  # the package has functions of these names
-latency_module = importlib.import_module("secateurs.run.forecast.latency")
+whole_module = importlib.import_module("secateurs.run.forecast.whole")
 has_kernels = pytest.mark.skipif(not available(), reason="secateurs was installed without its kernels")
 
 
@@ -545,13 +545,13 @@ def test_a_damaged_measurement_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
     assert tried > 100
 
 
-@pytest.mark.parametrize("damaged", [*_BAD, [1e-3], [1e-3, None], [1e-3, 2e-3, 3e-3], {"a": 1, "b": 2}], ids=repr)
+@pytest.mark.parametrize("damaged", [*_BAD, [1e-3], [1e-3, None], [1e-3, 2e-3, 3e-3], {"a": 1, "b": 2}, {"runtimes": {}}], ids=repr)
 def test_other_measurements_that_are_damaged_count_as_unknown(damaged: Any, tmp_path: Path) -> None:
     memory = Memory(tmp_path / "measured.json")
     with memory.changing() as entries:
         entries["a"] = damaged
     assert memory.get("a", memory_module.read_seconds) is None
-    assert memory.get("a", latency_module._two) is None
+    assert memory.get("a", whole_module._read) is None
     assert memory.recall("a", memory_module.read_seconds, lambda: 0.5) == 0.5
     assert Memory(memory.path).get("a", memory_module.read_seconds) == 0.5
 

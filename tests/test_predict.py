@@ -411,7 +411,7 @@ def test_the_cost_falls_with_channels_of_every_network(machine, specimen):
     count = latency(threads=1).prepare(model, specimen.example)
     found = [count(sc.uniform(keep=keep)(sites, lambda: iter([]))) for keep in (0.5, 0.75, 1.0)]
     assert found == sorted(found)
-    assert found[0] < found[-1] <= count(None)
+    assert found[0] < found[-1] <= count(None) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("specimen", [LAYERS[0], next(each for each in LAYERS if each.name == "LSTM"), NETWORKS[1]], ids=repr)

@@ -11,7 +11,10 @@ from secateurs.allocate.levers import Lever, LossesOf, losses_of, next_scores
 from secateurs.types import Plan, Scores, Sites
 
 _MANY = 4096
-"""Of levers with more numbers to choose from, neither all scores are sorted nor all numbers tried."""
+"""Of levers with more numbers to choose from, not all scores are sorted."""
+
+_JUMPS = 512
+"""Of levers with more numbers to choose from, not all are tried: widths have cliffs, numbers of single weights have none."""
 
 Worth = Callable[[Lever, int, int, float], float]
 """What it is worth that a lever goes from one count to a larger one, which takes such a part of the budgets."""
@@ -21,7 +24,7 @@ def fill_(levers: Sequence[Lever], ledger: Ledger, worth: Worth) -> None:
     """Give units one by one, those first that are worth most, until none fits any more.
 
     A cost may be one that falls where a site grows (widths that a machine likes): where the next unit of a lever does not fit, a larger
-    number that does is taken. Of levers with more than 4,096 numbers only those are seen that halving finds.
+    number that does is taken. Of levers with more than 512 numbers only those are seen that halving finds.
     """
     _by_steps_(levers, ledger, worth)
     while _by_jump_(levers, ledger):
@@ -73,9 +76,9 @@ def _furthest(lever: Lever, ledger: Ledger, fits: int) -> int:
 def _by_jump_(levers: Sequence[Lever], ledger: Ledger) -> bool:
     """Take the first larger number that fits of a lever whose next one does not, if there is any."""
     for lever in levers:
-        if lever.choices <= _MANY:
+        if lever.choices <= _JUMPS:
             now = lever.now(ledger.counts)
-            for count in lever.grid(_MANY):
+            for count in lever.grid(_JUMPS):
                 if count > now and ledger.account.meet(ledger.at(lever.kept(count))):
                     ledger.move_(lever.kept(count))
                     return True
