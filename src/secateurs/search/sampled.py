@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from torch import nn
 from typing_extensions import Unpack
@@ -335,10 +336,10 @@ class _Search:
 
 def _storage(optuna: Any, path: Path) -> Any:
     """The database in a file; raises `FileError` where it is none."""
+    # Versions of SQLAlchemy read what a name in an address is quoted with in different ways: the file is opened by its own name.
+    opened = partial(sqlite3.connect, str(path.absolute()), timeout=60, check_same_thread=False)
     try:
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{quote(str(path.absolute()))}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": opened})
     except Exception as error:  # whatever SQLAlchemy's driver raises
         raise FileError(
             f"{path} is no study of optuna's ({type(error).__name__}: {str(error).splitlines()[0]}): name another file"
