@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
@@ -277,6 +278,24 @@ def test_hooks_are_called_in_their_order() -> None:
 
 def dropout_network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Dropout(0.5), nn.Linear(10, 8), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("fails", ["start", "epoch", "gradients", "end", None])
+def test_hooks_are_closed_whatever_ended_the_run(fails: str | None) -> None:
+    """Each once, the last one first, also those that never began."""
+
+    def fail(run: Run) -> None:
+        raise RuntimeError("stopped here")
+
+    closed: list[str] = []
+    model, broken = nn.Linear(5, 2), {fails: fail} if fails else {}
+    hooks = [
+        spy("first", close=lambda run: closed.append("first"), **broken),
+        spy("second", close=lambda run: closed.append("second")),
+    ]
+    with pytest.raises(RuntimeError, match="stopped here") if fails else nullcontext():
+        sc.train_(model, regression(), sgd(model), 1, hooks=hooks)
+    assert closed == ["second", "first"]
 
 
 def test_dropout_follows_equation_2() -> None:

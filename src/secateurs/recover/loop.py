@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -77,7 +77,7 @@ def train_(
     run.constraints = tuple(constraints)
     loop = _Loop(run, hooks, _scaler(run, amp), _autocast(model, amp), accumulate, show)
     start = loop.begun(checkpoint, seed)
-    with _holding(run, no_surprise=masks is None or bool(hooks)):
+    with _holding(run, no_surprise=masks is None or bool(hooks)), _closed_at_last(run, hooks):
         loop.go(start, checkpoint)
     return run
 
@@ -126,6 +126,15 @@ def _holding(run: Run, no_surprise: bool) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         run.inputs = run.output = run.target = None
+
+
+@contextmanager
+def _closed_at_last(run: Run, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Whatever ends the block, each hook takes off the model what it has put there, the last one first."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.close, run)
+        yield
 
 
 def _constrain_(run: Run) -> None:

@@ -128,7 +128,8 @@ class Hook:
     ``loss`` after each forward pass, returning what is added to the loss; ``gradients`` once the gradients of a step are complete;
     ``stepped`` after the optimizer's step; ``epoch_end`` after the epoch's validation, before its checkpoint is written; ``end`` once,
     when the last epoch is over or a hook has stopped training (``run.stop = True``). Where an error or Ctrl-C ends it, ``end`` is not
-    called: such a run is not over, but goes on later from its checkpoint.
+    called: such a run is not over, but goes on later from its checkpoint. ``close`` comes last of all, whatever ended the run, an error in
+    another hook's ``start`` as well: it takes off what the hook has put on the model, and is called again without harm.
     ``state`` and ``restore`` carry a hook through a checkpoint: tensors, numbers, strings, lists and dicts of them.
 
     >>> halve = Hook("halve", gradients=lambda run: [p.grad.mul_(0.5) for p in run.model.parameters()] and None)
@@ -144,5 +145,6 @@ class Hook:
     stepped: Callable[[Run], None] = _nothing
     epoch_end: Callable[[Run], None] = _nothing
     end: Callable[[Run], None] = _nothing
+    close: Callable[[Run], None] = _nothing
     state: Callable[[], dict[str, Any]] = _no_state
     restore: Callable[[Mapping[str, Any]], None] = _ignore_state
