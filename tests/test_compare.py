@@ -269,6 +269,7 @@ def test_what_cannot_go_to_another_process_is_named(small_cnn, cnn_task) -> None
         sc.compare([recipe], small_cnn, digits, processes=2, show=False)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path) -> None:
     script = """
         import secateurs as sc

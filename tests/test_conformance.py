@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -95,6 +96,9 @@ WITH_HEIGHT = {name for name in CONVOLUTIONS if "1d" not in name}
 EVEN = ALL - {"Linear of awkward size"}
 SEVERAL_INPUTS = EVEN - {"Conv2d, depthwise"}
 
+TAKING_LONG = ("within_budget",)
+QUICK = ("Linear of awkward size", "Conv2d, depthwise", "Conv2d, grouped", "RNN", "MultiheadAttention", "Embedding")
+EACH_KIND = [each for each in LAYERS if each.name in QUICK or os.environ.get("SECATEURS_ALL") == "1"]  # all of them take minutes
 OBSERVED = {name for name in ALL if name.startswith(("Linear", "Conv"))}
 
 # Each pattern, and the layers that it fits.
@@ -304,7 +308,7 @@ def test_each_criterion_keeps_its_laws(criterion, laws):
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: repr(solver)[:60])
 def test_each_solver_keeps_its_laws(solver):
     together = isinstance(solver, (ALPS, GateFisher, Lasso, Merge, Restored, SparseGPT, Swaps, ThiNet, ZipLM))
-    assert check_solver(solver, by_score=not together) is None
+    assert check_solver(solver, by_score=not together, on=EACH_KIND, coupled=COUPLED) is None
 
 
 @pytest.mark.parametrize("specimen", [specimen for specimen in LAYERS if specimen.name in OBSERVED], ids=repr)
@@ -318,7 +322,8 @@ def test_each_layer_is_observed_where_the_model_is(specimen):
 
 @pytest.mark.parametrize(("name", "make", "exact"), ALLOCATORS, ids=[row[0] for row in ALLOCATORS])
 def test_each_allocator_keeps_its_laws(name, make, exact):
-    assert check_allocator(make, exact=exact, nested=name not in USING_UP) is None
+    on = [*NETWORKS[1:2], *COUPLED[1:]] if name in TAKING_LONG and os.environ.get("SECATEURS_ALL") != "1" else None
+    assert check_allocator(make, exact=exact, nested=name not in USING_UP, on=on) is None
 
 
 def test_allocators_that_weigh_losses_against_costs_keep_their_laws():

@@ -40,8 +40,12 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen] | None = None) -> None:
+def check_solver(
+    solver: Solver, *, by_score: bool = True, on: Sequence[Specimen] | None = None, coupled: Sequence[Specimen] | None = None
+) -> None:
     """Raise `AssertionError` where a solver breaks a law, on small layers of each kind and on coupled weights (``on=`` to choose others).
+
+    ``coupled=`` are the networks whose coupled weights are checked, where they are not those of ``on``.
 
     - it keeps exactly as many units as it is told, from none to all, the same number in each contest, whatever the ties
     - the units kept score at least as high as those removed, of equal ones the first stay (``by_score=False`` where choice and
@@ -60,7 +64,7 @@ def check_solver(solver: Solver, *, by_score: bool = True, on: Sequence[Specimen
         for pattern in _PATTERNS:
             for earlier in (False, True):
                 checked += _check_sites(solver, specimen, pattern, _fitting(specimen.model(), pattern, earlier), by_score)
-    for specimen in on or COUPLED:
+    for specimen in coupled or on or COUPLED:
         for earlier in (False, True):
             checked += _check_sites(solver, specimen, Channel(), sites_of(specimen, Channel(), earlier), by_score)
         _check_shared(solver, specimen)
