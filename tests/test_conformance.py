@@ -96,7 +96,6 @@ WITH_HEIGHT = {name for name in CONVOLUTIONS if "1d" not in name}
 EVEN = ALL - {"Linear of awkward size"}
 SEVERAL_INPUTS = EVEN - {"Conv2d, depthwise"}
 
-TAKING_LONG = ("within_budget",)
 QUICK = ("Linear of awkward size", "Conv2d, depthwise", "Conv2d, grouped", "RNN", "MultiheadAttention", "Embedding")
 EACH_KIND = [each for each in LAYERS if each.name in QUICK or os.environ.get("SECATEURS_ALL") == "1"]  # all of them take minutes
 OBSERVED = {name for name in ALL if name.startswith(("Linear", "Conv"))}
@@ -322,8 +321,7 @@ def test_each_layer_is_observed_where_the_model_is(specimen):
 
 @pytest.mark.parametrize(("name", "make", "exact"), ALLOCATORS, ids=[row[0] for row in ALLOCATORS])
 def test_each_allocator_keeps_its_laws(name, make, exact):
-    on = [*NETWORKS[1:2], *COUPLED[1:]] if name in TAKING_LONG and os.environ.get("SECATEURS_ALL") != "1" else None
-    assert check_allocator(make, exact=exact, nested=name not in USING_UP, on=on) is None
+    assert check_allocator(make, exact=exact, nested=name not in USING_UP) is None
 
 
 def test_allocators_that_weigh_losses_against_costs_keep_their_laws():
