@@ -262,6 +262,26 @@ def files_of_shards() -> Any:
     return alike, sizes, nowhere, kept
 
 
+@check
+def taught_by_what_it_was() -> Any:
+    """Data-parallel, with a trained map; in shards only by a teacher that is given, and then to the same losses."""
+
+    def history(model: nn.Module, teacher: Any, **options: Any) -> Any:
+        hook = sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.global_threshold, sc.linear(0.6))
+        hooks = [hook, sc.distill(teacher), sc.distill_features(teacher, "0", weight=0.1, **options)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = sc.train_(model, task(), optimizer, 2, hooks=hooks, show=False)
+        return [entry["loss"] for entry in run.history], hooks[2].state().get("maps", {})
+
+    own, _ = history(DistributedDataParallel(network()), sc.Teacher())
+    in_shards, _ = history(sharded(network()), sc.Teacher(network()))
+    torch.manual_seed(3)
+    wide = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+    _, maps = history(DistributedDataParallel(network()), wide, project=True)
+    told = refused(lambda: history(sharded(network()), None))
+    return own, in_shards, maps["0#0"].tolist(), told
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{FOLDER}/rendezvous"

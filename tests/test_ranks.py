@@ -139,3 +139,10 @@ def test_one_process_alone_talks_to_nobody() -> None:
         assert (count(), gathered(3), of_first(3)) == (1, [3], 3)
     tensor = torch.ones(2)
     assert whole(tensor) is shard_of(tensor) is sharded_as(tensor, tensor) is tensor and not is_sharded(tensor)
+
+
+def test_a_model_in_several_processes_is_taught_alike(found: Found) -> None:
+    own, in_shards, maps, told = both(found, "taught_by_what_it_was")
+    assert own == pytest.approx(in_shards, rel=1e-5)
+    assert len(maps) == 9 and len(maps[0]) == 33
+    assert "is sharded (fully_shard), and a model in shards cannot be copied: copy it before sharding" in told

@@ -102,11 +102,15 @@ from .prune import prune_ as prune_
 from .ranks import alone as alone
 from .recover import Movement as Movement
 from .recover import Reconstructed as Reconstructed
+from .recover import Teacher as Teacher
 from .recover import adjust_dropout_ as adjust_dropout_
+from .recover import attention_transfer as attention_transfer
 from .recover import channel_attention as channel_attention
 from .recover import clip_gradients as clip_gradients
 from .recover import cubic as cubic
 from .recover import distill as distill
+from .recover import distill_features as distill_features
+from .recover import distill_tokens as distill_tokens
 from .recover import dropout_rates as dropout_rates
 from .recover import evaluate as evaluate
 from .recover import geometric as geometric
@@ -120,6 +124,7 @@ from .recover import per_step as per_step
 from .recover import reconstruct_ as reconstruct_
 from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_
+from .recover import teacher_of as teacher_of
 from .recover import train_ as train_
 from .search import Evolution as Evolution
 from .search import Gone as Gone

@@ -3,6 +3,7 @@
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.evaluate import evaluate
+from secateurs.recover.features import attention_transfer, distill_features, distill_tokens
 from secateurs.recover.gates import channel_attention
 from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
@@ -11,6 +12,7 @@ from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
 from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
+from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 
 __all__ = [
@@ -18,11 +20,15 @@ __all__ = [
     "Movement",
     "Reconstructed",
     "Schedule",
+    "Teacher",
     "adjust_dropout_",
+    "attention_transfer",
     "channel_attention",
     "clip_gradients",
     "cubic",
     "distill",
+    "distill_features",
+    "distill_tokens",
     "dropout_rates",
     "evaluate",
     "geometric",
@@ -37,6 +43,7 @@ __all__ = [
     "reconstruct_",
     "rescale_",
     "rewind_",
+    "teacher_of",
     "train_",
     "trainer_callback",
 ]

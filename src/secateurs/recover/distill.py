@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from secateurs.forward import call, evaluating
+from secateurs.recover.counted import counted_in, mean_over
+from secateurs.recover.teacher import Teacher, teacher_for
 from secateurs.types import Hook, Run, SecateursError
 
 
-def distill(teacher: nn.Module, *, temperature: float = 4.0, weight: float = 1.0, dim: int | None = None) -> Hook:
+def distill(
+    teacher: nn.Module | Teacher | None = None,
+    *,
+    temperature: float = 4.0,
+    weight: float = 1.0,
+    dim: int | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    name: str = "distill",
+) -> Hook:
     """Adds ``weight · T² · KL(p ‖ q)``, of teacher's and model's probabilities at temperature T, to the loss (1503.02531).
 
     T² keeps gradients of the same size at any temperature. Teacher and model see the same inputs; both return logits, or an output with
-    ``logits`` in it as models of Hugging Face do. Classes are along `dim`: by default 1, and the last of those logits that are
-    ``(batch, positions, words)``. Where the inputs have an ``attention_mask`` of the positions, padded ones do not count. The teacher
-    answers in evaluation mode, learns nothing, and belongs to no checkpoint: where training goes on from one, give the same teacher
-    again. To teach a pruned model by itself before the pruning, keep a copy first: ``teacher = copy.deepcopy(model)``.
+    ``logits`` in it as models of Hugging Face do, or ``logits(output)`` takes them from what they return. Classes are along `dim`: by
+    default 1, and the last of those logits that are ``(batch, positions, words)``. Where the inputs have an ``attention_mask`` of the
+    positions, padded ones do not count. The teacher answers in evaluation mode and learns nothing. Without one it is a copy of the model
+    as training begins, which `gradual` prunes only then, and goes into the checkpoint; one that is given belongs to no checkpoint, so
+    give the same again where training goes on. For a model that is pruned already, keep it first: ``teacher = teacher_of(model)``.
+    Several hooks may share a `Teacher`, and need names of their own.
+
+    In a loop of your own: ``hook.start(run)`` with a `Run`, and ``hook.loss(run)`` once ``run.inputs`` and ``run.output`` are those of
+    the batch, to be added to the loss.
 
     Raises `SecateursError` for a temperature that is not positive, a negative weight, a teacher that shares parameters with the
-    model that is trained, or logits that do not fit each other.
+    model that is trained or would be a copy of a pruned one, or logits that do not fit each other.
 
     >>> from secateurs import Task, train_
     >>> teacher, model = nn.Linear(2, 3), nn.Linear(2, 3)
@@ -34,25 +48,30 @@ def distill(teacher: nn.Module, *, temperature: float = 4.0, weight: float = 1.0
     True
     """
     if not (0 < temperature < float("inf") and 0 <= weight < float("inf")):
-        raise SecateursError(f"distill(temperature={temperature}, weight={weight}): temperature must be above 0, weight at least 0")
+        raise SecateursError(f"{name}(temperature={temperature}, weight={weight}): temperature must be above 0, weight at least 0")
 
-    def start(run: Run) -> None:
-        trained = {id(parameter) for parameter in run.model.parameters() if parameter.requires_grad}
-        if any(id(parameter) in trained for parameter in teacher.parameters()):
-            raise SecateursError(
-                "distill: the teacher shares parameters with the model that is trained; "
-                "keep a copy before pruning: teacher = copy.deepcopy(model)"
-            )
+    source = teacher_for(name, teacher)
 
     def loss(run: Run) -> Tensor:
-        with evaluating(teacher):
-            answer = call(teacher, run.inputs)
+        answer, _ = source.lesson(run, name)
         along = _classes(answer) if dim is None else dim
-        known, learnt = _log_probabilities(_logits(answer), _logits(run.output), temperature, along)
+        of_teacher, own = (_logits(each) if logits is None else logits(each) for each in (answer, run.output))
+        known, learnt = _log_probabilities(of_teacher, own, temperature, along, name)
         divergence = kl_div(learnt, known, reduction="none", log_target=True).sum(along)
-        return weight * temperature**2 * _mean(divergence, run.inputs)
+        there = counted_in(run.inputs, divergence.shape, None)
+        return weight * temperature**2 * mean_over(divergence, there)
 
-    return Hook("distill", start=start, loss=loss)
+    def start(run: Run) -> None:
+        source.begin(run, name)
+
+    return Hook(
+        name,
+        start=start,
+        loss=loss,
+        close=lambda run: source.close(name),
+        state=lambda: source.state(name),
+        restore=lambda state: source.restore(state, name),
+    )
 
 
 def _logits(answer: Any) -> Any:
@@ -67,22 +86,14 @@ def _classes(answer: Any) -> int:
     return -1 if logits is not answer and isinstance(logits, Tensor) and logits.ndim == 3 else 1
 
 
-def _mean(divergence: Tensor, inputs: Any) -> Tensor:
-    """The mean over all positions, or over those that are no padding."""
-    there = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if not isinstance(there, Tensor) or there.shape != divergence.shape:
-        return divergence.mean()
-    counted = there != 0
-    return divergence.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
-
-
-def _log_probabilities(answer: Any, output: Any, temperature: float, dim: int) -> list[Tensor]:
+def _log_probabilities(answer: Any, output: Any, temperature: float, dim: int, who: str) -> list[Tensor]:
     """Teacher's and model's, in float32 at least whatever the mixed precision."""
     shapes = [tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__ for logits in (answer, output)]
     if not isinstance(answer, Tensor) or shapes[0] != shapes[1] or not -answer.ndim <= dim < answer.ndim:
         raise SecateursError(
-            f"distill(dim={dim}): teacher and model must return logits of one shape, with classes along that dimension, but the "
-            f"teacher returned {shapes[0]} and the model {shapes[1]}; wrap one of them, give another dim=, or write a Hook(loss=...)"
+            f"{who}(dim={dim}): teacher and model must return logits of one shape, with classes along that dimension, but the "
+            f"teacher returned {shapes[0]} and the model {shapes[1]}; wrap one of them, give another dim=, or say with "
+            "logits=lambda output: ... what of an output is compared (output[0] of a tuple, the classes that both have)"
         )
     return [
         torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim)
