@@ -202,6 +202,32 @@ def stopped_and_gone_on() -> Any:
     return same(whole_run.state_dict(), gone_on.state_dict()), len({*everywhere(float(torch.rand(())))})
 
 
+@check
+def masks_that_grow_again() -> Any:
+    """Data-parallel and in shards, by gradient and by chance: the same masks."""
+
+    def grown(model: nn.Module, hook: sc.Hook) -> sc.Masks:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        return sc.train_(model, task(), optimizer, 3, hooks=[hook], show=False).masks
+
+    def whole_of(masks: sc.Masks) -> dict[str, Any]:
+        return {name.removeprefix("module."): whole(mask).tolist() for name, mask in masks.items()}
+
+    found: list[Any] = []
+    half, largest = sc.uniform(sparsity=0.5), sc.magnitude()
+    for hook in (
+        lambda: sc.rigl(half, start=largest, every=2),
+        lambda: sc.sparse_evolutionary(half, start=largest),
+        lambda: sc.gradual_regrowth(sc.linear(0.5), every=2),
+    ):
+        parallel, model = DistributedDataParallel(network()), sharded(network())
+        one, other = grown(parallel, hook()), grown(model, hook())
+        found.append((whole_of(one) == whole_of(other), other.kept, one.kept))
+        found.append(len({json.dumps(each) for each in everywhere(whole_of(one))}))
+    started = prune(network(), task(), allocate=sc.uniform(sparsity=0.5))
+    return found, refused(lambda: started.regrow_({"0.weight": (~started["0.weight"]) & (RANK == 0)})), started.sparsity
+
+
 # ---------------------------------------------------------------- each process has a shard of the model
 
 

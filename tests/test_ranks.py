@@ -122,6 +122,13 @@ def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
     assert "train_: checkpoint= writes whole models, and this one is sharded" in kept
 
 
+def test_masks_that_grow_again_do_so_alike(found: Found) -> None:
+    grown, told, unchanged = both(found, "masks_that_grow_again")
+    assert grown[::2] == [[True, 264, 264]] * 3
+    assert grown[1::2] == [1, 1, 1]
+    assert "0.weight: the mask after the exchange of process 1 differs from that of process 0" in told and unchanged == 0.5
+
+
 def test_a_checkpoint_of_more_processes_warns_that_random_numbers_will_be_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ from .recover import dropout_rates as dropout_rates
 from .recover import evaluate as evaluate
 from .recover import geometric as geometric
 from .recover import gradual as gradual
+from .recover import gradual_regrowth as gradual_regrowth
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
 from .recover import movement_pruning as movement_pruning
@@ -124,6 +125,8 @@ from .recover import per_step as per_step
 from .recover import reconstruct_ as reconstruct_
 from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_
+from .recover import rigl as rigl
+from .recover import sparse_evolutionary as sparse_evolutionary
 from .recover import teacher_of as teacher_of
 from .recover import train_ as train_
 from .search import Evolution as Evolution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import accumulate
 from typing import Any
@@ -15,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from secateurs.forward import parameters_in
 from secateurs.given import require_values, told
+from secateurs.masks.exchange import changed, plain_optimizer, require_forgetful, require_whole_units, write_
 from secateurs.masks.origin import UNKNOWN, Origin
 from secateurs.masks.pieces import pieces
 from secateurs.patterns import find_weights
-from secateurs.ranks import is_sharded, shard_of, sharded_as, whole
-from secateurs.types import KindError, Plan, SecateursError, Skipped
+from secateurs.ranks import is_sharded, require_same, shard_of, sharded_as, together, whole
+from secateurs.types import KindError, Plan, SecateursError, Site, Skipped
 
 _AROUND, _WITHIN = (
     ("module.", "base_model.model."),
@@ -51,6 +53,7 @@ class Masks(Mapping[str, Tensor]):
         unwrapped = {_unwrapped(name): parameter for name, parameter in exact.items()}
         self._kept: dict[str, int] = {}
         self._carried, self._taken_out = False, frozenset[str]()
+        self._handles: list[RemovableHandle] = []
         for name, mask in masks.items():
             parameter = exact[name] if name in exact else unwrapped.get(_unwrapped(name))
             if parameter is None:
@@ -187,6 +190,9 @@ class Masks(Mapping[str, Tensor]):
             here, kept = shard_of(parameter.detach()), shard_of(mask)
             yield parameter, _zeroed_(here, kept) if moved is None else _zeroed_counted_(here, kept, name, moved)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": []}  # no optimizer has the copy
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _living[id(self)] = self
@@ -257,10 +263,7 @@ class Masks(Mapping[str, Tensor]):
 
     def hold(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """As `attach`, where it is no surprise that nothing is pruned yet."""
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is no torch.optim.Optimizer; call masks.apply_() after each of its steps")
-        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = inner  # accelerate's passes its steps on to this one, without the hooks
+        optimizer = plain_optimizer(optimizer)
         if self and not self.trained_by(optimizer):
             if not any(parameter.requires_grad for parameter in self._parameters.values()):
                 raise SecateursError(
@@ -272,7 +275,9 @@ class Masks(Mapping[str, Tensor]):
                 "since (fully_shard)? make it from model.parameters() of the pruned model, or use masks.bind(copy).attach(optimizer)"
             )
         self.apply_()
-        return optimizer.register_step_post_hook(self._after_step)
+        handle = optimizer.register_step_post_hook(self._after_step)
+        self._handles = [each for each in self._handles if _still_there(each)] + [handle]
+        return handle
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.apply_()
@@ -283,6 +288,114 @@ class Masks(Mapping[str, Tensor]):
         self.origin, self._unmasked = other.origin, other._unmasked
         self._carried, self._taken_out = other._carried, other._taken_out
         self.apply_()
+
+    def regrow_(
+        self,
+        back: Mapping[str, Tensor],
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        sites: Iterable[Site] | None = None,
+        plan: Plan | None = None,
+        from_pruned: bool = False,
+    ) -> Masks:
+        """Let removed weights come back: parameter name → bool tensor of its shape, ``True`` where one comes. As `exchange_`.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer).apply_()
+        >>> masks.regrow_({"weight": torch.tensor([[False, True]])}).sparsity, layer.weight[0, 1].item()
+        (0.0, 0.0)
+        """
+        return self.exchange_({}, back, values, optimizer=optimizer, sites=sites, plan=plan, from_pruned=from_pruned)
+
+    def exchange_(
+        self,
+        gone: Mapping[str, Tensor],
+        back: Mapping[str, Tensor],
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        sites: Iterable[Site] | None = None,
+        plan: Plan | None = None,
+        from_pruned: bool = False,
+    ) -> Masks:
+        """Let weights go, and others come back in their place, all at once: parameter name → bool tensor of its shape, for each of both.
+
+        What comes back starts at zero, or at what ``values``, of the parameters' shapes, say there. An ``optimizer`` forgets what it
+        remembers of it: momentum and moments are then those of weights that were never trained. The ``plan`` of the masks holds on
+        where as many weights of each parameter go as come back; else it is the one that is given, or none. Of coupled units
+        (``Channel()``) whole ones go and come back alone, of which ``sites`` tell. Where several processes train the model, each must
+        call it, and say the same. What is attached goes on with the changed masks; those bound to copies stay as they are.
+
+        Raises `SecateursError` for weights that are gone already, or not gone; for units in part; and where other masks hold what is to
+        come back: those that an optimizer has, and with ``from_pruned=False`` all that somebody has still, because they were made by an
+        earlier pruning or loaded from a file. Then nothing has changed.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> masks = Masks({"weight": torch.tensor([[True, False]])}, layer).apply_()
+        >>> masks.exchange_({"weight": masks["weight"]}, {"weight": ~masks["weight"]})["weight"]
+        tensor([[False,  True]])
+        """
+        with together():
+            optimizer = None if optimizer is None else self._forgetful(optimizer)
+            for name in (*gone, *back, *(values or {})):
+                if name not in self._masks:
+                    raise SecateursError(f"{name}: there is no mask of it; the masks are of {', '.join(list(self)[:3])}, …")
+            changes = [
+                changed(name, self._parameters[name], mask, gone.get(name), back.get(name), (values or {}).get(name))
+                for name, mask in self._masks.items()
+                if name in gone or name in back
+            ]
+            self.require_free({each.name: each.back for each in changes if each.some}, from_pruned)
+            after = {**self._masks, **{each.name: each.mask for each in changes}}
+            if sites is not None:
+                require_whole_units(sites, self._masks, after)
+            elif self.plan is not None and self.plan.extents and changes:
+                raise SecateursError(
+                    f"these masks are of coupled units ({self.pattern}), which go and come back whole: give sites=, those of find_sites"
+                )
+        alike = {each.name: each.mask for each in changes if not is_sharded(each.mask)}
+        require_same(alike, "the mask after the exchange", "mark the same weights in every process")
+        held = {each.name: int(torch.count_nonzero(whole(each.mask))) for each in changes}
+        balanced = all(self._kept_of(name) == count for name, count in held.items())
+        write_(changes, optimizer)
+        self._masks = after
+        self._kept |= {name: held[name] for name in self._kept if name in held}
+        self.origin = self.origin if plan is None and balanced else replace(self.origin, plan=plan)
+        return self
+
+    def _forgetful(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """An optimizer that can forget weights, and trains some."""
+        plain = plain_optimizer(optimizer)
+        require_forgetful(plain)
+        if not self.trained_by(plain):
+            raise SecateursError(
+                "the optimizer trains none of the masked parameters, so it has nothing to forget: give the one that trains this model"
+            )
+        return plain
+
+    def require_free(self, back: Mapping[str, Tensor], from_pruned: bool = False) -> None:
+        """Raise `SecateursError` where other masks hold what is to come back: those that an optimizer has, or that anybody has."""
+        for name, wanted in back.items():
+            parameter = self._parameters[name]
+            others = [each for each in Masks.of_any({id(parameter)}) if each is not self]
+            for masks in others if wanted.shape == parameter.shape else ():
+                attached = any(map(_still_there, masks._handles))
+                theirs = [mask for own, mask in masks._masks.items() if masks._parameters[own] is parameter]
+                here = shard_of(sharded_as(wanted, parameter))
+                count = sum(int((here & ~shard_of(mask).to(here.device)).sum()) for mask in theirs)
+                if count and (attached or not from_pruned):
+                    whose = "which an optimizer has" if attached else "of an earlier pruning or a file"
+                    end = (
+                        "end them with handle.remove() of what masks.attach(optimizer) returned"
+                        if attached
+                        else "say from_pruned=True"
+                    )
+                    raise SecateursError(
+                        f"{name}: {count} of the weights that are to come back are held at zero by other masks, {masks!r}"
+                        f"{f' of {masks.pattern}' if masks.pattern else ''}, {whose}: what they removed stays gone. Train with those, "
+                        f"train_(..., masks=...), or {end}"
+                    )
 
     def require_of(self, model: nn.Module) -> None:
         """Raise `SecateursError` where none of the masked parameters is one of this model's: they are those of a copy of it, say."""
@@ -358,6 +471,12 @@ _living: WeakValueDictionary[int, Masks] = WeakValueDictionary()
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes → the whole numbers of that size."""
+
+
+def _still_there(handle: RemovableHandle) -> bool:
+    """Whether what a handle stands for was not removed, and who has it is still there."""
+    hooks = handle.hooks_dict_ref()
+    return hooks is not None and handle.id in hooks
 
 
 def _zeroed_counted_(weight: Tensor, mask: Tensor, name: str, moved: dict[str, int]) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from secateurs.methods.reap import reap_
 from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
 from secateurs.methods.slimming import network_slimming_
+from secateurs.methods.sparse_training import granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
@@ -27,6 +28,7 @@ __all__ = [
     "energy_aware_",
     "fpgm_",
     "gradual_magnitude_",
+    "granet_",
     "grasp_",
     "he2017_",
     "iterative_magnitude_",
@@ -40,7 +42,9 @@ __all__ = [
     "obs_",
     "pcas_",
     "reap_",
+    "rigl_",
     "snip_",
+    "sparse_evolutionary_",
     "sparsegpt_",
     "synflow_",
     "taylor_",

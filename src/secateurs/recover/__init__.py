@@ -10,6 +10,7 @@ from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
+from secateurs.recover.regrowth import gradual_regrowth, rigl, sparse_evolutionary
 from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.teacher import Teacher, teacher_of
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "geometric",
     "gradual",
+    "gradual_regrowth",
     "lightning_callback",
     "linear",
     "mask_gradients",
@@ -43,6 +45,8 @@ __all__ = [
     "reconstruct_",
     "rescale_",
     "rewind_",
+    "rigl",
+    "sparse_evolutionary",
     "teacher_of",
     "train_",
     "trainer_callback",

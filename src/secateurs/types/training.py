@@ -89,7 +89,8 @@ class Constraint(Protocol):
 class Run:
     """The state of one training run, as hooks see it and may change it.
 
-    ``stop = True`` ends training after the epoch. ``constraints`` are those beside the masks.
+    ``stop = True`` ends training after the epoch. ``constraints`` are those beside the masks. ``dense_gradient`` is set by hooks that look
+    at the gradients of removed weights as well in a step: what the step costs (`secateurs.training_macs`) depends on it.
     """
 
     model: nn.Module
@@ -106,6 +107,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     constraints: tuple[Constraint, ...] = ()
     stop: bool = False
+    dense_gradient: bool = False
 
 
 def _nothing(run: Run) -> None:
