@@ -109,6 +109,7 @@ from .recover import channel_attention as channel_attention
 from .recover import clip_gradients as clip_gradients
 from .recover import cubic as cubic
 from .recover import distill as distill
+from .recover import distill_attention as distill_attention
 from .recover import distill_features as distill_features
 from .recover import distill_tokens as distill_tokens
 from .recover import dropout_rates as dropout_rates

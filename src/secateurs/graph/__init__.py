@@ -1,6 +1,6 @@
 """What is coupled: one trace of the model, one table of rules, one unifier of axes."""
 
-from secateurs.graph.attentions import keys_and_values
+from secateurs.graph.attentions import attention_weights, keys_and_values
 from secateurs.graph.axes import Axis, Choice, Dim, View, kept, normal, occurrences, unify
 from secateurs.graph.blocks import Blocks, blocks_in, blocks_of
 from secateurs.graph.branches import Branch, Branches, Operand, additions, branches_of, serving_alone
@@ -58,6 +58,7 @@ __all__ = [
     "after",
     "analyse",
     "asks_size",
+    "attention_weights",
     "axis_names",
     "blocks_in",
     "blocks_of",

@@ -54,6 +54,21 @@ def keys_and_values(structure: Structure) -> list[tuple[int, int, list[Dim]]]:
     return found
 
 
+def attention_weights(structure: Structure) -> list[tuple[int, list[Dim]]]:
+    """For each attention, where in the trace its weights meet the values, and their dimensions: heads, queries, keys, the batch before or
+    with the heads.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from secateurs.graph import analyse
+    >>> attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 5, 8)
+    >>> [[dim.size for dim in dims] for _, dims in attention_weights(analyse(attention, (x, x, x)))]
+    [[2, 5, 5]]
+    """
+    found = ((place, _softmax(structure.trace, structure.trace.ops[place])) for place, _, _ in _attentions(structure.trace))
+    return [(place, structure.typing.dims(softmax.outputs[0])) for place, softmax in found if softmax is not None]
+
+
 def _attentions(trace: Trace) -> Iterator[tuple[int, Value, Value]]:
     """Place, keys and values of each product that takes what a softmax gives."""
     for place, op in enumerate(trace.ops):

@@ -1,5 +1,6 @@
 """Getting the accuracy back: one training loop, hooks, schedules."""
 
+from secateurs.recover.attention import distill_attention
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
 from secateurs.recover.evaluate import evaluate
@@ -28,6 +29,7 @@ __all__ = [
     "clip_gradients",
     "cubic",
     "distill",
+    "distill_attention",
     "distill_features",
     "distill_tokens",
     "dropout_rates",

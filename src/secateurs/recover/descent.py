@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import buffers_in, parameters_in
-from secateurs.graph import Axis, Dim, Structure, analyse, kept, normal
+from secateurs.graph import Axis, Dim, Structure, analyse, attention_weights, kept, normal
 from secateurs.nested import Value
 from secateurs.shrink.remembered import steps_of
 from secateurs.shrink.step import Step
@@ -113,6 +113,17 @@ class Descent:
         """
         calls = [each for each in self._structure.trace.passes if each.module == module and each.gives]
         return self._of(calls[call].gives[0]) if call < len(calls) else None
+
+    def heads(self, module: str, call: int, count: int) -> Tensor | None:
+        """Which of the heads of an attention within a module of the teacher have stayed; nothing where the graph cannot tell."""
+        passes = [each.ops for each in self._structure.trace.passes if each.module == module]
+        inside = [dims for ops in passes for place, dims in attention_weights(self._structure) if place in ops]
+        choice, unclear = self._choice
+        dims = inside[call][:-2] if call < len(inside) else []
+        if not dims or unclear.intersection(axis for dim in dims for axis in normal(dim).axes()):
+            return None
+        stays = kept(normal(dims[-1]), choice)
+        return stays[-count:].nonzero().flatten() if len(stays) % count == 0 else None
 
     def _of(self, value: Value) -> tuple[tuple[int, ...], Stayed] | None:
         choice, unclear = self._choice

@@ -116,7 +116,7 @@ class Within:
 
     def _require_seen(self, name: str, of_teacher: str, found: int, wanted: int) -> None:
         if not found or not wanted:
-            whose = f"{name or 'the model'} of the model" if not found else f"{of_teacher or 'the whole'} of the teacher"
+            whose = f"{name or 'the whole'} of the model" if not found else f"{of_teacher or 'the whole'} of the teacher"
             raise SecateursError(
                 f"{self.who}: {whose} gave nothing to compare in this batch: choose a module that is called and gives a tensor; "
                 "where the model is compiled, do so only once training has begun, or not at all (compiled code may pass by what looks on)"
