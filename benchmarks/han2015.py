@@ -21,15 +21,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lenets import Ensemble, Shifted, channels_last, error
 from tables import RESULTS, markdown, write
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import secateurs as sc
 from secateurs.models import lenet_5, lenet_300_100
@@ -94,35 +94,6 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Shifted:
-    """Training batches, each moved by up to one pixel in both directions: as many more images, without which 60,000 are learnt by heart."""
-
-    batches: Iterable[tuple[Tensor, Tensor]]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, target in self.batches:
-            down, right = torch.randint(0, 3, (2,)).tolist()
-            padded = functional.pad(inputs, (1, 1, 1, 1), value=float(inputs.min()))
-            yield padded[:, :, down : down + 28, right : right + 28], target
-
-
-class Ensemble(nn.Module):
-    """Several networks, whose outputs are averaged."""
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([network(x) for network in self.networks]).mean(0)
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """The same model with its convolutions' weights in the order that is fastest on a CPU."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def train(
     model: nn.Module,
     task: sc.Task,
@@ -137,7 +108,7 @@ def train(
         hooks.append(sc.distill(teacher, temperature=recipe.temperature))
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    without_validation = sc.Task(task.example, train=Shifted(task.train or ()), loss=task.loss)
+    without_validation = sc.Task(task.example, train=Shifted(task.train), loss=task.loss)
     sc.train_(
         model,
         without_validation,
@@ -148,11 +119,6 @@ def train(
         hooks=hooks,
         amp=recipe.amp,
     )
-
-
-def error(model: nn.Module, task: sc.Task) -> float:
-    """Test error in per cent."""
-    return 100 * (1 - sc.evaluate(model, task, task.test))
 
 
 def cut(
