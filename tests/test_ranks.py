@@ -153,3 +153,16 @@ def test_a_model_in_several_processes_is_taught_alike(found: Found) -> None:
     assert own == pytest.approx(in_shards, rel=1e-5)
     assert len(maps) == 9 and len(maps[0]) == 33
     assert "is sharded (fully_shard), and a model in shards cannot be copied: copy it before sharding" in told
+
+
+def test_when_a_process_dies_all_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    """torchrun starts both anew; what comes of it is to the bit what would have come without a death."""
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    worker = [str(Path(__file__).with_name("ranks_dying.py")), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    address = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run([*command, *address, *worker], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other and one.pop("started again") == 1 and len(one) >= 3
+    assert all(same and epochs == 4 and 0.4 < sparsity < 0.8 for same, epochs, sparsity in one.values())
