@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 OTHERS = {
+    "dynamic.md": ("transformers",),
     "language-models.md": ("transformers", "tokenizers"),
     "trainers.md": ("transformers", "accelerate", "lightning"),
 }

@@ -63,6 +63,12 @@ def _trilinear(args: Any, out: Any) -> list[Operation]:
     return [((weight,), float(weight.numel() * out.numel() // weight.shape[0]))]
 
 
+def _weighted_rows(args: Any, out: Any) -> list[Operation]:
+    """Sums of rows of a table; where each has a weight of its own, it is multiplied with it."""
+    table, indices, weights = args[0], args[1], args[6] if len(args) > 6 else None
+    return [] if weights is None else [((table,), float(indices.numel() * table.shape[1]))]
+
+
 _ATEN = torch.ops.aten
 _RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
     _ATEN.mm: _matmul(0),
@@ -81,6 +87,8 @@ _RULES: dict[Any, Callable[[Any, Any], list[Operation]]] = {
     _ATEN._scaled_dot_product_fused_attention_overrideable: _attention,
     _ATEN.mkldnn_rnn_layer: _recurrent,
     _ATEN._trilinear: _trilinear,
+    _ATEN._embedding_bag: _weighted_rows,
+    _ATEN._embedding_bag_forward_only: _weighted_rows,
 }
 """ATen operation → the MACs of one call; what is not here multiplies nothing with a weight."""
 
