@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 
 import secateurs as sc
 from secateurs.masks import whole_units
+from secateurs.recover.ac_dc import _Phases
 from secateurs.recover.exchange import Standing, cosine, exchanged
 from secateurs.types import FileError, KindError, PatternError, SecateursError
 
@@ -301,7 +303,7 @@ def naive_rigl(model: nn.Sequential, task: sc.Task, masks: dict[str, Tensor], ep
             progress = step / total / 0.75
             if step and step % every == 0 and progress < 1:
                 for name, mask in masks.items():
-                    number = int(cosine(0.3, progress) * int(mask.sum()))
+                    number = int(0.15 * (1 + math.cos(math.pi * progress)) * int(mask.sum()))
                     there = [(float(weights[name].view(-1)[i].abs()), i) for i in mask.flatten().nonzero().flatten().tolist()]
                     gone = [i for _, i in sorted(there)[:number]]
                     may = [i for i in range(mask.numel()) if not mask.view(-1)[i] or (again and i in gone)]
@@ -448,19 +450,25 @@ def test_gradual_regrowth_follows_its_schedule_exactly_and_lets_weights_return()
         lambda: sc.rigl(sc.erdos_renyi(sparsity=0.6), every=4),
         lambda: sc.sparse_evolutionary(sc.erdos_renyi(sparsity=0.6), seed=5),
         lambda: sc.gradual_regrowth(sc.cubic(0.8), every=4),
+        lambda: sc.ac_dc(sc.uniform(sparsity=0.6), phase=1),
     ],
 )
 def test_stopped_and_gone_on_it_is_the_same_to_the_bit(make, tmp_path):
-    def train(epochs: int, checkpoint: Path | None, total: int = 4) -> tuple[Any, ...]:
+    def train(stopped: int | None, checkpoint: Path | None) -> tuple[Any, ...]:
+        def stop(run: sc.Run) -> None:
+            if run.step == stopped:
+                raise KeyboardInterrupt
+
         model, task = problem()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-        stop = sc.Hook("stop", epoch_end=lambda run: setattr(run, "stop", run.epoch + 1 == epochs))
-        run = sc.train_(model, task, optimizer, total, hooks=[make(), stop], checkpoint=checkpoint, show=False)
+        hooks = [make(), sc.Hook("stop", stepped=stop)]
+        run = sc.train_(model, task, optimizer, 4, hooks=hooks, checkpoint=checkpoint, show=False)
         return dict(model.state_dict()), dict(run.masks), optimizer.state_dict()["state"]
 
-    once = train(4, None)
-    train(2, tmp_path / "c")
-    assert same(once, train(4, tmp_path / "c"))
+    once = train(None, None)
+    with pytest.raises(KeyboardInterrupt):
+        train(16, tmp_path / "c")  # in the third epoch
+    assert same(once, train(None, tmp_path / "c"))
 
 
 def test_half_precision_steps_that_overflow_wait_for_the_next():
@@ -592,3 +600,123 @@ def test_layers_without_a_gradient_in_the_step_wait_and_frozen_neighbours_do_not
     run = sc.train_(model, task, torch.optim.SGD(model.parameters(), lr=0.1), 1, hooks=[hook, watch], show=False)
     assert torch.equal(run.masks["idle.weight"], seen[0]["idle.weight"])
     assert not torch.equal(run.masks["used.weight"], seen[0]["used.weight"])
+
+
+# ---------------------------------------------------------------- compressed and decompressed
+
+
+def test_phases_of_a_hundred_epochs_are_those_of_the_paper():
+    phases = _Phases(None, None, None)
+    compressed = [phases.compressed(epoch, 100) for epoch in range(100)]
+    assert not any(compressed[:10]) and all(compressed[80:])
+    assert [compressed[10 + 5 * turn : 15 + 5 * turn] for turn in range(3)] == [[True] * 5, [False] * 5, [True] * 5]
+    assert [_Phases(0, 2, 1).compressed(epoch, 7) for epoch in range(7)] == [True, True, False, False, True, True, True]
+    assert [phases.compressed(epoch, 1) for epoch in range(1)] == [True]
+
+
+def test_ac_dc_trains_all_weights_and_the_largest_by_turns():
+    model, task = problem()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    plain = copy.deepcopy(model)
+    seen: list[tuple[float, Tensor, Tensor]] = []
+    momentum = lambda: optimizer.state.get(model[0].weight, {}).get("momentum_buffer", torch.zeros(12, 8)).clone()  # noqa: E731
+    watch = sc.Hook("watch", epoch=lambda run: seen.append((run.masks.sparsity, model[0].weight.detach().clone(), momentum())))
+    hook = sc.ac_dc(sc.uniform(sparsity=0.75), warmup=1, phase=2, final=2)
+    run = sc.train_(model, task, optimizer, 7, hooks=[hook, watch], show=False)
+    assert [each[0] for each in seen] == [0.0, 0.75, 0.75, 0.0, 0.0, 0.75, 0.75] and run.masks.sparsity == 0.75
+    by_hand(plain, task)
+    assert same(dict(model.state_dict()), dict(plain.state_dict()))
+    back = seen[2][1] == 0
+    assert back.any() and not seen[3][1][back].any() and not seen[3][2][back].any() and seen[4][1][back].all()
+
+
+def by_hand(model: nn.Sequential, task: sc.Task) -> None:
+    """One dense epoch, then two with the largest quarter of each layer, two with all, two with the largest quarter."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    layers = [model[0].weight, model[2].weight]
+    masks = [torch.ones_like(weight) for weight in layers]
+    for epoch in range(7):
+        if epoch in (1, 5):
+            ranks = [weight.abs().flatten().argsort(descending=True).argsort().view_as(weight) for weight in layers]
+            masks = [(rank < rank.numel() // 4).float() for rank in ranks]
+        if epoch == 3:
+            for weight, mask in zip(layers, masks, strict=True):
+                optimizer.state[weight]["momentum_buffer"].mul_(mask)
+            masks = [torch.ones_like(weight) for weight in layers]
+        for x, y in [(None, None), *task.train]:
+            if x is not None:
+                optimizer.zero_grad()
+                cross_entropy(model(x), y).backward()
+                optimizer.step()
+            for weight, mask in zip(layers, masks, strict=True):
+                weight.data.mul_(mask)
+
+
+def test_ac_dc_leaves_what_an_earlier_pruning_removed():
+    model, task = problem()
+    earlier = half(model)
+    removed = {name: ~mask for name, mask in earlier.items()}
+    hook = lambda **options: sc.ac_dc(sc.uniform(sparsity=0.75), phase=1, final=1, **options)  # noqa: E731
+    sparsities: list[float] = []
+    watch = sc.Hook("watch", epoch=lambda run: sparsities.append(run.masks.sparsity))
+    sgd = lambda: torch.optim.SGD(model.parameters(), lr=0.2)  # noqa: E731
+    run = sc.train_(model, task, sgd(), 3, masks=earlier, hooks=[hook(), watch], show=False)
+    assert sparsities == [0.75, 0.5, 0.75] and not any((run.masks[name] & removed[name]).any() for name in removed)
+    with pytest.raises(SecateursError, match="held at zero by other masks"):
+        sc.train_(model, task, sgd(), 3, hooks=[hook()], show=False)
+    sc.train_(model, task, sgd(), 3, masks=earlier, hooks=[hook(from_pruned=True), watch], show=False)
+    assert sparsities[3:] == [0.75, 0.0, 0.75]
+
+
+def test_ac_dc_with_a_pattern_that_says_how_many_and_what_it_refuses():
+    model, task = problem()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = sc.ac_dc(None, pattern=sc.NofM(2, 4), phase=1)
+    run = sc.train_(model, task, sgd, 3, hooks=[hook], show=False)
+    assert [entry["sparsity"] for entry in run.history] == [0.5, 0.0, 0.5]
+    for options, told in (
+        ({"phase": 0}, "ac_dc: phase=0 must be a number of epochs, at least 1"),
+        ({"pattern": sc.Head()}, r"ac_dc: units of Head\(\) are gone in all that makes"),
+        ({"solver": 1}, "ac_dc: solver is 1, but must be a solver"),
+    ):
+        with pytest.raises(SecateursError, match=told):
+            sc.ac_dc(sc.uniform(sparsity=0.5), **options)
+    del run
+    with pytest.raises(
+        SecateursError, match=r"ac_dc: warmup=3 dense epochs and final=1 compressed ones are more than the 3 of the run"
+    ):
+        sc.train_(model, task, sgd, 3, hooks=[sc.ac_dc(sc.uniform(sparsity=0.5), warmup=3)], show=False)
+    with pytest.raises(SecateursError, match="ac_dc: LBFGS remembers"):
+        sc.train_(model, task, torch.optim.LBFGS(model.parameters()), 3, hooks=[sc.ac_dc(sc.uniform(sparsity=0.5))], show=False)
+    stop = sc.Hook("stop", epoch_end=lambda run: setattr(run, "stop", True))
+    with pytest.warns(UserWarning, match="ac_dc: training was stopped in a dense phase, in epoch 1: the model is pruned now"):
+        run = sc.train_(model, task, sgd, 3, hooks=[sc.ac_dc(sc.uniform(sparsity=0.5), warmup=2), stop], show=False)
+    assert run.masks.sparsity == 0.5
+    with pytest.raises(FileError, match="ac_dc: the checkpoint holds no state of this hook"):
+        hook.restore({"held": {"0": 1}})
+
+
+# ---------------------------------------------------------------- what training costs
+
+
+def test_what_training_costs_is_that_of_its_steps_counted_by_hand(tmp_path: Path):
+    def train(hooks: list[sc.Hook], epochs: int = 2, checkpoint: Path | None = None) -> list[float]:
+        model, task = problem()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = sc.train_(model, task, optimizer, epochs, hooks=[*hooks, sc.training_macs()], checkpoint=checkpoint, show=False)
+        return [entry["training_macs"] for entry in run.history]
+
+    dense, steps, samples = 8 * 12 + 12 * 4, 6, 10
+    assert train([]) == [3 * dense * steps * samples, 2 * 3 * dense * steps * samples]
+    static = train([sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.uniform, sc.one_shot(0.5))])
+    assert static == [1.5 * dense * steps * samples, 3.0 * dense * steps * samples]
+    rigl = lambda: [sc.rigl(sc.uniform(sparsity=0.5), every=4)]  # noqa: E731 (exchanges at steps 4 and 8 of 12)
+    grown = [samples * (5 * 1.5 + 2.0) * dense, samples * (10 * 1.5 + 2 * 2.0) * dense]
+    assert train(rigl()) == grown
+    turns = train([sc.ac_dc(sc.uniform(sparsity=0.5), phase=1)], 3)
+    assert turns == [each * dense * steps * samples for each in (1.5, 4.5, 6.0)]
+    stop = sc.Hook("stop", epoch_end=lambda run: setattr(run, "stop", run.epoch == 0))
+    assert train([*rigl(), stop], checkpoint=tmp_path / "c") == grown[:1]
+    assert train([*rigl(), stop], checkpoint=tmp_path / "c") == grown
+    with pytest.raises(FileError, match="training_macs: the checkpoint holds no state of this hook"):
+        sc.training_macs().restore({})

@@ -117,6 +117,7 @@ from .ranks import alone as alone
 from .recover import Movement as Movement
 from .recover import Reconstructed as Reconstructed
 from .recover import Teacher as Teacher
+from .recover import ac_dc as ac_dc
 from .recover import adjust_dropout_ as adjust_dropout_
 from .recover import attention_transfer as attention_transfer
 from .recover import channel_attention as channel_attention
@@ -144,6 +145,7 @@ from .recover import rigl as rigl
 from .recover import sparse_evolutionary as sparse_evolutionary
 from .recover import teacher_of as teacher_of
 from .recover import train_ as train_
+from .recover import training_macs as training_macs
 from .search import Evolution as Evolution
 from .search import Gone as Gone
 from .search import Library as Library

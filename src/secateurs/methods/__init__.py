@@ -17,12 +17,13 @@ from secateurs.methods.reap import reap_
 from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
 from secateurs.methods.slimming import network_slimming_
-from secateurs.methods.sparse_training import granet_, rigl_, sparse_evolutionary_
+from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
 
 __all__ = [
+    "ac_dc_",
     "castellano_",
     "depth_",
     "energy_aware_",

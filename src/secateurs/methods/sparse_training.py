@@ -1,4 +1,4 @@
-"""Sparse from the start to the end: RigL (1911.11134) and SET (1707.04780); and GraNet (2106.10404), which begins dense."""
+"""Masks that move: RigL (1911.11134) and SET (1707.04780), sparse all along; GraNet (2106.10404) and AC/DC (2106.12379), dense at first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from secateurs.allocate import erdos_renyi, global_threshold
 from secateurs.patterns import Element, Selection
-from secateurs.recover import cubic, gradual_regrowth, rigl, sparse_evolutionary, train_
+from secateurs.recover import ac_dc, cubic, gradual_regrowth, rigl, sparse_evolutionary, train_
 from secateurs.types import Pattern, Run, Task
 
 
@@ -99,3 +99,31 @@ def granet_(
     schedule = cubic(sparsity)
     regrow = gradual_regrowth(schedule, global_threshold, every=every, fraction=fraction, until=until, only=only, skip=skip)
     return train_(model, task, optimizer, epochs, hooks=[regrow], **training)
+
+
+def ac_dc_(
+    model: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    *,
+    sparsity: float,
+    warmup: int | None = None,
+    phase: int | None = None,
+    final: int | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+    **training: Any,
+) -> Run:
+    """Train with masks and without by turns, pruned anew each time by magnitude, one threshold for all layers, and compressed at the end
+    (2106.12379; `secateurs.ac_dc` says what the phases are by default). ``training`` goes to `train_`.
+
+    >>> from secateurs.models import digits_cnn
+    >>> from secateurs.tasks import digits
+    >>> model = digits_cnn()
+    >>> run = ac_dc_(model, digits(), torch.optim.Adam(model.parameters()), 4, sparsity=0.9)
+    >>> [round(epoch["sparsity"], 2) for epoch in run.history]
+    [0.9, 0.0, 0.9, 0.9]
+    """
+    turns = ac_dc(global_threshold(sparsity=sparsity), warmup=warmup, phase=phase, final=final, only=only, skip=skip)
+    return train_(model, task, optimizer, epochs, hooks=[turns], **training)

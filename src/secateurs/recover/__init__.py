@@ -1,5 +1,6 @@
 """Getting the accuracy back: one training loop, hooks, schedules."""
 
+from secateurs.recover.ac_dc import ac_dc
 from secateurs.recover.attention import distill_attention
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
@@ -16,6 +17,7 @@ from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.trainers import lightning_callback, trainer_callback
+from secateurs.recover.training_macs import step_macs, training_macs
 
 __all__ = [
     "BlockTraining",
@@ -23,6 +25,7 @@ __all__ = [
     "Reconstructed",
     "Schedule",
     "Teacher",
+    "ac_dc",
     "adjust_dropout_",
     "attention_transfer",
     "channel_attention",
@@ -49,7 +52,9 @@ __all__ = [
     "rewind_",
     "rigl",
     "sparse_evolutionary",
+    "step_macs",
     "teacher_of",
     "train_",
     "trainer_callback",
+    "training_macs",
 ]

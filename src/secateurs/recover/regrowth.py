@@ -143,15 +143,29 @@ def gradual_regrowth(
 
 def _require(who: str, pattern: Pattern, every: int, fraction: float, until: float) -> None:
     require(who, "pattern", pattern, PATTERN)
+    refuse_coupled(who, pattern)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise SecateursError(f"{who}: every={every!r} must be a number of steps, at least 1")
+    if not 0 < fraction <= 1 or not 0 < until <= 1:
+        raise SecateursError(f"{who}: fraction={fraction} of the units and until={until}, a share of training, must be in (0, 1]")
+
+
+def refuse_coupled(who: str, pattern: Pattern) -> None:
+    """Raise `PatternError` for a pattern whose units are gone on both sides, so that none learns to live again."""
     if pattern.removable:
         raise PatternError(
             f"{who}: units of {pattern} are gone in all that makes and reads them, so no gradient reaches them and none could come back "
             "to life: use Element(), NofM(...), Block(...) or Filter()"
         )
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise SecateursError(f"{who}: every={every!r} must be a number of steps, at least 1")
-    if not 0 < fraction <= 1 or not 0 < until <= 1:
-        raise SecateursError(f"{who}: fraction={fraction} of the units and until={until}, a share of training, must be in (0, 1]")
+
+
+def refuse_closures(who: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `SecateursError` for an optimizer such as L-BFGS, which cannot forget single weights."""
+    if needs_closure(optimizer):
+        raise SecateursError(
+            f"{who}: {type(optimizer).__name__} remembers steps of all weights together and cannot forget those that come back: take "
+            "another optimizer"
+        )
 
 
 def _finding(who: str, pattern: Pattern, only: Selection | None, skip: Selection | None) -> Callable[[Run], Sites]:
@@ -240,11 +254,7 @@ class _Regrowth:
     def _start(self, run: Run) -> None:
         if run.masks is None:
             run.masks = Masks({}, run.model)
-        if needs_closure(run.optimizer):
-            raise SecateursError(
-                f"{self.name}: {type(run.optimizer).__name__} remembers steps of all weights together and cannot forget those that come "
-                "back: take another optimizer"
-            )
+        refuse_closures(self.name, run.optimizer)
         sites = self.find(run)
         frozen = next((member.parameter for site in sites for member in site.members if not member.weight.requires_grad), None)
         if frozen is not None:
