@@ -197,7 +197,7 @@ def rigl(model: nn.Module, task: sc.Task, job: Job, sparsity: float, factor: int
 
 def ac_dc(model: nn.Module, task: sc.Task, job: Job, sparsity: float, factor: int) -> None:
     """Phases with all weights and with few, in turn."""
-    hook = sc.ac_dc(sc.global_threshold(sparsity=sparsity), end=max(1, job.epochs * 3 // 4))
+    hook = sc.ac_dc(sc.global_threshold(sparsity=sparsity), final=job.epochs - max(1, job.epochs * 3 // 4) or 1)
     train(model, task, job, job.epochs, factor, hook)
 
 
