@@ -228,6 +228,31 @@ def masks_that_grow_again() -> Any:
     return found, refused(lambda: started.regrow_({"0.weight": (~started["0.weight"]) & (RANK == 0)})), started.sparsity
 
 
+@check
+def gates_of_channels() -> Any:
+    """With their penalty, in parallel and in shards: one history, one model; thresholds are those of all data."""
+
+    def gated() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4))
+        return sc.boost_(model, task().example, keep=0.5).model
+
+    def train(model: nn.Module) -> Any:
+        hooks = [sc.saliency_penalty(1e-3)]
+        run = sc.train_(model, task(), torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), 2, hooks=hooks, show=False)
+        state = [whole(tensor).tolist() for tensor in model.state_dict().values()]
+        return [entry["loss"] for entry in run.history], len({json.dumps(each) for each in everywhere(state)})
+
+    parallel = train(DistributedDataParallel(gated()))
+    mesh, model = init_device_mesh("cpu", (2,)), gated()
+    fully_shard(model, mesh=mesh)
+    in_shards = train(model)
+    found = sc.small_inputs(network(), task(), sparsity=0.5)
+    with sc.alone():
+        of_all = sc.small_inputs(network(), task(0, 1), sparsity=0.5)
+    return parallel, in_shards, found == of_all
+
+
 # ---------------------------------------------------------------- each process has a shard of the model
 
 

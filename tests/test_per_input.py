@@ -451,3 +451,49 @@ def test_work_is_of_inputs_of_one_model() -> None:
     both = [attached, exit_early_(attached.model, V[:1], ["1"], confidence=1.0)]
     assert work_per_input(both, [V[:2]]).dense == (12 * 16 + 16 * 5,) * 2
     assert isinstance(both[0], PerInput) and work_per_input(both, [V[:2]]).quantile(1.0) <= 1.3
+
+
+# ---------------------------------------------------------------- published methods, and pictures
+
+
+def test_methods_are_short_compositions() -> None:
+    from secateurs.methods import fbs_, spatten_, teal_
+    from secateurs.methods.spatten import fractions
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with pytest.raises(SecateursError, match="train_: epochs=-1"):
+        fbs_(model, image_task(), optimizer, -1, keep=0.5)
+    assert list(model.state_dict()) == list(net().state_dict()) and len(optimizer.param_groups[0]["params"]) == 11
+    gates, run = fbs_(model, image_task(), optimizer, 3, keep=0.5, strength=1e-4, hooks=[sc.clip_gradients(1.0)], show=False)
+    assert (
+        len(gates.parts) == 3
+        and run.history[-1]["loss"] < run.history[0]["loss"]
+        and len(optimizer.param_groups[0]["params"]) == 17
+    )
+    for keep in (0.2, 0.5, 0.9):
+        line = fractions(12, keep, 0.3)
+        assert (
+            line[:4] == [1] * 4
+            and sum(line[4:]) / 8 == pytest.approx(keep)
+            and min(line) > 0
+            and sorted(line, reverse=True) == line
+        )
+    with pytest.raises(SecateursError, match="spatten_: keep=0 must be a fraction"):
+        spatten_(nn.Sequential(mlp(), mlp()), V[:1], keep=0)
+    block = lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12))  # noqa: E731
+    stack, task = nn.Sequential(block(), block()).eval(), vector_task()
+    for by_block in (True, False):
+        attached = teal_(stack, task, sparsity=0.5, by_block=by_block, step=0.1)
+        assert 0.45 < 1 - work_per_input(attached, [V[:16]]).keep < 0.75  # more than asked for: ReLU has given zeros already
+        attached.remove()
+
+
+def test_pictures_of_work() -> None:
+    from secateurs.per_input import WorkPerInput
+    from secateurs.report import work_curves, work_histogram
+
+    drawn = work_histogram({"tokens <b>": WorkPerInput((1.0, 2.0, 2.0), (4.0, 4.0, 4.0)), "none": WorkPerInput((), ())}, width=3.6)
+    assert "tokens &lt;b&gt;: 42 %" in drawn and drawn.count("inputs</text>") == 1 and work_histogram({}) == ""
+    drawn = work_curves({"tokens": [(1.0, 0.8), (0.5, float("nan")), (0.6, 0.79)]}, "Spearman")
+    assert "Spearman" in drawn and "tokens" in drawn and work_curves({"tokens": [(0.5, float("nan"))]}, "Spearman") == ""

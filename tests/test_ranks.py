@@ -78,6 +78,12 @@ def test_the_plan_of_the_first_process_is_followed(found: Found) -> None:
     assert both(found, "a_plan_that_was_measured") == 0.25
 
 
+def test_gates_and_thresholds_are_those_of_all_processes(found: Found) -> None:
+    (parallel, one), (in_shards, other), thresholds = both(found, "gates_of_channels")
+    assert one == other == 1 and thresholds
+    assert in_shards == pytest.approx(parallel, rel=1e-5) and parallel[1] < parallel[0]
+
+
 def test_a_statistic_that_cannot_be_added_up_is_refused(found: Found) -> None:
     told = both(found, "a_statistic_that_is_no_sum")
     assert "last cannot be added up over 2 processes: the class of its accumulator must name its sums" in told

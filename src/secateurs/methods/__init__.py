@@ -4,6 +4,7 @@ from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.depth import depth_
 from secateurs.methods.energy_aware import energy_aware_
+from secateurs.methods.fbs import fbs_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
@@ -19,6 +20,8 @@ from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket
 from secateurs.methods.slimming import network_slimming_
 from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
+from secateurs.methods.spatten import spatten_
+from secateurs.methods.teal import teal_
 from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
 
@@ -27,6 +30,7 @@ __all__ = [
     "castellano_",
     "depth_",
     "energy_aware_",
+    "fbs_",
     "fpgm_",
     "gradual_magnitude_",
     "granet_",
@@ -47,8 +51,10 @@ __all__ = [
     "snip_",
     "sparse_evolutionary_",
     "sparsegpt_",
+    "spatten_",
     "synflow_",
     "taylor_",
+    "teal_",
     "thinet_",
     "wanda_",
 ]

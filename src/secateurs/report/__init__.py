@@ -29,6 +29,7 @@ from secateurs.report.search_record import (
 )
 from secateurs.report.summary import remarks, verdict
 from secateurs.report.terminal import table
+from secateurs.report.work_plots import work_curves, work_histogram
 
 __all__ = [
     "Attempt",
@@ -67,6 +68,8 @@ __all__ = [
     "table",
     "training_curve",
     "verdict",
+    "work_curves",
+    "work_histogram",
     "write_html",
     "write_record",
     "write_search",
