@@ -187,7 +187,7 @@ def cell_of(name: str, job: Job) -> Cell:
     plan, tried = WAYS[name](job.trials)(model, task, replace(job, folder=folder))
     spent = {"seconds": time.perf_counter() - begun, "processor": time.process_time() - cpu}
     value = judged(model, task, plan)
-    masks = sc.prune_(model, sc.Channel(), SOLVER, plan, task, only=inside)
+    masks = sc.prune_(model, sc.Channel(), SOLVER, plan, task, only=inside, recalibrate=False)
     sc.shrink_(model, masks)
     cell = {
         "way": name,
@@ -223,7 +223,7 @@ def tuned(cell: Cell, job: Job) -> float:
         torch.manual_seed(job.seed)
         model, task = dense_model(), task_of(job.seed)
         plan = Plan.from_json(json.dumps(cell["plan"]))
-        sc.shrink_(model, sc.prune_(model, sc.Channel(), SOLVER, plan, task, only=inside))
+        sc.shrink_(model, sc.prune_(model, sc.Channel(), SOLVER, plan, task, only=inside, recalibrate=False))
         tune(model, task, LR, EPOCHS, amp=None)
         path.write_text(json.dumps(float(sc.evaluate(model, task, task.test, show=False))))
     return float(json.loads(path.read_text()))
@@ -368,7 +368,7 @@ def curves(seed: int, trials: int) -> None:
         for keep in FRACTIONS[len(found.setdefault(name, [])) :]:
             model, budget = dense_model(), sc.Budget(COSTS["latency"], keep=keep)
             allocate = sc.within_budget(budget, sc.uniform) if by is None else scan.allocator(budget, by)
-            sc.shrink_(model, sc.prune_(model, sc.Channel(), SOLVER, allocate, task, only=inside))
+            sc.shrink_(model, sc.prune_(model, sc.Channel(), SOLVER, allocate, task, only=inside, recalibrate=False))
             accuracy = float(sc.evaluate(model, task, task.test, show=False))
             found[name].append([COSTS["latency"](model, task.example), accuracy])
             path.write_text(json.dumps(found, indent=1) + "\n")

@@ -167,7 +167,7 @@ def rounds(name: str, seed: int) -> list[Outcome]:
     found = []
     for step in range(1, ROUNDS + 1):
         solver = Normalised(METHODS[name](model, task, 100 * seed + step))
-        masks = sc.prune_(model, sc.Channel(), solver, sc.global_threshold(keep=KEEP), task)
+        masks = sc.prune_(model, sc.Channel(), solver, sc.global_threshold(keep=KEEP), task, recalibrate=False)
         cut = sc.evaluate(model, task, task.test, show=False)
         sc.shrink_(model, masks)
         tune(model, task, LR, 1, amp=None)

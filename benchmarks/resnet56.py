@@ -129,7 +129,8 @@ def by_secateurs(solver: Solver, spread: str, model: nn.Module, task: sc.Task, k
     """Prune channels with secateurs, each as uniform over the layers or by one ranking of all."""
     pattern = sc.Channel() if spread == "uniform" else sc.Channel(within="model")
     allocator = sc.uniform if spread == "uniform" else sc.global_threshold
-    masks = sc.prune_(model, pattern, solver, sc.within_budget(sc.Budget(sc.macs, keep=keep), allocator), task, only=inside)
+    allocate = sc.within_budget(sc.Budget(sc.macs, keep=keep), allocator)
+    masks = sc.prune_(model, pattern, solver, allocate, task, only=inside, recalibrate=False)
     sc.shrink_(model, masks)
     return model
 

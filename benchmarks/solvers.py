@@ -253,6 +253,7 @@ def measured(network: Network, solvers: Iterable[str], rows: dict[str, Any], kee
             network.task,
             only=only,
             walk=sc.in_order(network.blocks),
+            recalibrate=False,
         )
         rows[IN_ORDER] = {"seconds": time.process_time() - began} | _judged(network, IN_ORDER)
         model.load_state_dict(dense)

@@ -253,6 +253,27 @@ def gates_of_channels() -> Any:
     return parallel, in_shards, found == of_all
 
 
+def statistics_taken_anew() -> Any:
+    """Those of all data, also of wrapped and of sharded models; what fails in one process leaves all as they were."""
+
+    def made() -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm1d(12), *network(), nn.BatchNorm1d(4))
+
+    def statistics(model: nn.Module, of: sc.Task) -> list[Any]:
+        sc.recalibrate_(model, of)
+        buffers = [buffer.double() for name, buffer in model.named_buffers() if "running" in name]
+        return [[number.round(decimals=4).tolist() for number in buffers]]
+
+    models = [made(), DistributedDataParallel(made()), sharded(made())]
+    found = [*statistics(models[0], task()), *statistics(models[1], task()), *statistics(models[2], task())]
+    with sc.alone():
+        of_all, of_own = statistics(made(), task(0, 1))[0], statistics(made(), task())[0]
+    model = made()
+    told = refused(lambda: sc.recalibrate_(model, replace(task(), calibration=[] if RANK else task().calibration)))
+    unchanged = same(model.state_dict(), made().state_dict())
+    return [each == found[0] for each in found], found[0] == of_all, found[0] == of_own, told, unchanged, found[0]
+
+
 # ---------------------------------------------------------------- each process has a shard of the model
 
 

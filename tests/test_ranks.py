@@ -100,6 +100,14 @@ def test_a_run_that_was_stopped_goes_on_with_the_random_numbers_of_each_process(
     assert both(found, "stopped_and_gone_on") == [True, 2]
 
 
+def test_statistics_of_normalisations_are_those_of_all_data(found: Found) -> None:
+    (*first, told, unchanged, numbers), (*second, also_told, also_unchanged, same_numbers) = (
+        each["statistics_taken_anew"] for each in found
+    )
+    assert first == second == [[True] * 3, True, False] and numbers == same_numbers and unchanged and also_unchanged
+    assert told == f"SecateursError: process 1 of 2 failed: {also_told}" and "gave no batch to take statistics on" in told
+
+
 def test_masks_made_before_sharding_are_bound_to_the_shards(found: Found) -> None:
     (told, zeros, here, shown, sparsity), (*_, there, _, _) = (each["masks_made_before_sharding"] for each in found)
     assert "was the model sharded since (fully_shard)?" in told and "masks.bind(copy).attach(optimizer)" in told

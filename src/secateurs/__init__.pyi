@@ -114,6 +114,7 @@ from .predictions import perplexity as perplexity
 from .prune import planned as planned
 from .prune import prune_ as prune_
 from .ranks import alone as alone
+from .recalibrate import recalibrate_ as recalibrate_
 from .recover import Movement as Movement
 from .recover import Reconstructed as Reconstructed
 from .recover import Teacher as Teacher

@@ -128,6 +128,10 @@ ALLOCATOR = Kind(
     "an allocator, for example uniform(sparsity=0.5), or within_budget(Budget(macs, keep=0.5), uniform)", _takes(None, None)
 )
 ALLOCATORS = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(keep=0.5, floor=1))
+ALLOCATORS_OR_BUDGETED = Kind(
+    "a function that makes allocators, for example uniform (not uniform(sparsity=0.5)), or that takes budgets, for example marginal",
+    lambda value: ALLOCATORS.holds(value) or _takes(None)(value),
+)
 BY_SPARSITY = Kind("a function that makes allocators, for example uniform (not uniform(sparsity=0.5))", _takes(sparsity=0.5))
 SCHEDULE = Kind("a function of the progress in (0, 1], for example cubic(0.9)", _takes(0.5))
 COST = Kind("a cost, for example macs", lambda value: isinstance(value, Cost))
@@ -159,6 +163,7 @@ CONSTRAINTS = Kind(
 )
 NUMBER_TYPE = Kind("torch.bfloat16 or torch.float16", lambda value: isinstance(value, torch.dtype))
 METRIC = Kind('names with numbers, for example {"accuracy": 0.98}', lambda value: _are_numbers(value))
+SWITCH = Kind("True, False or None", lambda value: value is None or isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 STATISTICS = Kind(
     "a list of statistics, for example [input_norm()]",

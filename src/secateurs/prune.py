@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from secateurs.allocate import as_pattern
 from secateurs.evidence import Observing, at_once, observe
 from secateurs.files.partway import Kept, Partway, digest
-from secateurs.given import ALLOCATOR, MASKS, MODEL, PATH, SOLVER, TASK, require, require_values
+from secateurs.given import ALLOCATOR, MASKS, MODEL, PATH, SOLVER, SWITCH, TASK, require, require_values
 from secateurs.masks import Masks, Origin
 from secateurs.nested import tensors_in
 from secateurs.patterns import Selection, find_sites, marked, restrict
 from secateurs.progress import track
 from secateurs.ranks import count, of_first, require_same, sharded_as, together, whole
+from secateurs.recalibrate import recalibrate_, tracking
 from secateurs.types import Allocator, Pattern, Plan, PlanError, Scores, SecateursError, Site, Sites, Solution, Solver, Stats, Task
 
 
@@ -35,6 +37,7 @@ def prune_(
     masks: Masks | None = None,
     walk: Callable[[Sites], Sequence[Sites]] = at_once,
     checkpoint: str | Path | None = None,
+    recalibrate: bool | None = None,
 ) -> Masks:
     """Prune a model in place and return the masks of what stays.
 
@@ -44,6 +47,10 @@ def prune_(
     keeps is then decided beforehand, by an allocator that asks for no scores.
     Where anything is wrong, or it is interrupted, the model is left as it was; with ``checkpoint=``, a folder that gets a file for each
     part, the same call with the same model and data goes on behind the last part that was finished.
+
+    Where anything was removed, the task has calibration batches and the model BatchNorms, their statistics are taken anew at the end
+    (`recalibrate_`), and ``print(masks)`` says so; where that cannot be, a warning says why. ``recalibrate=False`` touches nothing but
+    weights; ``True`` also takes the training batches, and raises what `recalibrate_` raises.
 
     Where several processes train one model under `torch.distributed`, each must call it: they choose from what all have observed, follow
     the plan of the first, and make sure that their masks are the same to the bit (`alone` for a process that prunes by itself).
@@ -58,6 +65,7 @@ def prune_(
     (10, 0.75, 8)
     """
     _require_kinds(model, task, solver, allocate, masks, checkpoint)
+    require("prune_", "recalibrate", recalibrate, SWITCH)
     require_values("prune_", model)
     earlier = masks.named_as_in(model) if masks is not None else None
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=earlier)
@@ -82,7 +90,11 @@ def prune_(
             if partway is not None:
                 partway.keep(number, [site.name for site in part], found.of(part))
         _require_agreement(sites, found.masks, found.written)
-        return _imposed_(model, sites, plan, found.masks, earlier or {})
+        anew = _recalibrates(model, sites, plan, task) if recalibrate is None else recalibrate
+        for site in sites if anew else ():
+            write(site, {}, found.masks, masked=True)  # so that it is taken back if what follows fails
+        made = _imposed_(model, sites, plan, found.masks, earlier or {})
+        return _recalibrated_(made, model, task, strict=recalibrate is True) if anew else made
 
 
 def planned(
@@ -333,3 +345,26 @@ def _imposed_(model: nn.Module, sites: Sites, plan: Plan, found: dict[str, Tenso
         found[name] = found[name] & whole(mask).to(found[name].device) if name in found else whole(mask)
     origin = Origin(plan, repr(sites[0].pattern), sites.skipped, sites.example)
     return Masks(found, model, origin.remembering(model, sites.structure)).apply_()
+
+
+def _recalibrates(model: nn.Module, sites: Sites, plan: Plan, task: Task) -> bool:
+    """Whether statistics of BatchNorms are to be taken anew where nobody says."""
+    removed = any(plan[site.name] < site.available for site in sites)
+    return removed and task.calibration is not None and bool(tracking(model))
+
+
+def _recalibrated_(masks: Masks, model: nn.Module, task: Task, strict: bool) -> Masks:
+    """The masks, once the BatchNorms hold statistics of what is left; unless ``strict``, a warning says why they cannot."""
+    try:
+        names = recalibrate_(model, task)
+    except SecateursError as problem:
+        if strict:
+            raise
+        warnings.warn(
+            f"the statistics of BatchNorms stay those of the model before it was pruned: {problem}; recalibrate=False leaves them without "
+            "a word",
+            stacklevel=3,
+        )
+        return masks
+    masks.origin = replace(masks.origin, recalibrated=names)
+    return masks

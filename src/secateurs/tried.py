@@ -33,7 +33,8 @@ def trial(
     Afterwards, also where the block fails, the model is as it was to the bit: parameters, buffers, gradients, training modes, and all
     random numbers (so that plans are compared under the same ones). The block may prune on, and train with an optimizer of its own; to
     see a smaller model it shrinks a copy, else `SecateursError`. ``only``, ``skip`` and ``masks`` are those of `prune_`, and so are the
-    errors. A copy of the model's tensors is held meanwhile.
+    errors. A copy of the model's tensors is held meanwhile. Statistics of BatchNorms are left as they are: the
+    block may call `recalibrate_`.
 
     >>> from secateurs import Element, TopK, find_sites, magnitude, uniform
     >>> model, task = nn.Linear(4, 2), Task(example=torch.zeros(1, 4))
@@ -45,7 +46,7 @@ def trial(
     8
     """
     with taken_back(model):
-        yield prune_(model, pattern, solver, plan, task, only=only, skip=skip, masks=masks)
+        yield prune_(model, pattern, solver, plan, task, only=only, skip=skip, masks=masks, recalibrate=False)
 
 
 @contextmanager

@@ -633,7 +633,7 @@ def _rehearse(
 ) -> None:
     """Prune a copy as far as the last round will, so that what cannot be is said before anything is trained or written."""
     with torch.random.fork_rng():
-        prune_(copy.deepcopy(network), pattern, solver, allocate(sparsity=sparsity), work, **chosen)
+        prune_(copy.deepcopy(network), pattern, solver, allocate(sparsity=sparsity), work, recalibrate=False, **chosen)
 
 
 if __name__ == "__main__":

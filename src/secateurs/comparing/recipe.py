@@ -71,6 +71,8 @@ class Pruning:
         if not SOLVER.holds(solver):
             solver = solver(seed)
         chosen: dict[str, Any] = {"only": self.only, "skip": self.skip, "masks": masks, "walk": self.walk}
+        # What is compared is what the choice of units loses; the same epochs of training follow for all.
+        chosen["recalibrate"] = False
         return prune_(model, self.pattern, solver, self._allocator(keep), task, **chosen)
 
     def _allocator(self, keep: float) -> Allocator | None:

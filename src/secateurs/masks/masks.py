@@ -110,7 +110,7 @@ class Masks(Mapping[str, Tensor]):
         return f"Masks({len(self)} parameters, sparsity {self.sparsity:.4f})"
 
     def __str__(self) -> str:
-        """The sparsity of the masked weights and of the whole model, then what was left alone, largest first, and why.
+        """The sparsity of the masked weights and of the whole model, new statistics, then what was left alone, largest first, and why.
 
         >>> from secateurs.types import Skipped
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2))
@@ -124,6 +124,8 @@ class Masks(Mapping[str, Tensor]):
         removed = masked - sum(map(self._kept_of, self))
         counted = f"{len(self)} parameter{'' if len(self) == 1 else 's'} masked"
         lines = [f"{counted}, sparsity {self.sparsity:.4f}; of the whole model {removed / total if total else 0.0:.4f}"]
+        if (anew := len(self.origin.recalibrated)) > 0:
+            lines.append(f"statistics of {anew} BatchNorm{'s' * (anew > 1)} taken anew on the calibration batches")
         reasons: dict[str, list[str]] = {}
         for item in self.skipped:
             reasons.setdefault(item.reason, []).append(item.name)

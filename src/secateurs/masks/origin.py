@@ -13,7 +13,8 @@ from secateurs.types import Plan, Skipped
 
 @dataclass(frozen=True)
 class Origin:
-    """How masks came about: the plan, the pattern in words, what was left alone and why, and the example input.
+    """How masks came about: the plan, the pattern in words, what was left alone and why, the example input, and the BatchNorms
+    of which the statistics were taken anew.
 
     Beside them what was found out about the model's structure on the way, for as long as it holds.
 
@@ -25,6 +26,7 @@ class Origin:
     pattern: str = ""
     skipped: tuple[Skipped, ...] = ()
     example: Any = None
+    recalibrated: tuple[str, ...] = ()
     _found: tuple[Structure, Snapshot] | None = field(default=None, repr=False, compare=False)
 
     def remembering(self, model: nn.Module, structure: Structure | None) -> Origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from torch import nn
 
@@ -90,7 +91,8 @@ def synflow_(
     with taken_back_on_error(model):
         for number in range(1, rounds + 1):
             allocate = global_threshold(sparsity=1 - (1 - sparsity) ** (number / rounds))
-            masks = prune_(model, pattern, TopK(synflow()), allocate, task, only=only, skip=skip, masks=masks)
+            chosen: dict[str, Any] = {"only": only, "skip": skip, "masks": masks, "recalibrate": False}  # it looks at no data
+            masks = prune_(model, pattern, TopK(synflow()), allocate, task, **chosen)
     assert masks is not None
     return masks
 

@@ -46,7 +46,8 @@ def fpgm_(
 
     def prune(run: Run) -> None:
         if run.epoch <= soft_epochs:
-            masks = prune_(run.model, pattern, TopK(fpgm()), uniform(sparsity=sparsity), run.task, only=only, skip=skip)
+            chosen: dict[str, Any] = {"only": only, "skip": skip, "recalibrate": False}  # an epoch of training follows
+            masks = prune_(run.model, pattern, TopK(fpgm()), uniform(sparsity=sparsity), run.task, **chosen)
             if run.epoch == soft_epochs:
                 run.masks.replace_(masks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,9 @@ from secateurs.random_state import random_state, require_random_state, restore_r
 from secateurs.ranks import by_first, count, gathered, rank
 from secateurs.recover.trial import require_alike, require_optimizer_goes_on, require_scheduler_goes_on
 from secateurs.replacing import tidy
+from secateurs.shrink.remembered import steps_of
+from secateurs.shrink.replay import replay_
+from secateurs.shrink.step import Step
 from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Hook, Plan, Run, Skipped
 
@@ -34,6 +38,7 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
         "model": dict(run.model.state_dict()),
         "masks": dict(run.masks),
         "pruning": _pruning(run.masks),
+        "steps": json.dumps([step.to_document() for step in steps_of(run.model)]),
         "kinds": _kinds(run),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict() if run.scheduler is not None else None,
@@ -60,6 +65,7 @@ def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: A
     undo = Undo()
     try:
         state = {**state, **_own_chance(path, state)}
+        _shrink_(path, state, run, undo)
         masks = _checked(path, state, run, hooks, scaler)
         _restore(state, run, hooks, scaler, undo)
         run.masks.replace_(masks)
@@ -92,6 +98,21 @@ def _own_chance(path: str | Path, state: Any) -> dict[str, Any]:
     return {key: processes[rank()][key] for key in ("random", "generators")} if processes else {}
 
 
+def _shrink_(path: str | Path, state: Mapping[str, Any], run: Run, undo: Undo) -> None:
+    """Make a model as small as it was in a run that shrank it while it trained."""
+    steps, known = [Step.from_document(entry) for entry in json.loads(state.get("steps", "[]"))], steps_of(run.model)
+    here = run.model.state_dict()
+    if steps == known or all(name in here and _kind(here[name]) == _kind(value) for name, value in state["model"].items()):
+        return  # or it has these sizes by other ways
+    if steps[: len(known)] != known:
+        raise FileError(
+            f"{path} was written in a run whose model shrank in other ways than this one: give the model as it was when that run began"
+        )
+    if any(step.factors for step in steps[len(known) :]):
+        raise FileError(f"{path}: layers of its model became two while it trained, which no run does")
+    undo.add(replay_(run.model, steps[len(known) :], run.optimizer))
+
+
 def _refused(path: str | Path, error: Exception, what: str) -> FileError:
     if isinstance(error, FileError) and str(path) in str(error):
         return error
@@ -118,7 +139,7 @@ def _checked(path: str | Path, state: Any, run: Run, hooks: Sequence[Hook], scal
 
 def _require_history(history: Any, epochs_done: int) -> None:
     """One dict of numbers for each epoch that is done."""
-    numbers = ("epoch", "loss", "lr", "sparsity", "validation")
+    numbers = ("epoch", "loss", "lr", "sparsity", "validation", "params", "macs")
     if not isinstance(history, list) or len(history) != epochs_done or not all(isinstance(entry, dict) for entry in history):
         raise FileError(f"its history is not one of {epochs_done} epochs")
     for entry in history:

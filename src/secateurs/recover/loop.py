@@ -326,4 +326,6 @@ def _told(run: Run) -> str:
     parts = [f"loss {last['loss']:.4g}", f"sparsity {100 * last['sparsity']:.1f} %"]
     if "validation" in last:
         parts.insert(1, f"validation {run.task.metric_name} {last['validation']:.4g}")
+    if "params" in last:
+        parts.append(f"{last['params']:,.0f} parameters")
     return ", ".join(parts)

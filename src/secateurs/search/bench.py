@@ -128,7 +128,7 @@ class Bench:
         setting = self.setting
         if setting.walk is at_once:
             return prune_observed_(setting.model, self.sites, plan, setting.solver, self.stats)
-        chosen: dict[str, Any] = {"only": setting.only, "skip": setting.skip, "walk": setting.walk}
+        chosen: dict[str, Any] = {"only": setting.only, "skip": setting.skip, "walk": setting.walk, "recalibrate": False}
         return prune_(setting.model, setting.pattern, setting.solver, plan, setting.task, **chosen)
 
 

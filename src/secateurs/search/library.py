@@ -75,7 +75,7 @@ class Narrower:
         if not counts:
             raise PatternError(f"{', '.join(blocks)}: no units of {self.pattern} lie in it alone")
         plan = plan_of(sites, {site.name: site.available for site in sites}).with_counts(counts)
-        shrink_(model, prune_(model, self.pattern, self.solver, plan, task))
+        shrink_(model, prune_(model, self.pattern, self.solver, plan, task, recalibrate=False))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Gone:
         if unknown:
             raise PatternError(f"{', '.join(unknown)} cannot be taken out; what can be is {', '.join(site.name for site in sites)}")
         plan = plan_of(sites, {site.name: site.available for site in sites}).with_counts(dict.fromkeys(blocks, 0))
-        shrink_(model, prune_(model, Depth(), _CHOICE, plan, task))
+        shrink_(model, prune_(model, Depth(), _CHOICE, plan, task, recalibrate=False))
 
 
 def _kept(site: Site, keep: float) -> int:

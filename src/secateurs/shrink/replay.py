@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateurs.forward import modules_in
@@ -21,8 +22,8 @@ _STEPS_AT_MOST = 1000
 """More than a model was ever shrunk in; each takes a look at the whole model."""
 
 
-def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
-    """Shrink a freshly made model as another one of its class was, and return how to take it back.
+def replay_(model: nn.Module, steps: Sequence[Step], optimizer: torch.optim.Optimizer | None = None) -> Undo:
+    """Shrink a freshly made model as another one of its class was, what an optimizer holds of it too, and return how to take it back.
 
     Raises `FileError` at the first difference between that model and this one, which then is as it was.
     """
@@ -37,7 +38,7 @@ def replay_(model: nn.Module, steps: Sequence[Step]) -> Undo:
             take_out_(model, step, undo)
             _require_same(model, step)
             factor_(model, step.factors, undo)
-            cut_(model, step.cuts, undo)
+            cut_(model, step.cuts, undo, optimizer)
             set_attributes_(model, step.attributes, undo)
             _require_implied(model, step)
             rewrite_(model, step.rewrites, undo)
