@@ -253,6 +253,7 @@ def gates_of_channels() -> Any:
     return parallel, in_shards, found == of_all
 
 
+@check
 def statistics_taken_anew() -> Any:
     """Those of all data, also of wrapped and of sharded models; what fails in one process leaves all as they were."""
 
