@@ -320,6 +320,26 @@ def gradually_in_shards() -> Any:
 
 
 @check
+def penalties_in_shards() -> Any:
+    """Filters, single weights and what grows, with steps of their own: weights, strengths and masks are those of data-parallel training."""
+
+    def end(model: nn.Module) -> Any:
+        hooks = [
+            sc.group_lasso(sc.Filter(), target=0.3, only="*"),
+            sc.penalty(1e-3, p=1, step="proximal"),
+            sc.growing_penalty(
+                sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), delta=0.5, every=1, step="proximal"
+            ),
+        ]
+        run = sc.train_(model, task(), torch.optim.SGD(model.parameters(), lr=0.3), 3, hooks=hooks, show=False)
+        told = [number for entry in run.history for key, number in entry.items() if key.startswith(("g", "l"))]
+        return [told, {name.removeprefix("module."): whole(mask).tolist() for name, mask in run.masks.items()}]
+
+    (shards, masks), (parallel, expected) = end(sharded(network())), end(DistributedDataParallel(network()))
+    return shards, parallel, len(everywhere(masks)) == 2 and everywhere(masks)[0] == everywhere(masks)[1] == expected
+
+
+@check
 def files_of_shards() -> Any:
     model = sharded(network())
     masks = prune(model, task())

@@ -129,6 +129,12 @@ def test_gradual_pruning_of_shards_is_that_of_data_parallel_training(found: Foun
     assert numbers[1][1] >= 0.6
 
 
+def test_penalties_on_shards_are_those_of_data_parallel_training(found: Found) -> None:
+    shards, parallel, alike = both(found, "penalties_in_shards")
+    assert shards == [pytest.approx(each, rel=1e-5) for each in parallel] and alike
+    assert max(shards) > 0.2
+
+
 def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
     (alike, sizes, nowhere, kept), (also, same_sizes, told, _) = (each["files_of_shards"] for each in found)
     assert alike and also and sizes == same_sizes and sizes[1] < sizes[0]

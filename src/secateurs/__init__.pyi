@@ -6,6 +6,7 @@ from . import run as run
 from . import targets as targets
 from . import tasks as tasks
 from . import testing as testing
+from .allocate import above as above
 from .allocate import alpha_pruning as alpha_pruning
 from .allocate import as_pattern as as_pattern
 from .allocate import by_layer as by_layer
@@ -117,6 +118,7 @@ from .ranks import alone as alone
 from .recalibrate import recalibrate_ as recalibrate_
 from .recover import Movement as Movement
 from .recover import Reconstructed as Reconstructed
+from .recover import Target as Target
 from .recover import Teacher as Teacher
 from .recover import ac_dc as ac_dc
 from .recover import adjust_dropout_ as adjust_dropout_
@@ -133,12 +135,15 @@ from .recover import evaluate as evaluate
 from .recover import geometric as geometric
 from .recover import gradual as gradual
 from .recover import gradual_regrowth as gradual_regrowth
+from .recover import group_lasso as group_lasso
+from .recover import growing_penalty as growing_penalty
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
 from .recover import movement_pruning as movement_pruning
 from .recover import one_shot as one_shot
 from .recover import penalty as penalty
 from .recover import per_step as per_step
+from .recover import prune_at as prune_at
 from .recover import reconstruct_ as reconstruct_
 from .recover import rescale_ as rescale_
 from .recover import rewind_ as rewind_

@@ -1,5 +1,6 @@
 """How much where."""
 
+from secateurs.allocate.above import above
 from secateurs.allocate.allocators import as_pattern, by_layer, erdos_renyi, global_threshold, uniform
 from secateurs.allocate.apportion import Bounds, Limits, apportion, bounds, fraction_kept, limits_of, plan_of
 from secateurs.allocate.blocks import equal_in_blocks
@@ -11,6 +12,7 @@ from secateurs.allocate.weighed import dynamic, lagrangian, marginal
 __all__ = [
     "Bounds",
     "Limits",
+    "above",
     "alpha_pruning",
     "apportion",
     "as_pattern",

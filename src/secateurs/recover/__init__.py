@@ -8,13 +8,17 @@ from secateurs.recover.evaluate import evaluate
 from secateurs.recover.features import attention_transfer, distill_features, distill_tokens
 from secateurs.recover.gates import channel_attention
 from secateurs.recover.gradual import gradual, rewind_
-from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
+from secateurs.recover.growing import growing_penalty
+from secateurs.recover.hooks import clip_gradients, mask_gradients, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
+from secateurs.recover.penalties import group_lasso, penalty
+from secateurs.recover.prune_at import prune_at
 from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
 from secateurs.recover.regrowth import gradual_regrowth, rigl, sparse_evolutionary
 from secateurs.recover.rescale import rescale_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
+from secateurs.recover.target import Target
 from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 from secateurs.recover.training_macs import step_macs, training_macs
@@ -24,6 +28,7 @@ __all__ = [
     "Movement",
     "Reconstructed",
     "Schedule",
+    "Target",
     "Teacher",
     "ac_dc",
     "adjust_dropout_",
@@ -40,6 +45,8 @@ __all__ = [
     "geometric",
     "gradual",
     "gradual_regrowth",
+    "group_lasso",
+    "growing_penalty",
     "lightning_callback",
     "linear",
     "mask_gradients",
@@ -47,6 +54,7 @@ __all__ = [
     "one_shot",
     "penalty",
     "per_step",
+    "prune_at",
     "reconstruct_",
     "rescale_",
     "rewind_",

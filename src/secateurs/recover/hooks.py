@@ -1,18 +1,15 @@
-"""Small hooks: a scheduler that steps more often, gradients that are clipped, weights that cost something."""
+"""Small hooks: a scheduler that steps more often, gradients that are clipped or masked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from secateurs.forward import modules_in, parameters_in
-from secateurs.patterns import NORMALISATIONS
-from secateurs.ranks import whole
+from secateurs.forward import parameters_in
 from secateurs.recover.trial import require_scheduler_goes_on
-from secateurs.types import Hook, Run, SecateursError
+from secateurs.types import Hook, Run
 
 
 def per_step(scheduler: Any) -> Hook:
@@ -57,37 +54,3 @@ def mask_gradients() -> Hook:
                 parameter.grad.masked_fill_(~run.masks[name], 0)
 
     return Hook("mask_gradients", gradients=mask)
-
-
-def penalty(strength: float, p: float = 2, of: Literal["weights", "scales"] = "weights") -> Hook:
-    """Adds ``strength · Σ|w|ᵖ`` over all weights that may be pruned to the loss: L2 for p = 2, L1 for p = 1 (1506.02626, §3.1).
-
-    ``of="scales"``: over the scales of all normalisations instead, which L1 drives to zero channel by channel (1708.06519).
-
-    Raises `SecateursError` for a negative strength or p outside [1, ∞), and, when training begins, where there are no scales.
-
-    >>> penalty(1e-4, p=1).name
-    'penalty(p=1)'
-    """
-    if strength < 0 or not 1 <= p < float("inf"):
-        raise SecateursError(f"penalty(strength={strength}, p={p}): strength must be at least 0, and p in [1, inf)")
-    if of not in ("weights", "scales"):
-        raise SecateursError(f'penalty(of={of!r}): of is "weights" or "scales"')
-
-    def punished(run: Run) -> list[Tensor]:
-        if of == "weights":
-            return [parameter for parameter in run.model.parameters() if parameter.ndim > 1]
-        norms = [module for module in modules_in(run.model).values() if isinstance(module, NORMALISATIONS)]
-        return [weight for module in norms if isinstance(weight := getattr(module, "weight", None), Tensor)]
-
-    def loss(run: Run) -> Tensor:
-        return strength * sum((whole(weight.abs().pow(p).sum()) for weight in punished(run)), torch.zeros(()))
-
-    def require_some(run: Run) -> None:
-        if of == "scales" and not punished(run):
-            raise SecateursError(
-                f'penalty(of="scales"): {type(run.model).__name__} has no normalisation with a scale: put nn.BatchNorm2d behind its '
-                'layers, or take of="weights"'
-            )
-
-    return Hook(f"penalty(p={p}{'' if of == 'weights' else ', of=scales'})", start=require_some, loss=loss)
