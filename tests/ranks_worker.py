@@ -221,7 +221,7 @@ def masks_that_grow_again() -> Any:
         lambda: sc.gradual_regrowth(sc.linear(0.5), every=2),
     ):
         parallel, model = DistributedDataParallel(network()), sharded(network())
-        one, other = grown(parallel, hook()), grown(model, hook())
+        one, other = grown(parallel, hook()), grown(model, hook())  # type: ignore[no-untyped-call]
         found.append((whole_of(one) == whole_of(other), other.kept, one.kept))
         found.append(len({json.dumps(each) for each in everywhere(whole_of(one))}))
     started = prune(network(), task(), allocate=sc.uniform(sparsity=0.5))
@@ -373,6 +373,21 @@ def taught_by_what_it_was() -> Any:
     _, maps = history(DistributedDataParallel(network()), wide, project=True)
     told = refused(lambda: history(sharded(network()), None))
     return own, in_shards, maps["0#0"].tolist(), told
+
+
+@check
+def thresholded_and_begun_anew() -> Any:
+    """Data-parallel and in shards: exactly as many weights, and the same ones."""
+
+    def zeros_of(model: nn.Module) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = sc.train_(model, task(), optimizer, 2, hooks=[sc.hard_threshold(0.6, every=1)], show=False)
+        return [int((~whole(mask)).sum()) for mask in run.masks.values()], run.masks.sparsity
+
+    begun = network(seed=RANK)
+    sc.restart_(begun, seed=5)
+    weights = [round(float(p.sum()), 6) for p in begun.parameters()]
+    return zeros_of(DistributedDataParallel(network())), zeros_of(sharded(network())), weights
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def shrunk(make: Callable[[], nn.Module], example: Any, rounds: int = 2) -> tupl
     with torch.no_grad():  # zero there what has gone here
         for name, parameter in types.items():
             for dim in range(parameter.ndim):
-                gone = ~before._stays(name, dim, parameter.shape[dim])
+                gone = ~before.stays(name, dim, parameter.shape[dim])
                 parameter.index_fill_(dim, gone.nonzero().flatten(), 0)
     return model, large
 

@@ -186,3 +186,9 @@ def test_when_a_process_dies_all_go_on_from_the_checkpoint(tmp_path: Path) -> No
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one == other and one.pop("started again") == 1 and len(one) >= 3
     assert all(same and epochs == 4 and 0.4 < sparsity < 0.8 for same, epochs, sparsity in one.values())
+
+
+def test_several_processes_threshold_and_begin_anew_alike(found: Found) -> None:
+    parallel, in_shards, weights = both(found, "thresholded_and_begun_anew")
+    assert parallel == in_shards and parallel[1] == pytest.approx(0.6, abs=2e-3)
+    assert len(weights) == 4

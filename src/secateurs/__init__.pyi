@@ -24,6 +24,7 @@ from .comparing import Comparison as Comparison
 from .comparing import FailedJobsError as FailedJobsError
 from .comparing import Pruning as Pruning
 from .comparing import Recipe as Recipe
+from .comparing import baselines as baselines
 from .comparing import compare as compare
 from .comparing import recipes as recipes
 from .costs import Tally as Tally
@@ -137,6 +138,7 @@ from .recover import gradual as gradual
 from .recover import gradual_regrowth as gradual_regrowth
 from .recover import group_lasso as group_lasso
 from .recover import growing_penalty as growing_penalty
+from .recover import hard_threshold as hard_threshold
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
 from .recover import movement_pruning as movement_pruning
@@ -146,6 +148,7 @@ from .recover import per_step as per_step
 from .recover import prune_at as prune_at
 from .recover import reconstruct_ as reconstruct_
 from .recover import rescale_ as rescale_
+from .recover import restart_ as restart_
 from .recover import rewind_ as rewind_
 from .recover import rigl as rigl
 from .recover import sparse_evolutionary as sparse_evolutionary
@@ -173,8 +176,11 @@ from .search import sensitivity as sensitivity
 from .search import smallest as smallest
 from .search import tpe as tpe
 from .search import try_plans as try_plans
+from .shrink import Fastfood as Fastfood
+from .shrink import Fried as Fried
 from .shrink import LowRank as LowRank
 from .shrink import Shrunk as Shrunk
+from .shrink import fastfood_ as fastfood_
 from .shrink import low_rank_ as low_rank_
 from .shrink import shrink_ as shrink_
 from .solve import ALPS as ALPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateurs.comparing.baselines import baselines
 from secateurs.comparing.comparison import Comparison, Outcome, Row, read_comparison
 from secateurs.comparing.drawing import plot
 from secateurs.comparing.page import comparison_html
@@ -15,6 +16,7 @@ __all__ = [
     "Pruning",
     "Recipe",
     "Row",
+    "baselines",
     "compare",
     "comparison_html",
     "plot",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.comparing.baselines import Baseline
 from secateurs.comparing.comparison import Outcome
 from secateurs.comparing.peak import peak_memory
 from secateurs.comparing.recipe import Pruning, Recipe
@@ -175,8 +176,14 @@ def _trained(model: nn.Module, task: Task, masks: Masks | None, epochs: int, mak
 
 
 def _counted(model: nn.Module, task: Task, masks: Masks | None, recipe: Recipe) -> tuple[int, float]:
-    """Parameters and MACs that are left: where units go for good, those of the smaller model, else those of nonzero weights."""
+    """Parameters and MACs that are left: where units go for good, those of the smaller model, else those of nonzero weights.
+
+    Of a baseline that is trained from scratch all parameters count that no mask holds at zero.
+    """
     goes = isinstance(recipe.prune, Pruning) and recipe.prune.pattern.removable
     if goes and masks is not None and masks.plan is not None:
         return int(params(model, task.example, masks.plan)), macs(model, task.example, masks.plan)
+    if isinstance(recipe.prune, Baseline):  # fresh biases are zero until they learn, and count
+        gone = sum(int((~mask).sum()) for mask in (masks or {}).values())
+        return int(params(model)) - gone, nonzero_macs(model, task.example)
     return nonzero_params(model), nonzero_macs(model, task.example)

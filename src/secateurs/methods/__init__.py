@@ -2,12 +2,15 @@
 
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.castellano import castellano_
+from secateurs.methods.collins_kohli import memory_bounded_
+from secateurs.methods.controls import dense_of_size_, random_start_
 from secateurs.methods.depth import depth_
 from secateurs.methods.energy_aware import energy_aware_
 from secateurs.methods.fbs import fbs_
 from secateurs.methods.fpgm import fpgm_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
+from secateurs.methods.low_rank import svd_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
 from secateurs.methods.netadapt import netadapt_
@@ -28,6 +31,7 @@ from secateurs.methods.zhu_gupta import gradual_magnitude_
 __all__ = [
     "ac_dc_",
     "castellano_",
+    "dense_of_size_",
     "depth_",
     "energy_aware_",
     "fbs_",
@@ -40,18 +44,21 @@ __all__ = [
     "kwon2022_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
+    "memory_bounded_",
     "movement_",
     "netadapt_",
     "network_slimming_",
     "oats_",
     "obs_",
     "pcas_",
+    "random_start_",
     "reap_",
     "rigl_",
     "snip_",
     "sparse_evolutionary_",
     "sparsegpt_",
     "spatten_",
+    "svd_",
     "synflow_",
     "taylor_",
     "teal_",

@@ -17,9 +17,11 @@ from secateurs.recover.prune_at import prune_at
 from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
 from secateurs.recover.regrowth import gradual_regrowth, rigl, sparse_evolutionary
 from secateurs.recover.rescale import rescale_
+from secateurs.recover.restart import restart_
 from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_shot
 from secateurs.recover.target import Target
 from secateurs.recover.teacher import Teacher, teacher_of
+from secateurs.recover.thresholding import hard_threshold
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 from secateurs.recover.training_macs import step_macs, training_macs
 
@@ -47,6 +49,7 @@ __all__ = [
     "gradual_regrowth",
     "group_lasso",
     "growing_penalty",
+    "hard_threshold",
     "lightning_callback",
     "linear",
     "mask_gradients",
@@ -57,6 +60,7 @@ __all__ = [
     "prune_at",
     "reconstruct_",
     "rescale_",
+    "restart_",
     "rewind_",
     "rigl",
     "sparse_evolutionary",

@@ -86,7 +86,7 @@ class Descent:
         types = {**self._structure.parameters, **self._structure.buffers}
         there = {**parameters_in(self.model, again=True), **buffers_in(self.model, again=True)}
         told = [
-            (dim, self._stays(name, place, dim.size))
+            (dim, self.stays(name, place, dim.size))
             for name in dict.fromkeys(name_before(name, self.steps) for name in there)
             for place, dim in enumerate(types.get(name, ()))
         ]
@@ -98,7 +98,7 @@ class Descent:
                 unclear |= set(dim.axes())
         return choice, unclear
 
-    def _stays(self, name: str, place: int, size: int) -> Tensor:
+    def stays(self, name: str, place: int, size: int) -> Tensor:
         """Which indices of a dimension of a tensor have stayed, by the record alone."""
         _, by_dim = self._cuts.get(name, ([], {}))
         stays = torch.ones(size, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -33,8 +34,7 @@ class Projections:
         """Channels, which are last, as many as the teacher has."""
         shape = (width, found.shape[-1])
         if name not in self.maps or self.maps[name].shape != shape:
-            place = sum(map(ord, name))  # another draw for each, whatever the order in which they come
-            chance = torch.Generator().manual_seed(self.seed + place)
+            chance = torch.Generator().manual_seed(crc32(f"{self.seed} {name}".encode()))  # whatever the order in which they come
             drawn = torch.randn(shape, generator=chance) / shape[1] ** 0.5
             self.maps[name] = drawn
             self.moments[name], self.steps[name] = [torch.zeros_like(drawn), torch.zeros_like(drawn)], 0

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateurs.forward import modules_in
 from secateurs.shrink.factors import factor_
+from secateurs.shrink.fastfood import fry_
 from secateurs.shrink.layer_sizes import SIZES
 from secateurs.shrink.remembered import remember_
 from secateurs.shrink.stacks import require_entries, take_entries_
@@ -39,6 +40,8 @@ def replay_(model: nn.Module, steps: Sequence[Step], optimizer: torch.optim.Opti
             _require_same(model, step)
             factor_(model, step.factors, undo)
             cut_(model, step.cuts, undo, optimizer)
+            fry_(model, step.fried, undo)
+            cut_(model, step.cuts, undo)
             set_attributes_(model, step.attributes, undo)
             _require_implied(model, step)
             rewrite_(model, step.rewrites, undo)

@@ -40,7 +40,8 @@ class Step:
     """One shrinking: everything that it takes to do it again on a model as it was before.
 
     ``identities`` and ``zeros`` are modules that do nothing any more and were taken out; ``factors`` are layers that became two;
-    ``entries`` are those that stay of a list of modules, and ``configs`` what the configuration of a module says then: key → [old, new].
+    ``fried`` are linear layers in whose place Fastfood layers are, with their seeds; ``entries`` are those that stay of a list of modules,
+    and ``configs`` what the configuration of a module says then: key → [old, new].
     """
 
     shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -52,13 +53,14 @@ class Step:
     factors: dict[str, Factors] = field(default_factory=dict)
     entries: dict[str, list[int]] = field(default_factory=dict)
     configs: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    fried: dict[str, int] = field(default_factory=dict)
 
     def to_document(self) -> dict[str, Any]:
         """What JSON can hold; lists of kept indices that occur again and again are written once."""
         lists: list[list[int]] = []
         cuts = {name: {str(dim): _place(lists, indices) for dim, indices in by_dim.items()} for name, by_dim in self.cuts.items()}
         told = {**asdict(self), "cuts": cuts, "kept": lists}
-        for key in ("factors", "entries", "configs"):
+        for key in ("factors", "entries", "configs", "fried"):
             if not told[key]:
                 del told[key]
         return told
@@ -85,7 +87,8 @@ class Step:
                 str(name): {str(key): [_said(old), _said(new)] for key, (old, new) in changes.items()}
                 for name, changes in document.get("configs", {}).items()
             }
-            return Step(shapes, cuts, attributes, rewrites, identities, zeros, factors, entries, configs)
+            fried = {str(name): _natural(seed) for name, seed in document.get("fried", {}).items()}
+            return Step(shapes, cuts, attributes, rewrites, identities, zeros, factors, entries, configs, fried)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise FileError(f"the record of how the model was shrunk is damaged ({repr(error)[:200]})") from error
 
