@@ -284,6 +284,23 @@ def test_a_run_that_teaches_itself_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert not hooks_of_one_teacher()[3].state() and float((weights["0.weight"] == 0).float().mean()) > 0.3
 
 
+def test_a_run_that_shrinks_learns_from_what_it_was_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """The teacher stays large, the channels that stayed are looked up anew, and a new process begins with a large model."""
+    states = []
+    for stops in ((4,), (1, 4), (3, 4)):
+        for until in stops:
+            teacher, model = sc.Teacher(), net(12)
+            prune = sc.gradual(sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform, sc.linear(0.5), end=3, shrink=True)
+            stop = sc.Hook("stop", epoch_end=lambda run, until=until: setattr(run, "stop", run.epoch + 1 == until))  # type: ignore[misc]
+            taught = [sc.distill_features(teacher, "?", weight=0.1), sc.distill(teacher)]
+            path = tmp_path / f"{stops[0]}.safetensors"
+            run = sc.train_(model, task(), sgd(model), 4, hooks=[*taught, prune, stop], checkpoint=path)
+        assert teacher.model is not None and teacher.model[0].out_features == 12 > model[0].out_features == 6  # type: ignore[index, union-attr]
+        states.append((model.state_dict(), run.history))
+    assert all(torch.equal(states[0][0][name], value) for other, _ in states[1:] for name, value in other.items())
+    assert all(history == states[0][1] for _, history in states)
+
+
 def test_one_pass_teaches_all() -> None:
     calls: list[bool] = []
     original = net(seed=1)

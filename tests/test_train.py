@@ -264,12 +264,12 @@ def test_hooks_are_called_in_their_order() -> None:
     called: list[str] = []
 
     def recorder(name: str) -> sc.Hook:
-        parts = ("start", "epoch", "loss", "gradients", "stepped", "epoch_end")
+        parts = ("made", "start", "epoch", "loss", "gradients", "stepped", "epoch_end")
         return spy(name, **{part: lambda run, part=part: called.append(f"{name}.{part}") for part in parts})
 
     task, model = regression(batches=2), nn.Linear(5, 2)
     sc.train_(model, task, sgd(model), 1, accumulate=2, hooks=[recorder("a"), recorder("b")])
-    parts = ["start", "epoch", "loss", "loss", "gradients", "stepped", "epoch_end"]
+    parts = ["made", "start", "epoch", "loss", "loss", "gradients", "stepped", "epoch_end"]
     assert called == [f"{name}.{part}" for part in parts for name in "ab"]
 
 

@@ -108,8 +108,8 @@ def _shrink_(path: str | Path, state: Mapping[str, Any], run: Run, undo: Undo) -
         raise FileError(
             f"{path} was written in a run whose model shrank in other ways than this one: give the model as it was when that run began"
         )
-    if any(step.factors for step in steps[len(known) :]):
-        raise FileError(f"{path}: layers of its model became two while it trained, which no run does")
+    if any(step.factors or step.fried for step in steps[len(known) :]):
+        raise FileError(f"{path}: layers of its model became others while it trained, which no run does")
     undo.add(replay_(run.model, steps[len(known) :], run.optimizer))
 
 

@@ -66,6 +66,7 @@ def distill(
 
     return Hook(
         name,
+        made=source.made,
         start=start,
         loss=loss,
         close=lambda run: source.close(name),

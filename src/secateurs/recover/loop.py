@@ -173,6 +173,8 @@ class _Loop:
     def begun(self, checkpoint: str | Path | None, seed: int | None) -> int:
         """The first epoch to train: from the checkpoint on where there is one. Masks must be those of all processes."""
         run, start = self.run, 0
+        for hook in self.hooks:
+            hook.made(run)
         if checkpoint is not None and Path(checkpoint).exists():
             start = read_checkpoint(checkpoint, run, self.hooks, self.scaler)
         elif seed is not None:

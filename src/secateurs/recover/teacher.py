@@ -61,10 +61,17 @@ class Teacher:
     model: nn.Module | None = None
     _made: bool = field(default=False, repr=False)
     _keeper: str = field(default="", repr=False)
+    _begun: bool = field(default=False, repr=False)
+    _given: Run | None = field(default=None, repr=False)
     _weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _learners: dict[str, Looks | None] = field(default_factory=dict, repr=False)
     _batch: Any = field(default=None, repr=False)
     _lessons: dict[str, tuple[Any, dict[str, list[Tensor]]]] = field(default_factory=dict, repr=False)
+
+    def made(self, run: Run) -> None:
+        """Copy the model where there is no teacher yet: a checkpoint may make it smaller, and have the weights that it had."""
+        if self.model is None or (self._made and not self._begun and self._given is not run):
+            self.model, self._made, self._given = teacher_of(run.model), True, run
 
     def begin(self, run: Run, who: str) -> nn.Module:
         """The teacher of this run for one more hook, made where none was given.
@@ -72,15 +79,18 @@ class Teacher:
         Raises `SecateursError` where it could teach nothing, or shares parameters with the model that is trained; `FileError` where the
         checkpoint's teacher is another model.
         """
+        if (self.model is None or self._made) and not self._weights and not self._begun:
+            _require_dense(run, who)
         if self.model is None:
-            if not self._weights:
-                _require_dense(run, who)
-            self.model, self._made = _with(teacher_of(run.model), self._weights, who), True
+            self.made(run)
+        assert self.model is not None
+        if self._made and not self._begun:
+            _with(self.model, self._weights, who)
         trained = {id(parameter) for parameter in run.model.parameters() if parameter.requires_grad}
         if any(id(parameter) in trained for parameter in self.model.parameters()):
             raise SecateursError(f"{who}: the teacher shares parameters with the model that is trained: {_KEEP}")
         self._learners[who] = None
-        self._keeper = self._keeper or who
+        self._keeper, self._begun = self._keeper or who, True
         return self.model
 
     def look(self, who: str, looks: Looks) -> None:
@@ -115,7 +125,7 @@ class Teacher:
     def close(self, who: str) -> None:
         """A hook learns no more."""
         self._learners.pop(who, None)
-        self._lessons, self._batch = {}, None
+        self._lessons, self._batch, self._given = {}, None, None
 
     def state(self, who: str) -> dict[str, Any]:
         """For the checkpoint: the weights of a teacher that was made here, with the first of its hooks."""
@@ -127,7 +137,7 @@ class Teacher:
         weights = state.get("teacher", {})
         if not isinstance(weights, Mapping) or not all(isinstance(each, Tensor) for each in weights.values()):
             raise FileError(f"{who}: the checkpoint holds no teacher")
-        if weights and self._made and self.model is not None:
+        if weights and self._begun and self._made and self.model is not None:
             _with(self.model, weights, who)
         self._weights = dict(weights) or self._weights
 

@@ -62,7 +62,9 @@ class Within:
     def hook(self) -> Hook:
         """As the training loop takes it."""
         parts: dict[str, Any] = {"state": self._state, "restore": self._restore, **self._own()}
-        return Hook(self.who, start=self._start, epoch=self._look, loss=self._loss, close=self._close, **parts)
+        return Hook(
+            self.who, made=self.teacher.made, start=self._start, epoch=self._look, loss=self._loss, close=self._close, **parts
+        )
 
     def _own(self) -> dict[str, Any]:
         return {name: part for name, part in self.also.items() if name not in ("state", "restore")}

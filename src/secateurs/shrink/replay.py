@@ -41,7 +41,6 @@ def replay_(model: nn.Module, steps: Sequence[Step], optimizer: torch.optim.Opti
             factor_(model, step.factors, undo)
             cut_(model, step.cuts, undo, optimizer)
             fry_(model, step.fried, undo)
-            cut_(model, step.cuts, undo)
             set_attributes_(model, step.attributes, undo)
             _require_implied(model, step)
             rewrite_(model, step.rewrites, undo)

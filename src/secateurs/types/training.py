@@ -126,7 +126,8 @@ def _ignore_state(state: Mapping[str, Any]) -> None:
 class Hook:
     """What plugs into the training loop; every part has a default that does nothing.
 
-    In the order in which the loop calls them: ``start`` once, after a checkpoint was restored; ``epoch`` before each epoch;
+    In the order in which the loop calls them: ``made`` once, with the model as it was given, before a checkpoint makes another of it (one
+    that was shrunk, say); ``start`` once, after a checkpoint was restored; ``epoch`` before each epoch;
     ``loss`` after each forward pass, returning what is added to the loss; ``gradients`` once the gradients of a step are complete;
     ``stepped`` after the optimizer's step; ``epoch_end`` after the epoch's validation, before its checkpoint is written; ``end`` once,
     when the last epoch is over or a hook has stopped training (``run.stop = True``). Where an error or Ctrl-C ends it, ``end`` is not
@@ -150,3 +151,4 @@ class Hook:
     close: Callable[[Run], None] = _nothing
     state: Callable[[], dict[str, Any]] = _no_state
     restore: Callable[[Mapping[str, Any]], None] = _ignore_state
+    made: Callable[[Run], None] = _nothing
