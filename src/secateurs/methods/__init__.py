@@ -8,6 +8,8 @@ from secateurs.methods.depth import depth_
 from secateurs.methods.energy_aware import energy_aware_
 from secateurs.methods.fbs import fbs_
 from secateurs.methods.fpgm import fpgm_
+from secateurs.methods.group_sparsity import group_sparsity_
+from secateurs.methods.growing import growing_regularisation_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
 from secateurs.methods.low_rank import svd_
@@ -24,6 +26,7 @@ from secateurs.methods.slimming import network_slimming_
 from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.spatten import spatten_
+from secateurs.methods.ssl import ssl_
 from secateurs.methods.teal import teal_
 from secateurs.methods.wanda import wanda_
 from secateurs.methods.zhu_gupta import gradual_magnitude_
@@ -39,6 +42,8 @@ __all__ = [
     "gradual_magnitude_",
     "granet_",
     "grasp_",
+    "group_sparsity_",
+    "growing_regularisation_",
     "he2017_",
     "iterative_magnitude_",
     "kwon2022_",
@@ -58,6 +63,7 @@ __all__ = [
     "sparse_evolutionary_",
     "sparsegpt_",
     "spatten_",
+    "ssl_",
     "svd_",
     "synflow_",
     "taylor_",

@@ -13,6 +13,7 @@ from secateurs.recover.hooks import clip_gradients, mask_gradients, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.penalties import group_lasso, penalty
+from secateurs.recover.proximal import Step
 from secateurs.recover.prune_at import prune_at
 from secateurs.recover.reconstruct import BlockTraining, Reconstructed, reconstruct_
 from secateurs.recover.regrowth import gradual_regrowth, rigl, sparse_evolutionary
@@ -30,6 +31,7 @@ __all__ = [
     "Movement",
     "Reconstructed",
     "Schedule",
+    "Step",
     "Target",
     "Teacher",
     "ac_dc",

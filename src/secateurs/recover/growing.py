@@ -131,16 +131,8 @@ class _Growing:
         """What `prune_` would keep; the weights stay as they are."""
         before = [(each, each.detach().clone()) for each in parameters_in(run.model).values()]
         try:
-            return prune_(
-                run.model,
-                self.pattern,
-                self.solver,
-                self.allocate,
-                run.task,
-                only=self.only,
-                skip=self.skip,
-                masks=run.masks or None,
-            )
+            chosen: dict[str, Any] = {"only": self.only, "skip": self.skip, "masks": run.masks or None, "recalibrate": False}
+            return prune_(run.model, self.pattern, self.solver, self.allocate, run.task, **chosen)
         finally:
             with torch.no_grad():
                 for each, value in before:
@@ -182,9 +174,9 @@ class _Growing:
 
     def _end(self, run: Run) -> None:
         self.taken.leave()
-        self._cut(run)
+        self._cut(run, last=True)
 
-    def _cut(self, run: Run) -> None:
+    def _cut(self, run: Run, last: bool = False) -> None:
         if self.over:
             return
         self.over = True
@@ -194,7 +186,7 @@ class _Growing:
                 "before the units were cut: train for more epochs, or let it grow faster (delta=, every=)",
                 stacklevel=2,
             )
-        cut_(run, self.pattern, Chosen(self.kept), Plan.from_json(self.plan), only=self.only, skip=self.skip)
+        cut_(run, self.pattern, Chosen(self.kept), Plan.from_json(self.plan), only=self.only, skip=self.skip, last=last)
 
     def _state(self) -> dict[str, Any]:
         return {"kept": self.kept, "plan": self.plan, "steps": self.steps, "first": self.first, "over": self.over}

@@ -342,10 +342,10 @@ class _Lasso:
         elif self.control is not None:
             self.control.begin_epoch(run)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Run, last: bool = False) -> None:
         """From here on nothing costs; what a target has brought to zero becomes masks."""
         if not self.over and self.control is not None:
-            self.control.cut(run)
+            self.control.cut(run, last)
         self.over = True
 
     def _shares(self) -> Sequence[Tensor | float]:
@@ -414,7 +414,7 @@ class _Lasso:
 
     def _end(self, run: Run) -> None:
         self.taken.leave()
-        self._finish(run)
+        self._finish(run, last=True)
 
     def _state(self) -> dict[str, Any]:
         return {"over": self.over, **({} if self.control is None else self.control.state())}

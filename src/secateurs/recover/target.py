@@ -204,7 +204,7 @@ class Control:
 
     # ------------------------------------------------------------ and then
 
-    def cut(self, run: Run) -> None:
+    def cut(self, run: Run, last: bool) -> None:
         """The masks of what is at zero, or with ``strict`` of as many as were wanted; those that the run had hold as before."""
         reached = float((torch.cat(self._sizes()) <= self.threshold).double().mean())
         enough = reached >= self.target.sparsity - max(_NEAR, 0.5 / sum(each.count for each in self.groups))
@@ -217,7 +217,8 @@ class Control:
         even = global_threshold if all(each.site.contest_count == 1 for each in self.groups) else uniform
         allocate = (self.target.allocate or even)(sparsity=self.target.sparsity)
         alike = all(each.size == 1 for each in self.groups)
-        cut_(run, self.pattern, TopK(criterion if alike else normalised(criterion)), allocate, only=self.only, skip=self.skip)
+        solver = TopK(criterion if alike else normalised(criterion))
+        cut_(run, self.pattern, solver, allocate, only=self.only, skip=self.skip, last=last)
 
     def _warn(self, reached: float) -> None:
         told = f"{self}: {reached:.1%} of the units are at zero, at strength {self.strength:.3g}".replace("%", " %")
@@ -244,10 +245,21 @@ class Control:
 
 
 def cut_(
-    run: Run, pattern: Pattern, solver: Solver, allocate: Allocator | None, *, only: Selection | None, skip: Selection | None
+    run: Run,
+    pattern: Pattern,
+    solver: Solver,
+    allocate: Allocator | None,
+    *,
+    only: Selection | None,
+    skip: Selection | None,
+    last: bool = False,
 ) -> None:
-    """Prune the model of a run as it is by now; its masks become those of this and of all earlier prunings."""
-    masks = prune_(run.model, pattern, solver, allocate, run.task, only=only, skip=skip, masks=run.masks or None)
+    """Prune the model of a run as it is by now; its masks become those of this and of all earlier prunings.
+
+    Unless it is the ``last`` thing that happens, the training that follows takes the statistics of BatchNorms anew.
+    """
+    anew = None if last else False
+    masks = prune_(run.model, pattern, solver, allocate, run.task, only=only, skip=skip, masks=run.masks or None, recalibrate=anew)
     if run.masks is None:
         run.masks = Masks({}, run.model)
     run.masks.replace_(masks)
