@@ -211,13 +211,13 @@ def masks_that_grow_again() -> Any:
         return sc.train_(model, task(), optimizer, 3, hooks=[hook], show=False).masks
 
     def whole_of(masks: sc.Masks) -> dict[str, Any]:
-        return {name.removeprefix("module."): whole(mask).tolist() for name, mask in masks.items()}
+        return {name: whole(mask).tolist() for name, mask in masks.items()}
 
     found: list[Any] = []
-    half, largest = sc.uniform(sparsity=0.5), sc.magnitude()
+    half = sc.uniform(sparsity=0.5)
     for hook in (
-        lambda: sc.rigl(half, start=largest, every=2),
-        lambda: sc.sparse_evolutionary(half, start=largest),
+        lambda: sc.rigl(half, every=2),
+        lambda: sc.sparse_evolutionary(half),
         lambda: sc.gradual_regrowth(sc.linear(0.5), every=2),
     ):
         parallel, model = DistributedDataParallel(network()), sharded(network())
@@ -273,6 +273,22 @@ def statistics_taken_anew() -> Any:
     told = refused(lambda: sc.recalibrate_(model, replace(task(), calibration=[] if RANK else task().calibration)))
     unchanged = same(model.state_dict(), made().state_dict())
     return [each == found[0] for each in found], found[0] == of_all, found[0] == of_own, told, unchanged, found[0]
+
+
+def tickets() -> Any:
+    """Shuffled masks of a sharded model are those of the whole one; both draw one early bird, and see one line between two networks."""
+    model, beside = network(), sharded(network())
+    masks = prune(model, task())
+    one, other = sc.shuffled(masks, model), sc.shuffled(masks.bind(beside), beside)
+    normed = DistributedDataParallel(nn.Sequential(network()[0], nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, 4)))
+    optimizer = torch.optim.SGD(normed.parameters(), lr=0.1)
+    draw = sc.early_bird(sc.uniform(sparsity=0.5), window=2, threshold=0.5)
+    run = sc.train_(normed, task(), optimizer, 3, hooks=[draw], show=False)
+    drawn = [{name: mask.tolist() for name, mask in run.masks.items()}, run.history[1]["mask_distance"]]
+    line = sc.line_between(network(), network(seed=1), task(), points=3)
+    with sc.alone():
+        of_all = sc.line_between(network(), network(seed=1), task(0, 1), points=3)
+    return same(one, other), run.masks.kept > 0 and len({json.dumps(each) for each in everywhere(drawn)}), line == of_all
 
 
 # ---------------------------------------------------------------- each process has a shard of the model

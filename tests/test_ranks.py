@@ -149,6 +149,10 @@ def test_masks_that_grow_again_do_so_alike(found: Found) -> None:
     assert "0.weight: the mask after the exchange of process 1 differs from that of process 0" in told and unchanged == 0.5
 
 
+def test_tickets_are_the_same_in_all_processes(found: Found) -> None:
+    assert both(found, "tickets") == [True, 1, True]
+
+
 def test_a_checkpoint_of_more_processes_warns_that_random_numbers_will_be_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

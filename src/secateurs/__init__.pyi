@@ -132,6 +132,7 @@ from .recover import distill_attention as distill_attention
 from .recover import distill_features as distill_features
 from .recover import distill_tokens as distill_tokens
 from .recover import dropout_rates as dropout_rates
+from .recover import early_bird as early_bird
 from .recover import evaluate as evaluate
 from .recover import geometric as geometric
 from .recover import gradual as gradual
@@ -139,6 +140,8 @@ from .recover import gradual_regrowth as gradual_regrowth
 from .recover import group_lasso as group_lasso
 from .recover import growing_penalty as growing_penalty
 from .recover import hard_threshold as hard_threshold
+from .recover import instability as instability
+from .recover import line_between as line_between
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
 from .recover import movement_pruning as movement_pruning
@@ -150,7 +153,9 @@ from .recover import reconstruct_ as reconstruct_
 from .recover import rescale_ as rescale_
 from .recover import restart_ as restart_
 from .recover import rewind_ as rewind_
+from .recover import rewinding_point as rewinding_point
 from .recover import rigl as rigl
+from .recover import shuffled as shuffled
 from .recover import sparse_evolutionary as sparse_evolutionary
 from .recover import teacher_of as teacher_of
 from .recover import train_ as train_

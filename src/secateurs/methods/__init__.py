@@ -5,6 +5,7 @@ from secateurs.methods.castellano import castellano_
 from secateurs.methods.collins_kohli import memory_bounded_
 from secateurs.methods.controls import dense_of_size_, random_start_
 from secateurs.methods.depth import depth_
+from secateurs.methods.early_bird import early_bird_
 from secateurs.methods.energy_aware import energy_aware_
 from secateurs.methods.fbs import fbs_
 from secateurs.methods.fpgm import fpgm_
@@ -21,7 +22,7 @@ from secateurs.methods.obs import obs_
 from secateurs.methods.pcas import pcas_
 from secateurs.methods.reap import reap_
 from secateurs.methods.reconstruction import he2017_, thinet_
-from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_
+from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_, random_ticket_
 from secateurs.methods.slimming import network_slimming_
 from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
@@ -36,6 +37,7 @@ __all__ = [
     "castellano_",
     "dense_of_size_",
     "depth_",
+    "early_bird_",
     "energy_aware_",
     "fbs_",
     "fpgm_",
@@ -57,6 +59,7 @@ __all__ = [
     "obs_",
     "pcas_",
     "random_start_",
+    "random_ticket_",
     "reap_",
     "rigl_",
     "snip_",

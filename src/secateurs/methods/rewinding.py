@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.allocate import global_threshold
-from secateurs.criteria import magnitude
+from secateurs.criteria import magnitude, random
+from secateurs.masks import Masks
 from secateurs.patterns import Element
-from secateurs.recover import geometric, gradual, train_
+from secateurs.prune import prune_
+from secateurs.recover import geometric, gradual, rewind_, shuffled, train_
 from secateurs.solve import TopK
-from secateurs.types import Run, Task
+from secateurs.types import Pattern, Run, SecateursError, Task
 
 
 def lottery_ticket_(
@@ -65,6 +69,45 @@ def learning_rate_rewinding_(
     [0.0, 0.75]
     """
     return _rewound(model, task, optimizer, sparsity, rounds, epochs_per_round, rewind="learning_rate", **training)
+
+
+def random_ticket_(
+    model: nn.Module,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    *,
+    ticket: Masks,
+    weights: Mapping[str, Tensor] | str | Path,
+    control: Literal["reinitialised", "shuffled", "random"],
+    seed: int = 0,
+    pattern: Pattern = Element(),  # noqa: B008 (frozen)
+    **training: Any,
+) -> Run:
+    """Train what a lottery ticket must beat, from ``weights`` as `rewind_` takes them (1803.03635, 1903.01611).
+
+    "reinitialised": the ticket's masks, and the ``weights`` of another fresh network. "shuffled": the weights that the ticket began with,
+    and as many at random places of each parameter. "random": the same weights, and as many units of ``pattern`` as the ticket's plan
+    says, at random. The optimizer must be a new one. ``training`` goes to `train_`.
+
+    >>> from secateurs.models import digits_cnn
+    >>> from secateurs.tasks import digits
+    >>> model, task, other = digits_cnn(), digits(), digits_cnn()
+    >>> adam = lambda: torch.optim.Adam(model.parameters())
+    >>> run = lottery_ticket_(model, task, adam(), sparsity=0.75, rounds=1, epochs_per_round=1)
+    >>> again = random_ticket_(model, task, adam(), 1, ticket=run.masks, weights=other.state_dict(), control="reinitialised")
+    >>> again.masks.kept == run.masks.kept
+    True
+    """
+    if control not in ("reinitialised", "shuffled", "random"):
+        raise SecateursError(f'random_ticket_: control={control!r} must be "reinitialised", "shuffled" or "random"')
+    if control == "random" and ticket.plan is None:
+        raise SecateursError('random_ticket_: the ticket has no plan that says how many units stay: take control="shuffled"')
+    masks = shuffled(ticket, model, seed=seed) if control == "shuffled" else ticket.bind(model)
+    rewind_(model, weights, Masks({}, model))
+    if control == "random":
+        masks = prune_(model, pattern, TopK(random(seed)), ticket.plan, task)
+    return train_(model, task, optimizer, epochs, masks=masks.apply_(), **training)
 
 
 def _rewound(

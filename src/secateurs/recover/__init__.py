@@ -2,8 +2,10 @@
 
 from secateurs.recover.ac_dc import ac_dc
 from secateurs.recover.attention import distill_attention
+from secateurs.recover.connectivity import Line, Rewinding, Training, instability, line_between, rewinding_point
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
+from secateurs.recover.early_bird import early_bird
 from secateurs.recover.evaluate import evaluate
 from secateurs.recover.features import attention_transfer, distill_features, distill_tokens
 from secateurs.recover.gates import channel_attention
@@ -23,17 +25,21 @@ from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_
 from secateurs.recover.target import Target
 from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.thresholding import hard_threshold
+from secateurs.recover.tickets import shuffled
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 from secateurs.recover.training_macs import step_macs, training_macs
 
 __all__ = [
     "BlockTraining",
+    "Line",
     "Movement",
     "Reconstructed",
+    "Rewinding",
     "Schedule",
     "Step",
     "Target",
     "Teacher",
+    "Training",
     "ac_dc",
     "adjust_dropout_",
     "attention_transfer",
@@ -45,6 +51,7 @@ __all__ = [
     "distill_features",
     "distill_tokens",
     "dropout_rates",
+    "early_bird",
     "evaluate",
     "geometric",
     "gradual",
@@ -52,7 +59,9 @@ __all__ = [
     "group_lasso",
     "growing_penalty",
     "hard_threshold",
+    "instability",
     "lightning_callback",
+    "line_between",
     "linear",
     "mask_gradients",
     "movement_pruning",
@@ -64,7 +73,9 @@ __all__ = [
     "rescale_",
     "restart_",
     "rewind_",
+    "rewinding_point",
     "rigl",
+    "shuffled",
     "sparse_evolutionary",
     "step_macs",
     "teacher_of",

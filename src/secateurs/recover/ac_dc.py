@@ -16,6 +16,7 @@ from secateurs.masks import Masks, Origin
 from secateurs.patterns import Element, Selection, find_sites
 from secateurs.prune import prune_
 from secateurs.ranks import whole
+from secateurs.recover.inner import inside
 from secateurs.recover.regrowth import refuse_closures, refuse_coupled
 from secateurs.solve import TopK
 from secateurs.types import Allocator, FileError, Hook, Pattern, Run, SecateursError, Sites, Solver
@@ -58,10 +59,10 @@ def ac_dc(
             raise SecateursError(f"ac_dc: {name}={epochs!r} must be a number of epochs, at least {low}")
 
     def prune(run: Run, earlier: Masks | None) -> Masks:
-        return prune_(run.model, pattern, solver, allocate, run.task, only=only, skip=skip, masks=earlier)
+        return prune_(inside(run.model), pattern, solver, allocate, run.task, only=only, skip=skip, masks=earlier)
 
     def find(run: Run) -> Sites:
-        return find_sites(run.model, pattern, run.task.example, only=only, skip=skip)
+        return find_sites(inside(run.model), pattern, run.task.example, only=only, skip=skip)
 
     return _AcDc(prune, find, _Phases(warmup, phase, final), from_pruned).hook()
 
@@ -102,12 +103,12 @@ class _AcDc:
 
     def _start(self, run: Run) -> None:
         if run.masks is None:
-            run.masks = Masks({}, run.model)
+            run.masks = Masks({}, inside(run.model))
         refuse_closures("ac_dc", run.optimizer)
         self.phases.compressed(0, run.epochs)
         if self.begun:
             return
-        earlier = run.masks.named_as_in(run.model)
+        earlier = run.masks.named_as_in(inside(run.model))
         everything = {
             member.parameter: torch.ones(member.weight.shape, dtype=torch.bool, device=member.weight.device)
             for site in self.find(run)
@@ -117,7 +118,7 @@ class _AcDc:
             self.held = {name: removed for name, mask in earlier.items() if bool((removed := ~whole(mask)).any())}
         stays = {name: whole(mask) for name, mask in earlier.items() if not self.from_pruned or name not in everything}
         origin = Origin() if self.from_pruned else run.masks.origin
-        run.masks.replace_(Masks({**everything, **stays}, run.model, origin))
+        run.masks.replace_(Masks({**everything, **stays}, inside(run.model), origin))
         run.masks.require_free({name: self._free(name, mask) for name, mask in everything.items()}, self.from_pruned)
         self.begun = True
 
@@ -133,7 +134,7 @@ class _AcDc:
                 self._compress(run)
 
     def _compress(self, run: Run) -> None:
-        earlier = Masks({name: ~removed for name, removed in self.held.items()}, run.model) if self.held else None
+        earlier = Masks({name: ~removed for name, removed in self.held.items()}, inside(run.model)) if self.held else None
         run.masks.replace_(self.prune(run, earlier))
         self.compressed = True
 

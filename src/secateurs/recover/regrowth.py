@@ -19,6 +19,7 @@ from secateurs.patterns import Element, Selection, find_sites, finite
 from secateurs.prune import prune_
 from secateurs.ranks import whole
 from secateurs.recover.exchange import Standing, cosine, exchanged, in_weight, least, steepest
+from secateurs.recover.inner import inside
 from secateurs.recover.schedules import Schedule
 from secateurs.recover.trial import needs_closure
 from secateurs.solve import TopK
@@ -135,7 +136,7 @@ def gradual_regrowth(
         if sparsity <= run.masks.sparsity:
             return None
         amount, solver = allocate(sparsity=sparsity), TopK(magnitude())
-        return prune_(run.model, pattern, solver, amount, run.task, only=only, skip=skip, masks=run.masks or None)
+        return prune_(inside(run.model), pattern, solver, amount, run.task, only=only, skip=skip, masks=run.masks or None)
 
     find = _finding(who, pattern, only, skip)
     return _Regrowth(who, find, _as_it_is, "gradient", every, fraction, until, from_pruned, False, further).hook()
@@ -170,7 +171,7 @@ def refuse_closures(who: str, optimizer: torch.optim.Optimizer) -> None:
 
 def _finding(who: str, pattern: Pattern, only: Selection | None, skip: Selection | None) -> Callable[[Run], Sites]:
     def find(run: Run) -> Sites:
-        sites = find_sites(run.model, pattern, run.task.example, only=only, skip=skip)
+        sites = find_sites(inside(run.model), pattern, run.task.example, only=only, skip=skip)
         tied = next((site for site in sites if len(site.members) > 1), None)
         if tied is not None:
             names = ", ".join(dict.fromkeys(member.parameter for member in tied.members))
@@ -201,14 +202,14 @@ def _begin(
                 f"{who}: the run's masks ({run.masks!r}) are those of an earlier pruning, or of a file, and what they removed stays gone: "
                 f"say {who}(from_pruned=True) to let it come back, or {who}(erdos_renyi(sparsity=0.9)) to prune further and move that alone"
             )
-        return prune_(run.model, pattern, TopK(start), allocate, run.task, only=only, skip=skip, masks=run.masks or None)
+        return prune_(inside(run.model), pattern, TopK(start), allocate, run.task, only=only, skip=skip, masks=run.masks or None)
 
     return begin
 
 
 def _as_it_is(run: Run, from_pruned: bool) -> Masks:
     """The run's masks, under the names that the model has."""
-    return Masks(run.masks.named_as_in(run.model), run.model, run.masks.origin)
+    return Masks(run.masks.named_as_in(inside(run.model)), inside(run.model), run.masks.origin)
 
 
 @dataclass
@@ -253,7 +254,7 @@ class _Regrowth:
 
     def _start(self, run: Run) -> None:
         if run.masks is None:
-            run.masks = Masks({}, run.model)
+            run.masks = Masks({}, inside(run.model))
         refuse_closures(self.name, run.optimizer)
         sites = self.find(run)
         frozen = next((member.parameter for site in sites for member in site.members if not member.weight.requires_grad), None)
@@ -277,7 +278,7 @@ class _Regrowth:
         run.masks.require_free(back, self.from_pruned)
 
     def _begin(self, run: Run, sites: Sites) -> None:
-        earlier = {} if self.from_pruned else run.masks.named_as_in(run.model)
+        earlier = {} if self.from_pruned else run.masks.named_as_in(inside(run.model))
         masks = self.begin(run, self.from_pruned)
         self.held = {name: removed for name, mask in earlier.items() if bool((removed := ~whole(mask)).any())}
         run.masks.replace_(masks)
