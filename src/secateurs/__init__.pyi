@@ -140,7 +140,9 @@ from .recover import gradual_regrowth as gradual_regrowth
 from .recover import group_lasso as group_lasso
 from .recover import growing_penalty as growing_penalty
 from .recover import hard_threshold as hard_threshold
+from .recover import indicators as indicators
 from .recover import instability as instability
+from .recover import l0_gates as l0_gates
 from .recover import line_between as line_between
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
@@ -156,6 +158,7 @@ from .recover import rewind_ as rewind_
 from .recover import rewinding_point as rewinding_point
 from .recover import rigl as rigl
 from .recover import shuffled as shuffled
+from .recover import soft_threshold as soft_threshold
 from .recover import sparse_evolutionary as sparse_evolutionary
 from .recover import teacher_of as teacher_of
 from .recover import train_ as train_

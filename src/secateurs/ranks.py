@@ -176,3 +176,32 @@ def sharded_as(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     everywhere = DTensor.from_local(whole(tensor).to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(placements=placements).clone()  # a shard alone, not a view that keeps the whole
+
+
+def over_shards(part: Tensor, like: Tensor) -> Tensor:
+    """The sum over all shards of another tensor of what each process found in its own; as it is where that one is whole.
+
+    >>> over_shards(torch.tensor(3.0), torch.ones(2))
+    tensor(3.)
+    """
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    sums = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+    return DTensor.from_local(part, mesh, sums, run_check=False).full_tensor()
+
+
+def from_shard(here: Tensor, like: Tensor) -> Tensor:
+    """The tensor, sharded as another one, of which each process has this part; as it is where that one is whole.
+
+    >>> from_shard(torch.ones(1), torch.ones(1))
+    tensor([1.])
+    """
+    if not is_sharded(like):
+        return here
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    return DTensor.from_local(here, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())

@@ -8,7 +8,7 @@ from secateurs.criteria.gradients import fisher, grasp, head_importance, hessian
 from secateurs.criteria.magnitude import batchnorm_scale, magnitude
 from secateurs.criteria.normalised import normalised
 from secateurs.criteria.random import random
-from secateurs.criteria.recorded import movement, pcas
+from secateurs.criteria.recorded import learned, movement, pcas
 
 __all__ = [
     "activation",
@@ -22,6 +22,7 @@ __all__ = [
     "head_importance",
     "hessian_trace",
     "lamp",
+    "learned",
     "loss_without",
     "magnitude",
     "movement",

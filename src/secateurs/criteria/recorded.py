@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -45,3 +46,17 @@ def pcas(numbers: Mapping[str, Tensor] | None = None) -> Criterion:
         )
     statistic = recorded("pcas", numbers, of="units")
     return Criterion("pcas()", weights_alone, total, (statistic,), units=statistic)
+
+
+def learned(numbers: Mapping[str, Tensor], by: str, of: Literal["weights", "units"] = "weights") -> Criterion:
+    """What was learned beside each weight, or each unit of a site, for the penalty or the loss: what stands lowest goes first.
+
+    >>> import torch
+    >>> learned({"weight": torch.ones(1, 2)}, "indicators").name
+    'learned by indicators'
+    """
+    if of == "units":
+        statistic = recorded(by, numbers, of="units")
+        return Criterion(f"learned by {by}", weights_alone, total, (statistic,), units=statistic)
+    statistic = recorded(by, numbers)
+    return Criterion(f"learned by {by}", Observed(statistic), total, (statistic,))

@@ -1,6 +1,7 @@
 """Published methods, each a short composition of the parts: they differ in arguments, not in machinery."""
 
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
+from secateurs.methods.autoprune import autoprune_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.collins_kohli import memory_bounded_
 from secateurs.methods.controls import dense_of_size_, random_start_
@@ -13,6 +14,7 @@ from secateurs.methods.group_sparsity import group_sparsity_
 from secateurs.methods.growing import growing_regularisation_
 from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
+from secateurs.methods.l0 import l0_
 from secateurs.methods.low_rank import svd_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
@@ -24,6 +26,7 @@ from secateurs.methods.reap import reap_
 from secateurs.methods.reconstruction import he2017_, thinet_
 from secateurs.methods.rewinding import learning_rate_rewinding_, lottery_ticket_, random_ticket_
 from secateurs.methods.slimming import network_slimming_
+from secateurs.methods.soft_threshold import str_
 from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.spatten import spatten_
@@ -34,6 +37,7 @@ from secateurs.methods.zhu_gupta import gradual_magnitude_
 
 __all__ = [
     "ac_dc_",
+    "autoprune_",
     "castellano_",
     "dense_of_size_",
     "depth_",
@@ -49,6 +53,7 @@ __all__ = [
     "he2017_",
     "iterative_magnitude_",
     "kwon2022_",
+    "l0_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
     "memory_bounded_",
@@ -67,6 +72,7 @@ __all__ = [
     "sparsegpt_",
     "spatten_",
     "ssl_",
+    "str_",
     "svd_",
     "synflow_",
     "taylor_",

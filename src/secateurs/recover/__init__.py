@@ -11,7 +11,8 @@ from secateurs.recover.features import attention_transfer, distill_features, dis
 from secateurs.recover.gates import channel_attention
 from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.growing import growing_penalty
-from secateurs.recover.hooks import clip_gradients, mask_gradients, per_step
+from secateurs.recover.hard_concrete import hard_concrete, l0_gates, open_probability
+from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.penalties import group_lasso, penalty
@@ -25,6 +26,7 @@ from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_
 from secateurs.recover.target import Target
 from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.thresholding import hard_threshold
+from secateurs.recover.thresholds import indicated, indicators, soft_threshold, soft_thresholded
 from secateurs.recover.tickets import shuffled
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 from secateurs.recover.training_macs import step_macs, training_macs
@@ -58,14 +60,19 @@ __all__ = [
     "gradual_regrowth",
     "group_lasso",
     "growing_penalty",
+    "hard_concrete",
     "hard_threshold",
+    "indicated",
+    "indicators",
     "instability",
+    "l0_gates",
     "lightning_callback",
     "line_between",
     "linear",
     "mask_gradients",
     "movement_pruning",
     "one_shot",
+    "open_probability",
     "penalty",
     "per_step",
     "prune_at",
@@ -76,6 +83,8 @@ __all__ = [
     "rewinding_point",
     "rigl",
     "shuffled",
+    "soft_threshold",
+    "soft_thresholded",
     "sparse_evolutionary",
     "step_macs",
     "teacher_of",
