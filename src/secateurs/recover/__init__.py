@@ -12,7 +12,7 @@ from secateurs.recover.gates import channel_attention
 from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.growing import growing_penalty
 from secateurs.recover.hard_concrete import hard_concrete, l0_gates, open_probability
-from secateurs.recover.hooks import clip_gradients, mask_gradients, penalty, per_step
+from secateurs.recover.hooks import clip_gradients, mask_gradients, per_step
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.penalties import group_lasso, penalty
