@@ -247,6 +247,32 @@ def test_where_the_answer_is_not_added_as_it_is_the_answer_itself_is_aimed_at(be
     torch.testing.assert_close(model.down.weight, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 2)])
+def test_channels_that_a_convolution_reads_are_those_of_least_squares(shape):
+    """Against every product of a patch and a channel's kernel, written out."""
+    torch.manual_seed(0)
+    conv = {1: nn.Conv1d, 2: nn.Conv2d}[len(shape)]
+    data = torch.randn(6, 1, *(4,) * len(shape))
+    model = nn.Sequential(
+        conv(1, 4, 1), nn.Tanh(), conv(4, 3, shape, padding="same"), nn.BatchNorm2d(3) if shape[1:] else nn.Tanh()
+    )
+    dense, task = copy.deepcopy(model), sc.Task(data[:1], calibration=[(data[:4], None), (data[4:], None)])
+    masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.75), task, only="0", recalibrate=False)
+    with torch.no_grad():
+        given, stay, expected = torch.tanh(model[0](data)), masks["0.bias"], model[2].weight.clone()
+        parts = []
+        for channel in stay.nonzero().flatten():
+            alone = torch.zeros_like(given)
+            alone[:, channel] = given[:, channel]
+            parts.append((model[2](alone) - model[2](torch.zeros_like(given))).double().flatten())
+        wanted = (dense[2](torch.tanh(dense[0](data))) - model[2](torch.zeros_like(given))).double().flatten()
+        numbers = torch.linalg.lstsq(torch.stack(parts, 1), wanted[:, None]).solution[:, 0].float()
+        expected[:, stay] *= numbers.view(-1, *(1,) * len(shape))
+    sc.rescale_(model, dense, task, masks, damping=0.0, only="0")
+    torch.testing.assert_close(model[2].weight, expected, rtol=1e-3, atol=1e-5)
+    assert bool((numbers - 1).abs().max() > 0.01)
+
+
 def test_a_batch_that_passes_elsewhere_than_the_example_is_an_error():
     class Short(Between):
         def forward(self, x: Tensor) -> Tensor:
@@ -284,9 +310,11 @@ def test_numbers_that_are_too_large_are_not_taken_and_told():
 
 
 def test_units_without_one_reader_or_without_batches_are_an_error_and_the_model_as_it_was():
-    model, data = nn.Sequential(nn.Conv1d(1, 4, 1), nn.Tanh(), nn.Conv1d(4, 2, 1)), torch.randn(2, 1, 3)
+    model, data = nn.Sequential(nn.Conv1d(1, 4, 1), nn.Tanh(), nn.Conv1d(4, 2, 1, groups=2)), torch.randn(2, 1, 3)
     masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), sc.Task(data))
-    with pytest.raises(SecateursError, match=r"^0: rescale_ needs units that one linear layer reads, .* by 2.weight: skip it"):
+    with pytest.raises(
+        SecateursError, match=r"^0:2#2: rescale_ needs units that one linear layer or convolution \(.* by 2.weight: skip it"
+    ):
         sc.rescale_(model, copy.deepcopy(model), sc.Task(data, calibration=[(data, None)]), masks)
     linear, task = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), sc.Task(torch.zeros(1, 4))
     masks = sc.prune_(linear, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=0.5), task)

@@ -117,6 +117,7 @@ from .prune import planned as planned
 from .prune import prune_ as prune_
 from .ranks import alone as alone
 from .recalibrate import recalibrate_ as recalibrate_
+from .recover import Corrected as Corrected
 from .recover import Movement as Movement
 from .recover import Reconstructed as Reconstructed
 from .recover import Target as Target
@@ -126,6 +127,7 @@ from .recover import adjust_dropout_ as adjust_dropout_
 from .recover import attention_transfer as attention_transfer
 from .recover import channel_attention as channel_attention
 from .recover import clip_gradients as clip_gradients
+from .recover import correct_biases_ as correct_biases_
 from .recover import cubic as cubic
 from .recover import distill as distill
 from .recover import distill_attention as distill_attention

@@ -17,7 +17,7 @@ from secateurs.evidence.gradients import (
     stream_change,
     synaptic_flow,
 )
-from secateurs.evidence.gram import input_gram, input_rows
+from secateurs.evidence.gram import input_gram, input_rows, patches
 from secateurs.evidence.norms import input_norm
 from secateurs.evidence.observe import observe
 from secateurs.evidence.record import recorded
@@ -50,6 +50,7 @@ __all__ = [
     "mean_loss",
     "nonzero_activations",
     "observe",
+    "patches",
     "readers_of",
     "recorded",
     "regional_gradient",

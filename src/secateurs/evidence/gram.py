@@ -105,7 +105,7 @@ def input_rows(member: Member, seen: Seen) -> Tensor:
     """
     module, inputs = member.module, seen.inputs
     if isinstance(module, _ConvNd):
-        return _patches(module, inputs[0].detach().float())
+        return patches(module, inputs[0].detach().float())
     if isinstance(module, nn.MultiheadAttention):
         if len(inputs) < 3:
             raise SecateursError(
@@ -117,7 +117,7 @@ def input_rows(member: Member, seen: Seen) -> Tensor:
     return values.reshape(1, -1, values.shape[-1])
 
 
-def _patches(module: _ConvNd, values: Tensor) -> Tensor:
+def patches(module: _ConvNd, values: Tensor) -> Tensor:
     """Every patch that a convolution looks at: ``(groups, places, inputs * kernel)``."""
     kernel = module.kernel_size
     if values.ndim < len(kernel) + 2:

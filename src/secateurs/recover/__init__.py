@@ -2,6 +2,7 @@
 
 from secateurs.recover.ac_dc import ac_dc
 from secateurs.recover.attention import distill_attention
+from secateurs.recover.biases import Corrected, correct_biases_
 from secateurs.recover.connectivity import Line, Rewinding, Training, instability, line_between, rewinding_point
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
@@ -33,6 +34,7 @@ from secateurs.recover.training_macs import step_macs, training_macs
 
 __all__ = [
     "BlockTraining",
+    "Corrected",
     "Line",
     "Movement",
     "Reconstructed",
@@ -47,6 +49,7 @@ __all__ = [
     "attention_transfer",
     "channel_attention",
     "clip_gradients",
+    "correct_biases_",
     "cubic",
     "distill",
     "distill_attention",

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from secateurs.batch import run_batch, split
+from secateurs.evidence import patches
 from secateurs.forward import evaluating, modules_in
 from secateurs.given import MASKS, MODEL, TASK, require
 from secateurs.graph import SAME_NUMBERS, Seen, Trace, seen, summands
@@ -37,8 +39,8 @@ def rescale_(
     only: Selection | None = None,
     skip: Selection | None = None,
 ) -> None:
-    """Multiply each head or unit that stays by a number, folded into the layer that reads it, layer after layer in the order of the pass
-    (2204.09656: mask tuning).
+    """Multiply each head, unit or channel that stays by a number, folded into the linear layer or convolution that reads it, layer after
+    layer in the order of the pass (2204.09656: mask tuning; there of transformers).
 
     The numbers of a layer are those of least squares: with what the pruned model gives it by then, the residual sum behind it (its
     answer, where that is added to nothing as it is) is to be that of the ``dense`` model, a copy made before the pruning; so it also
@@ -46,7 +48,8 @@ def rescale_(
     one would be beyond ±10 all of its site stay 1, with a warning. ``pattern``, ``only`` and ``skip`` are those of the pruning. After an
     error the model is as it was.
 
-    Raises `SecateursError` where units are not read by one linear layer, `TaskError` where there are no batches.
+    Raises `SecateursError` where units are not read by one linear layer or convolution without groups, `TaskError` where there are no
+    batches.
 
     >>> import copy
     >>> from secateurs import TopK, magnitude, prune_, uniform
@@ -80,10 +83,12 @@ class _Place:
 def _place(site: Site, trace: Trace) -> _Place:
     readers = [(index, member) for index, member in enumerate(site.members) if member.role == "consumer"]
     index, member = readers[0] if readers else (0, site.members[0])
-    if len(readers) != 1 or member.shape[0] != 1 or member.weight.ndim != 2:
+    plain = isinstance(member.module, nn.Linear) or (isinstance(member.module, _ConvNd) and not member.module.transposed)
+    if len(readers) != 1 or member.shape[0] != 1 or not (plain or member.weight.ndim == 2):
         raise SecateursError(
-            f"{site.name}: rescale_ needs units that one linear layer reads, as heads and inner units of transformers are, and these are "
-            f"read by {', '.join(each.parameter for _, each in readers) or 'none'}: skip it with skip=[{site.name!r}]"
+            f"{site.name}: rescale_ needs units that one linear layer or convolution (without groups) reads, as heads and inner units of "
+            "transformers and channels within the blocks of convolutional networks are, and these are read by "
+            f"{', '.join(each.parameter for _, each in readers) or 'none'}: skip it with skip=[{site.name!r}]"
         )
     reader = member.parameter.rpartition(".")[0]
     value = next((each.gives[0] for each in trace.passes if each.module == reader and each.gives), None)
@@ -100,7 +105,7 @@ def _shown(model: nn.Module, place: _Place, inputs: Any, example: Any) -> dict[s
     found: dict[str, Tensor] = {}
 
     def at_reader(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found["given"], found["answer"] = args[0].flatten(0, -2), output.flatten(0, -2)
+        found["given"], found["answer"] = _given(module, args[0]), _rows(module, output)
         if place.behind is None:
             enough()
 
@@ -109,7 +114,20 @@ def _shown(model: nn.Module, place: _Place, inputs: Any, example: Any) -> dict[s
         sums = [] if place.behind is None else stack.enter_context(until_given(model, place.behind.module, place.behind.number))
         stack.callback(modules_in(model, again=True)[place.reader].register_forward_hook(at_reader).remove)
         run_batch(model, inputs, "a calibration batch", example)
-    return {**found, "sum": sums[0].flatten(0, -2) if sums else found["answer"]}
+    reader = modules_in(model, again=True)[place.reader]
+    return {**found, "sum": _rows(reader, sums[0]) if sums else found["answer"]}
+
+
+def _given(module: nn.Module, values: Tensor) -> Tensor:
+    """What a layer multiplies its weight with, ``(rows, features)``: of a convolution, the patches that it looks at."""
+    return patches(module, values)[0] if isinstance(module, _ConvNd) else values.flatten(0, -2)
+
+
+def _rows(module: nn.Module, answer: Tensor) -> Tensor:
+    """What a layer answers, ``(rows, features)``."""
+    if isinstance(module, _ConvNd):
+        answer = answer.movedim(answer.ndim - 1 - len(module.kernel_size), -1)
+    return answer.flatten(0, -2)
 
 
 def _products(model: nn.Module, dense: nn.Module, task: Task, place: _Place) -> tuple[Tensor, Tensor]:

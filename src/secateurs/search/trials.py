@@ -69,7 +69,8 @@ def try_plans(
 ) -> Study:
     """Try plans: prune the model by each, measure, and put it back; give what came of all, in their order.
 
-    The model is observed once, as it is, and what comes of a plan is what `prune_` makes of it. Further arguments are those of `How`. With
+    The model is observed once, as it is, and what comes of a plan is what `prune_` makes of it, but that statistics of BatchNorms are left
+    (``then=`` may call `recalibrate_`). Further arguments are those of `How`. With
     ``backend="processes"`` or ``"ray"`` model, calibration data and what was observed travel once, and only plans travel after that; a
     trial whose process dies is repeated, at most twice. The same plan is tried once. A trial in which anything raises, or in which no
     finite number is measured, is a failed one that says why, and the others go on; with ``checkpoint=`` the next call tries it again.
