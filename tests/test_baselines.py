@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.comparing.baselines import made_anew
 from secateurs.methods import dense_of_size_, memory_bounded_, random_start_, svd_
 from secateurs.tasks import digits
 from secateurs.types import FileError, SecateursError
@@ -57,28 +58,30 @@ def test_each_meets_the_budget_and_learns_beside_a_pruned_network() -> None:
 
 
 @pytest.mark.parametrize("keep", [0.35, 0.5, 0.7])
-def test_low_rank_takes_the_largest_ranks_that_the_budget_bears(keep: float) -> None:
-    """One fraction of each layer's weights, against a search through all of them."""
+def test_low_rank_gives_the_budget_to_the_directions_that_hold_most(keep: float) -> None:
+    """Against a naive search: no other direction that holds more for its weights, and none more that the budget bears."""
+    torch.manual_seed(0)
     model = net(40)
-    total, sizes = count(model), [(40, 5), (12, 40), (3, 12)]
-
-    def left(part: float) -> int:
-        saved = 0
-        for outputs, features in sizes:
-            rank = max(1, int(part * outputs * features / (outputs + features) + 1e-9))
-            saved += max(0, outputs * features - rank * (outputs + features))
-        return total - saved
-
-    best = max(each for step in range(2001) if (each := left(step / 2000 * 1.2)) <= keep * total)
+    total = count(model)
+    weights = {name: model.get_parameter(f"{name}.weight").detach().double() for name in ("0", "3", "5")}
     found = svd_(model, task(), keep=keep, weighted=False)
-    assert found.parameters == (total, best) == (total, count(model))
+    assert found.parameters == (total, count(model)) and count(model) <= keep * total
+    ends = {name: sum(weight.shape) for name, weight in weights.items()}
+    worth = {
+        name: (torch.linalg.svdvals(weight) ** 2 / weight.square().sum() / ends[name]).tolist() for name, weight in weights.items()
+    }
+    taken = {name: found.ranks.get(name, len(worth[name])) for name in worth}
+    least = min(worth[name][taken[name] - 1] for name in worth if taken[name] > 1)
+    left_out = [(worth[name][taken[name]], name) for name in worth if taken[name] < len(worth[name])]
+    assert left_out and max(left_out)[0] <= least
+    name = max(left_out)[1]
+    more = min(weights[name].numel(), (taken[name] + 1) * ends[name]) - taken[name] * ends[name]
+    assert count(model) + more > keep * total
 
 
 def test_low_rank_says_what_it_can_do() -> None:
     model = net()
-    with pytest.raises(
-        SecateursError, match=r"svd_: keep=0\.01 is too little: with rank 1 everywhere 0\.\d+ of the parameters are left"
-    ):
+    with pytest.raises(SecateursError, match=r"total=0\.01 is 3 of \d+ parameters, .* ask for total=0\.\d+ or more"):
         svd_(model, task(), keep=0.01)
     assert count(model) == count(net())
 
@@ -115,6 +118,18 @@ def test_a_random_start_keeps_the_masks_and_nothing_else() -> None:
     alike = net()
     sc.restart_(alike, seed=1)
     assert torch.equal(weight, alike.get_parameter("0.weight") * masks["0.weight"])
+
+
+def test_to_begin_anew_is_not_to_begin_as_once() -> None:
+    """With the seed that the model was made with: a pruned network at its first weights is a lottery ticket, and no control."""
+    torch.manual_seed(3)
+    model = net()
+    first = [parameter.detach().clone() for parameter in model.parameters() if parameter.ndim > 1]
+    for fresh in (None, made_anew(net, 3)):
+        sc.restart_(model, seed=3, fresh=fresh)
+        assert not any(
+            bool((one == other).any()) for one, other in zip(first, (p for p in model.parameters() if p.ndim > 1), strict=True)
+        )
 
 
 class Own(nn.Module):
@@ -187,6 +202,17 @@ def test_memory_bounded_training_goes_on_to_the_bit_and_leaves_earlier_masks(tmp
         assert run.masks.sparsity == pytest.approx(0.6, abs=0.01)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], other[name]) for other in states[1:] for name in other)
+
+
+def test_shrinking_towards_zero_ends_at_the_same_sparsity() -> None:
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = memory_bounded_(model, task(), optimizer, 4, sparsity=0.5, strength=0.05)
+    zeros = sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1)
+    assert run.masks.sparsity == 0.5 and zeros == 154
+    with pytest.raises(SecateursError, match="until=1 must come before the last of 1 epochs"):
+        memory_bounded_(model, task(), optimizer, 1, sparsity=0.5, strength=0.05)
 
 
 def test_settings_that_make_no_sense() -> None:

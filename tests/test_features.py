@@ -255,12 +255,15 @@ def test_maps_of_a_damaged_checkpoint_are_refused() -> None:
 # ---------------------------------------------------------------- the model as its own teacher
 
 
+def stopping(after: int) -> sc.Hook:
+    return sc.Hook("stop", epoch_end=lambda run: setattr(run, "stop", run.epoch + 1 == after))
+
+
 def hooks_of_one_teacher(until: int = 4) -> list[sc.Hook]:
     teacher = sc.Teacher()
     prune = sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.global_threshold, sc.linear(0.6))
-    stop = sc.Hook("stop", epoch_end=lambda run: setattr(run, "stop", run.epoch + 1 == until))
     return [
-        stop,
+        stopping(until),
         prune,
         sc.distill(teacher),
         sc.distill_features(teacher, "?", weight=0.1),
@@ -291,11 +294,14 @@ def test_a_run_that_shrinks_learns_from_what_it_was_and_goes_on_to_the_bit(tmp_p
         for until in stops:
             teacher, model = sc.Teacher(), net(12)
             prune = sc.gradual(sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform, sc.linear(0.5), end=3, shrink=True)
-            stop = sc.Hook("stop", epoch_end=lambda run, until=until: setattr(run, "stop", run.epoch + 1 == until))  # type: ignore[misc]
             taught = [sc.distill_features(teacher, "?", weight=0.1), sc.distill(teacher)]
             path = tmp_path / f"{stops[0]}.safetensors"
-            run = sc.train_(model, task(), sgd(model), 4, hooks=[*taught, prune, stop], checkpoint=path)
-        assert teacher.model is not None and teacher.model[0].out_features == 12 > model[0].out_features == 6  # type: ignore[index, union-attr]
+            run = sc.train_(model, task(), sgd(model), 4, hooks=[*taught, prune, stopping(until)], checkpoint=path)
+        assert (
+            teacher.model is not None
+            and len(teacher.model.get_parameter("0.bias")) == 12
+            and len(model.get_parameter("0.bias")) == 6
+        )
         states.append((model.state_dict(), run.history))
     assert all(torch.equal(states[0][0][name], value) for other, _ in states[1:] for name, value in other.items())
     assert all(history == states[0][1] for _, history in states)

@@ -17,6 +17,7 @@ from secateurs.methods.collins_kohli import memory_bounded_
 from secateurs.methods.controls import dense_of_size_, random_start_
 from secateurs.methods.low_rank import svd_
 from secateurs.patterns import Channel, Element, find_sites
+from secateurs.recover.restart import other_than
 from secateurs.shrink import fastfood_
 from secateurs.solve import Merge, TopK
 from secateurs.types import SecateursError, Task
@@ -95,11 +96,11 @@ def _of_weights(model: nn.Module, task: Task, keep: float) -> float:
 
 
 def made_anew(make: Callable[[], nn.Module] | None, seed: int) -> nn.Module | None:
-    """A fresh model from torch's random numbers of a seed, or none."""
+    """A fresh model, other than the one of torch's random numbers of that seed, or none."""
     if make is None:
         return None
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(other_than(seed))
         return make()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,15 @@ def restart_(model: nn.Module, masks: Masks | None = None, *, seed: int = 0, fre
         masks.apply_(model)
 
 
+def other_than(seed: int) -> int:
+    """The seed to begin anew with: with the same one a model may well have been made, and would begin as it once did (a lottery ticket).
+
+    >>> other_than(0) != 0, other_than(0) == other_than(0) != other_than(1)
+    (True, True)
+    """
+    return crc32(f"anew {seed}".encode())
+
+
 def _reset_(model: nn.Module, seed: int) -> None:
     owners = {name: module for name, module in modules_in(model).items() if _own(module)}
     unknown = [name for name, module in owners.items() if not any(hasattr(module, each) for each in _RESETS)]
@@ -54,7 +64,7 @@ def _reset_(model: nn.Module, seed: int) -> None:
             "fresh=, the model made anew"
         )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(other_than(seed))
         for module in owners.values():
             getattr(module, next(each for each in _RESETS if hasattr(module, each)))()
 

@@ -40,6 +40,7 @@ def low_rank_(
     keep: float | None = None,
     energy: float | None = None,
     ranks: Mapping[str, int] | None = None,
+    total: float | None = None,
     weighted: bool | None = None,
     only: Selection | None = None,
     skip: Selection | None = None,
@@ -47,10 +48,13 @@ def low_rank_(
     """Make two layers of one: the best weight of lower rank, as the product of two (1404.0736, by singular value decomposition).
 
     Give one of: ``keep``, the fraction of each layer's weights that stays; ``energy`` in (0, 1], the part of the answers' energy that the
-    rank must hold; ``ranks``, of each layer by name. ``weighted=True`` asks for the best answers to the calibration batches instead of the
-    best weight (1505.06798, with the layer's own inputs), and moves what goes with the mean into the bias; by default so where the
-    task has batches. Linear layers and convolutions of one group take part, those whose two would be no smaller do not. The small
-    model is saved, loaded, exported and compiled as any; optimizers are made anew.
+    rank must hold; ``ranks``, of each layer by name; ``total``, the fraction of all the model's parameters that may be left, which goes to
+    the directions that hold most of their layer's energy for their weights, until the next would be too much.
+
+    ``weighted=True`` asks for the best answers to the calibration batches instead of the best weight (1505.06798, with the layer's own
+    inputs), and moves what goes with the mean into the bias; by default so where the task has batches. Linear layers and convolutions of
+    one group take part, those whose two would be no smaller do not. The small model is saved, loaded, exported and compiled as any;
+    optimizers are made anew.
 
     Raises `SecateursError` where no layer can become two, or the numbers are none.
 
@@ -63,7 +67,7 @@ def low_rank_(
     require("low_rank_", "model", model, MODEL)
     require("low_rank_", "task", task, TASK)
     require_values("low_rank_", model)
-    _require_amount(keep, energy, ranks)
+    _require_amount(keep, energy, ranks, total)
     batches = task.calibration if task.calibration is not None else task.train
     weighted = batches is not None if weighted is None else weighted
     sites, skipped = cuttable(model, task, only, skip)
@@ -71,8 +75,14 @@ def low_rank_(
     before = sum(parameter.numel() for parameter in model.parameters())
     stats = observe(model, sites, [input_gram()], task) if weighted else {}
     parts: dict[str, Parts] = {}
+
+    def spectrum_of(site: Site) -> _Spectrum:
+        return _spectrum(site, stats.get(site.members[0].parameter, {}).get(input_gram()))
+
+    if total is not None:
+        ranks = _within({site.name: spectrum_of(site) for site in sites}, before, total)
     for site in track(sites, "factoring"):
-        spectrum = _spectrum(site, stats.get(site.members[0].parameter, {}).get(input_gram()))
+        spectrum = spectrum_of(site)
         rank = _rank(site, spectrum, keep, energy, ranks)
         if reason := _too_large(site, rank):
             skipped.append(Skipped(site.name, reason))
@@ -92,14 +102,14 @@ def low_rank_(
     return LowRank(found, (before, after), tuple(skipped))
 
 
-def _require_amount(keep: float | None, energy: float | None, ranks: Mapping[str, int] | None) -> None:
-    given = {"keep": keep, "energy": energy, "ranks": ranks}
+def _require_amount(keep: float | None, energy: float | None, ranks: Mapping[str, int] | None, total: float | None) -> None:
+    given = {"keep": keep, "energy": energy, "ranks": ranks, "total": total}
     said = [name for name, value in given.items() if value is not None]
     if len(said) != 1:
         raise SecateursError(
-            f"low_rank_: say how much stays with one of keep, energy and ranks, not with {' and '.join(said) or 'none'}"
+            f"low_rank_: say how much stays with one of keep, energy, ranks and total, not with {' and '.join(said) or 'none'}"
         )
-    for name, part in (("keep", keep), ("energy", energy)):
+    for name, part in (("keep", keep), ("energy", energy), ("total", total)):
         if part is not None and not (isinstance(part, (int, float)) and 0 < part <= 1):
             raise SecateursError(f"low_rank_: {name}={part!r} is not in (0, 1]; 0.5 is half")
     for name, rank in (ranks or {}).items():
@@ -190,6 +200,34 @@ def _rank(site: Site, spectrum: _Spectrum, keep: float | None, energy: float | N
         return max(1, int(keep * outputs * features / (outputs + features)))
     held = spectrum.energies.cumsum(0) / spectrum.energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return min(int((held < (energy or 0) - 1e-12).sum()) + 1, min(outputs, features))
+
+
+def _within(spectra: Mapping[str, _Spectrum], before: int, total: float) -> dict[str, int]:
+    """The ranks of the directions that hold most of their layer's energy for their weights, as many as the parameters are enough for.
+
+    Each layer has one; a layer that would be no smaller as two stays one, and has no rank.
+    """
+    sizes = {name: tuple(spectrum.rows.shape) for name, spectrum in spectra.items()}
+    least = before - sum(outputs * features - min(outputs * features, outputs + features) for outputs, features in sizes.values())
+    left, ranks = int(total * before) - least, dict.fromkeys(sizes, 1)
+    if left < 0:
+        raise SecateursError(
+            f"low_rank_: total={total} is {int(total * before):,} of {before:,} parameters, but rank 1 everywhere leaves {least:,}: ask "
+            f"for total={least / before:.3f} or more"
+        )
+    worth = [
+        (-float(energy) / sum(sizes[name]), place, name)
+        for name, spectrum in spectra.items()
+        for place, energy in enumerate((spectrum.energies / spectrum.energies.sum().clamp_min(1e-300)).tolist())
+        if place
+    ]
+    for _, rank, name in sorted(worth):
+        (outputs, features), more = sizes[name], sum(sizes[name])
+        cost = min(outputs * features, (rank + 1) * more) - min(outputs * features, rank * more)
+        if cost > left:
+            break
+        left, ranks[name] = left - cost, rank + 1
+    return {name: rank for name, rank in ranks.items() if rank * sum(sizes[name]) < sizes[name][0] * sizes[name][1]}
 
 
 def _too_large(site: Site, rank: int) -> str:
