@@ -480,7 +480,7 @@ def test_methods_are_short_compositions() -> None:
             and sorted(line, reverse=True) == line
         )
     with pytest.raises(SecateursError, match="spatten_: keep=0 must be a fraction"):
-        spatten_(nn.Sequential(mlp(), mlp()), V[:1], keep=0)
+        spatten_(mlp(), V[:1], keep=0)
     block = lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12))  # noqa: E731
     stack, task = nn.Sequential(block(), block()).eval(), vector_task()
     for by_block in (True, False):

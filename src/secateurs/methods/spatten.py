@@ -23,10 +23,9 @@ def spatten_(model: nn.Module, example: Any, *, keep: float, heads: float = 1.0,
     >>> fractions(8, 0.5, 0.15)
     [1.0, 1.0, 0.75, 0.65, 0.55, 0.45, 0.35, 0.25]
     """
+    keep, heads = require_fraction("spatten_", "keep", keep), require_fraction("spatten_", "heads", heads)
     number = len(blocks_of(model, example))
-    tokens = fractions(number, require_fraction("spatten_", "keep", keep), 0.15)
-    working = fractions(number, require_fraction("spatten_", "heads", heads), 0.30)
-    return drop_tokens_(model, example, keep=tokens, heads=working, **how)
+    return drop_tokens_(model, example, keep=fractions(number, keep, 0.15), heads=fractions(number, heads, 0.30), **how)
 
 
 def fractions(blocks: int, mean: float, front: float) -> list[float]:
