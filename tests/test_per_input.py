@@ -80,7 +80,7 @@ def test_boosted_channels_are_those_of_the_paper_written_out() -> None:
     assert torch.allclose(model(X), expected[8](third.flatten(1)), atol=1e-5)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(keep=st.floats(0.05, 1), spread=st.floats(0, 2), seed=st.integers(0, 50))
 def test_channels_that_are_not_computed_do_not_change_an_answer(keep: float, spread: float, seed: int) -> None:
     """One by one, where they are skipped, in a batch, where they are multiplied by zero, in any order."""
@@ -237,7 +237,7 @@ def vector_task() -> Task:
     return Task(V[:1], calibration=[(V[:32], None), (V[32:], None)])
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sparsity=st.floats(0, 0.9), seed=st.integers(0, 20))
 @torch.no_grad()
 def test_small_inputs_are_zeros_and_their_columns_are_not_read(sparsity: float, seed: int) -> None:
@@ -361,7 +361,7 @@ def classifier() -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(confidence=st.floats(0.34, 1), seed=st.integers(0, 20))
 def test_inputs_leave_at_the_first_exit_that_is_sure(confidence: float, seed: int) -> None:
     model = classifier()

@@ -80,7 +80,7 @@ def test_tokens_with_little_attention_are_gathered_out_as_written_out_by_hand() 
     assert torch.allclose(states(model, text), expected * kept_tokens(attached)[..., None], atol=1e-5)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     keep=st.floats(0.1, 1),
@@ -305,6 +305,22 @@ def test_tokens_that_hardly_change_leave_and_stay_what_they_are() -> None:
     attached.remove()
     exit_tokens_(model, text, change=0)
     assert torch.allclose(states(model, text), states(encoder(), text), atol=1e-6)
+
+
+@torch.no_grad()
+def test_one_text_of_a_batch_may_keep_all_while_another_does_not() -> None:
+    """Nothing becomes shorter then, and what went is filled up with what does not count."""
+    model, batch = encoder(), texts(5, 5, 5)
+    before = model.encoder.layer[0](model.embeddings(batch["input_ids"]))
+    least = ((model.encoder.layer[1](before) - before).norm(dim=-1) / before.norm(dim=-1))[:, 1:].amin(1)
+    attached = exit_tokens_(model, texts(5), change=float((least.min() + least.max()) / 2), begin=1)
+    tokens = attached.parts["encoder.layer.0"].tokens
+    tokens.rule = lambda stage, *rest, rule=tokens.rule: rule(stage, *rest) if stage.place == 1 else None
+    answer, kept = states(model, batch), kept_tokens(attached)
+    assert kept.all(1).any() and not kept.all()
+    for row in range(3):
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        assert torch.allclose(states(model, alone)[0], answer[row], atol=1e-4) and torch.equal(kept_tokens(attached)[0], kept[row])
 
 
 def test_bad_input_of_exits_of_tokens() -> None:

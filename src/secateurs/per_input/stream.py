@@ -77,8 +77,8 @@ class Stream:
         """An argument of a block, for the tokens in work alone; raises `SecateursError` for one that cannot follow them."""
         if name == "past_key_values" and value is not None:
             raise SecateursError(
-                "drop_tokens_: the model keeps keys and values for later tokens (past_key_values), and of dropped ones there are none: "
-                "call it with use_cache=False, for a whole text at once"
+                "dropping tokens: the model keeps keys and values for later tokens (past_key_values), and of dropped ones there are "
+                "none: call it with use_cache=False, for a whole text at once"
             )
         if name == "attention_mask":
             return value if self.at is None else self._mask(value, like)
@@ -86,7 +86,7 @@ class Stream:
             return value if self.at is None else self._by_place(name, value)
         if isinstance(value, Tensor) and any(size == self.places > 1 for size in value.shape[1:]) and self.at is not None:
             raise SecateursError(
-                f"drop_tokens_: a block is given {name}, a tensor of shape {tuple(value.shape)}, of which it is not known what belongs to "
+                f"dropping tokens: a block is given {name}, a tensor of shape {tuple(value.shape)}, of which it is not known what belongs to "
                 "which token; only attention_mask, position_ids and position_embeddings can follow tokens that are dropped"
             )
         return value
@@ -116,7 +116,7 @@ class Stream:
             return value
         if value.ndim == 1:
             raise SecateursError(
-                f"drop_tokens_: {name} is one for all sequences, which keep other tokens: give it for each, (n, places)"
+                f"dropping tokens: {name} is one for all sequences, which keep other tokens: give it for each, (n, places)"
             )
         value = value.expand(self.n, *value.shape[1:])
         return value.gather(1, self.at if value.ndim == 2 else self.at[..., None].expand(-1, -1, *value.shape[2:]))
@@ -134,7 +134,7 @@ def real_in(mask: Tensor, n: int, places: int) -> Tensor:
         return (mask != 0).expand(n, -1) if not mask.is_floating_point() else (mask > MASKED).expand(n, -1)
     if mask.ndim != 4 or mask.shape[3] != places or mask.shape[2] not in (1, places):
         raise SecateursError(
-            f"drop_tokens_: attention_mask is {tuple(mask.shape)} within the model, but must be ({n}, 1, 1, {places}) or "
+            f"dropping tokens: attention_mask is {tuple(mask.shape)} within the model, but must be ({n}, 1, 1, {places}) or "
             f"({n}, 1, {places}, {places}) for {n} sequences of {places} tokens"
         )
     own = mask[:, 0].diagonal(dim1=1, dim2=2) if mask.shape[2] == places else mask[:, 0, 0]
@@ -147,7 +147,9 @@ def _wide(at: Tensor, hidden: Tensor) -> Tensor:
 
 def for_block(stream: Stream, hidden: Tensor, arguments: Mapping[str, Any], others: str | None) -> dict[str, Any]:
     """The arguments of a block by name, those in its ``**kwargs`` (called ``others``) as well."""
-    found = {name: stream.given(name, value, hidden) for name, value in arguments.items() if name != others}
+    found = {
+        name: value if value is hidden else stream.given(name, value, hidden) for name, value in arguments.items() if name != others
+    }
     if others is not None and others in arguments:
         found[others] = {name: stream.given(name, value, hidden) for name, value in arguments[others].items()}
     return found

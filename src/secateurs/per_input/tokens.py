@@ -70,7 +70,7 @@ class Stage:
         stream = self.tokens.begun(bound, hidden) if self.place == 0 else self.tokens.stream
         if stream is None:
             raise SecateursError(
-                "drop_tokens_: a block was called outside of a pass of the whole model, whose first block begins it"
+                "dropping tokens: a block was called outside of a pass of the whole model, whose first block begins it"
             )
         given = for_block(stream, hidden, {**self.tokens.missing, **bound.arguments}, self.tokens.others)
         self._require_mask(stream, given)
@@ -92,7 +92,7 @@ class Stage:
         masked = "attention_mask" in given or "attention_mask" in given.get(self.tokens.others or "", {})
         if not masked and not bool(stream.counts.all()):
             raise SecateursError(
-                f"drop_tokens_: sequences of a batch keep different numbers of tokens, and {type(self.block).__name__} takes no "
+                f"dropping tokens: sequences of a batch keep different numbers of tokens, and {type(self.block).__name__} takes no "
                 "attention_mask to tell them apart: give one sequence at a time"
             )
 
@@ -124,7 +124,7 @@ class Tokens:
     def begun(self, bound: inspect.BoundArguments, hidden: Tensor) -> Stream:
         """A new pass."""
         if hidden.ndim != 3:
-            raise SecateursError(f"drop_tokens_: a block is given {tuple(hidden.shape)}, but takes (sequences, tokens, width)")
+            raise SecateursError(f"dropping tokens: a block is given {tuple(hidden.shape)}, but takes (sequences, tokens, width)")
         mask = bound.arguments.get("attention_mask", bound.arguments.get(self.others or "", {}).get("attention_mask"))
         self.stream = Stream(hidden, mask)
         return self.stream
