@@ -86,8 +86,8 @@ class Stream:
             return value if self.at is None else self._by_place(name, value)
         if isinstance(value, Tensor) and any(size == self.places > 1 for size in value.shape[1:]) and self.at is not None:
             raise SecateursError(
-                f"dropping tokens: a block is given {name}, a tensor of shape {tuple(value.shape)}, of which it is not known what belongs to "
-                "which token; only attention_mask, position_ids and position_embeddings can follow tokens that are dropped"
+                f"dropping tokens: a block is given {name}, a tensor of shape {tuple(value.shape)}, of which it is not known what belongs "
+                "to which token; only attention_mask, position_ids and position_embeddings can follow tokens that are dropped"
             )
         return value
 
