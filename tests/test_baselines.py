@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.comparing.baselines import made_anew
-from secateurs.methods import dense_of_size_, memory_bounded_, random_start_, svd_
+from secateurs.methods import dense_of_size_, memory_bounded_, random_start_, svd_, width_of_size
+from secateurs.models import digits_cnn
 from secateurs.tasks import digits
 from secateurs.types import FileError, SecateursError
 
@@ -230,3 +231,10 @@ def test_settings_that_make_no_sense() -> None:
     model = net()
     with pytest.raises(SecateursError, match="sparsity must be in"):
         memory_bounded_(model, task(), adam(model.parameters()), 1, sparsity=0)
+
+
+def test_no_width_is_small_enough_for_hardly_any_parameters() -> None:
+    with pytest.raises(
+        SecateursError, match=r"^5 parameters are too few for a dense network of the same shape: at a width of 0\.01 it has \d+"
+    ):
+        width_of_size(lambda width: digits_cnn(width=width), 5)

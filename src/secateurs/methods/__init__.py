@@ -4,7 +4,7 @@ from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.autoprune import autoprune_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.collins_kohli import memory_bounded_
-from secateurs.methods.controls import dense_of_size_, random_start_
+from secateurs.methods.controls import dense_of_size_, random_start_, width_of_size
 from secateurs.methods.depth import depth_
 from secateurs.methods.early_bird import early_bird_
 from secateurs.methods.energy_aware import energy_aware_
@@ -79,4 +79,5 @@ __all__ = [
     "teal_",
     "thinet_",
     "wanda_",
+    "width_of_size",
 ]

@@ -15,7 +15,7 @@ from secateurs.prune import prune_
 from secateurs.recover import restart_
 from secateurs.shrink import shrink_
 from secateurs.solve import TopK
-from secateurs.types import Budget, Pattern, Task
+from secateurs.types import Budget, Pattern, SecateursError, Task
 
 
 def dense_of_size_(
@@ -45,6 +45,25 @@ def dense_of_size_(
     masks = prune_(model, pattern, TopK(random(seed)), allocate, task, only=only, skip=skip)
     shrink_(model, masks, task.example)
     restart_(model, seed=seed, fresh=fresh)
+
+
+def width_of_size(make: Callable[[float], nn.Module], parameters: float) -> float:
+    """The largest width, in hundredths up to 1, at which ``make(width)`` has no more than so many parameters: a dense network of a size
+    for models that take a width, to be made by ``make`` and trained from scratch.
+
+    Raises `SecateursError` where one of the least width has more.
+
+    >>> from secateurs.models import digits_cnn
+    >>> width_of_size(lambda width: digits_cnn(width=width), 0.25 * params(digits_cnn()))
+    0.49
+    """
+    sizes = {step / 100: params(make(step / 100)) for step in range(1, 101)}
+    widths = [width for width, size in sizes.items() if size <= parameters]
+    if not widths:
+        raise SecateursError(
+            f"{parameters:,.0f} parameters are too few for a dense network of the same shape: at a width of 0.01 it has {sizes[0.01]:,.0f}"
+        )
+    return max(widths)
 
 
 def random_start_(

@@ -121,7 +121,7 @@ class Within:
             whose = f"{name or 'the whole'} of the model" if not found else f"{of_teacher or 'the whole'} of the teacher"
             raise SecateursError(
                 f"{self.who}: {whose} gave nothing to compare in this batch: choose a module that is called and gives a tensor; "
-                "where the model is compiled, do so only once training has begun, or not at all (compiled code may pass by what looks on)"
+                "where the model has run compiled before, torch.compiler.reset() lets it be compiled anew, with what looks on"
             )
         if found != wanted:
             raise SecateursError(

@@ -12,7 +12,7 @@ from torch import nn
 from secateurs.allocate import erdos_renyi, global_threshold
 from secateurs.costs import params
 from secateurs.criteria import magnitude, random
-from secateurs.methods import iterative_magnitude_
+from secateurs.methods import iterative_magnitude_, width_of_size
 from secateurs.models import digits_cnn
 from secateurs.patterns import Element
 from secateurs.progress import is_watched, waiting
@@ -25,7 +25,7 @@ from secateurs.session.job import Result, prune_to_folder, validation
 from secateurs.session.trial import quickest_threads
 from secateurs.solve import TopK
 from secateurs.tasks import digits
-from secateurs.types import Run, SecateursError, Task
+from secateurs.types import Run, Task
 
 _ROUNDS, _EPOCHS = 6, 6
 
@@ -68,13 +68,7 @@ def demo_job(
 def _width(sparsity: float) -> float:
     """The largest width at which the dense network has no more parameters than the pruned one keeps."""
     geometric(sparsity)  # which refuses what is no fraction
-    limit = (1 - sparsity) * params(digits_cnn())
-    widths = [step / 100 for step in range(1, 100) if params(digits_cnn(width=step / 100)) <= limit]
-    if not widths:
-        raise SecateursError(
-            f"a sparsity of {sparsity} leaves {limit:.0f} parameters, too few for the dense network that it is compared with"
-        )
-    return max(widths)
+    return width_of_size(lambda width: digits_cnn(width=width), (1 - sparsity) * params(digits_cnn()))
 
 
 def _train(model: nn.Module, task: Task, epochs: int, what: str) -> None:

@@ -232,7 +232,7 @@ def _within(spectra: Mapping[str, _Spectrum], before: int, total: float) -> dict
 
 def _too_large(site: Site, rank: int) -> str:
     if rank == 0:
-        return "ranks does not name it"
+        return "no rank was given for it, or its whole one"
     module: Any = site.members[0].module
     most = most_of_rank(module)
     return "" if rank <= most else f"two layers of rank {rank} would be no smaller than the one, those of rank {most} would"
