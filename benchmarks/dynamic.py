@@ -395,7 +395,8 @@ SAID = {
     "tokens": (
         "## Tokens and heads: MiniLM on STS Benchmark\n\nNo training. Spearman's correlation over the 1,379 test pairs; MACs of 200 "
         "test sentences by themselves, and of 4 texts of 256 tokens; times of 24 sentences and of the 4 texts, one by one, against the "
-        "same model with nothing left out (*eager*, which shows its probabilities) and with torch's fused attention (*sdpa*, which does not)."
+        "same model with nothing left out (*eager*, which shows its probabilities) and with torch's fused attention (*sdpa*, which "
+        "does not)."
     ),
     "channels": (
         "## Channels: ResNet-20 on CIFAR-10 (JPEG)\n\nSGD 0.02 with one cosine, batches of 128: the dense network as long as those with "
