@@ -180,7 +180,7 @@ class _Growing:
         if self.over:
             return
         self.over = True
-        if self.factor < self.ceiling:
+        if self.factor < self.ceiling * (1 - 1e-9):
             warnings.warn(
                 f"{self.name}: the factor grew to {self.factor:.3g} in {self.steps} steps, and not to the ceiling of {self.ceiling:g}, "
                 "before the units were cut: train for more epochs, or let it grow faster (delta=, every=)",
