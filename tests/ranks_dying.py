@@ -26,6 +26,8 @@ half = sc.uniform(sparsity=0.5)
 METHODS: dict[str, Callable[[], list[sc.Hook]]] = {
     "gradual": lambda: [sc.gradual(sc.Element(), sc.TopK(sc.magnitude()), sc.global_threshold, sc.cubic(0.6), end=3)],
     "rigl": lambda: [sc.rigl(half, start=sc.magnitude(), every=2)],
+    "both": lambda: [sc.gradual_regrowth(sc.linear(0.6), every=2)],
+    "by turns": lambda: [sc.ac_dc(half, phase=1)],
     "by chance": lambda: [sc.sparse_evolutionary(half, start=sc.magnitude())],
 }
 

@@ -275,6 +275,7 @@ def statistics_taken_anew() -> Any:
     return [each == found[0] for each in found], found[0] == of_all, found[0] == of_own, told, unchanged, found[0]
 
 
+@check
 def tickets() -> Any:
     """Shuffled masks of a sharded model are those of the whole one; both draw one early bird, and see one line between two networks."""
     model, beside = network(), sharded(network())

@@ -11,14 +11,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateurs.batch import run_batch, split
-from secateurs.forward import evaluating
 from secateurs.given import COUNT, MASKS, MODEL, TASK, require
 from secateurs.masks import Masks
 from secateurs.random_state import random_state, restore_random_state
 from secateurs.ranks import any_sharded, summed
+from secateurs.recalibrate import recalibrate_, tracking
 from secateurs.recover.evaluate import measured
 from secateurs.types import SecateursError, Task, TaskError
 
@@ -73,8 +71,8 @@ def line_between(first: nn.Module, second: nn.Module, task: Task, *, points: int
         for step in range(points):
             share = step / (points - 1)
             between.load_state_dict({name: _mixed(value, ends[1][name], share) for name, value in ends[0].items()})
-            if 0 < step < points - 1:
-                _recalibrate_(between, task)
+            if 0 < step < points - 1 and tracking(between):
+                recalibrate_(between, task)
             total, count = measured(between, task, task.validation, False)
             sums = summed({"": torch.tensor([total, count], dtype=torch.float64)})[""].tolist()
             found.append(task.summarised(sums[0] / sums[1]))
@@ -104,27 +102,6 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         restore_random_state(before)
-
-
-@torch.no_grad()
-def _recalibrate_(model: nn.Module, task: Task) -> None:
-    """Take the statistics of every BatchNorm anew, as the mean over the calibration batches."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    batches = task.calibration if task.calibration is not None else task.train
-    if not norms:
-        return
-    if batches is None:
-        raise TaskError("line_between: statistics of BatchNorm are taken on data: give Task(calibration=...) or Task(train=...)")
-    momenta = [module.momentum for module in norms]
-    with evaluating(model):
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # the mean over batches
-            module.train()
-        for batch in batches:
-            run_batch(model, split(model, task, batch)[0], "a calibration batch", task.example)
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
 
 
 def instability(
