@@ -163,12 +163,14 @@ def test_geometric_medians_softly_and_for_good(trained, task):
         methods.fpgm_(model, task, adam(model), sparsity=0.5, epochs=0)
 
 
-@pytest.mark.parametrize("activations", [False, True])
-def test_first_order_in_rounds_over_the_whole_network(activations, trained, task):
-    model = copy.deepcopy(trained)
-    run = methods.taylor_(model, task, adam(model), sparsity=0.7, rounds=4, last_epochs=1, activations=activations, show=False)
-    left = channels_left(run.masks)
-    assert sum(left.values()) == round(0.3 * (16 + 32 + 64)) and len(run.history) == 5
+@pytest.mark.parametrize(("activations", "shrink"), [(False, False), (True, True)])
+def test_first_order_in_rounds_over_the_whole_network(activations, shrink, trained, task):
+    model, options = copy.deepcopy(trained), {"activations": activations, "shrink": shrink, "show": False}
+    run = methods.taylor_(model, task, adam(model), sparsity=0.7, rounds=4, last_epochs=1, **options)
+    left = (
+        channels_left(run.masks) if not shrink else {name: len(bias) for name, bias in model.named_parameters() if bias.ndim == 1}
+    )
+    assert sum(left.values()) == round(0.3 * (16 + 32 + 64)) + 10 * shrink and len(run.history) == 5
     assert accuracy(model, task) > max(0.93, by_chance(trained, task, sc.Channel(), 0.7))
 
 

@@ -25,6 +25,7 @@ def taylor_(
     epochs_per_round: int = 1,
     last_epochs: int = 0,
     activations: bool = False,
+    shrink: bool = False,
     pattern: Pattern = Channel(),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,
@@ -33,7 +34,8 @@ def taylor_(
     """In each round remove as many channels, those of the whole network that matter least to the loss to first order, and train.
 
     By (Σ g·w)² of the weights (1906.10771), or with ``activations=True`` by |Σ g·a|, over the norm of its layer's (1611.06440).
-    ``last_epochs`` are added after the rounds; `shrink_` takes out what was removed. ``training`` goes to `train_`.
+    ``last_epochs`` are added after the rounds; `shrink_` takes out what was removed, and ``shrink=True`` does so after each round.
+    ``training`` goes to `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -51,6 +53,7 @@ def taylor_(
         linear(sparsity),
         end=end,
         every=epochs_per_round,
+        shrink=shrink,
         dropout=False,
         dead=False,
         only=only,
