@@ -16,6 +16,7 @@ import secateurs as sc
 from secateurs.models import digits_cnn
 from secateurs.shrink.fastfood import walsh_hadamard
 from secateurs.shrink.remembered import steps_of
+from secateurs.shrink.replay import replay_
 from secateurs.shrink.step import Step
 from secateurs.tasks import digits
 from secateurs.types import FileError, SecateursError
@@ -108,3 +109,20 @@ def test_what_cannot_be_fried_is_refused_and_the_model_as_it_was() -> None:
         sc.fastfood_(nn.Sequential(nn.Linear(2, 2)), sc.Task(torch.ones(1, 2)))
     with pytest.raises(SecateursError, match=r"keep=2 is not in"):
         sc.fastfood_(model, sc.Task(x), keep=2)
+
+
+@pytest.mark.parametrize(
+    ("fried", "message"),
+    [
+        ({"nothing": 0}, "with a module 'nothing', but Sequential has none of that name"),
+        ({"": 0}, "with a module ''"),
+        ({"0": 0}, "0 was made a Fastfood layer in the model of the file, but here it cannot be: it is a Conv1d"),
+        ({"2": 0, "2.0": 0}, r"with a module '2\.0', but Sequential has none of that name"),
+    ],
+)
+def test_a_file_that_fries_what_is_none_leaves_the_model_as_it_was(fried: dict[str, int], message: str) -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.Flatten(), nn.Linear(8, 8))
+    before = list(model)
+    with pytest.raises(FileError, match=message):
+        replay_(model, [Step(fried=fried)])
+    assert all(one is other for one, other in zip(before, model, strict=True)) and not steps_of(model)

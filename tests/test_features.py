@@ -215,6 +215,30 @@ def test_names_from_before_blocks_were_taken_out() -> None:
     assert sc.train_(model, alone, sgd(model, 0.0), 1, hooks=[hook]).history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_blocks_that_go_in_the_middle_of_a_run_teach_no_more() -> None:
+    """Whichever hook comes first in an epoch: what is looked at is found anew in the smaller model."""
+
+    def take_out(run: Run) -> None:
+        if run.epoch == 1:
+            with torch.no_grad():
+                for parameter in run.model.get_submodule("layers.0").parameters():
+                    parameter.zero_()
+            sc.shrink_(run.model, None, x, optimizer=run.optimizer)
+
+    torch.manual_seed(0)
+    model = Stack(blocks=3)
+    teacher, x = sc.teacher_of(model), torch.randn(2, 3, 4)
+    hooks = [sc.distill_features(teacher, "layers.?"), sc.Hook("out", epoch=take_out)]
+    alone = sc.Task(x, train=[(x, torch.zeros(2))], loss=stack_loss)
+    run = sc.train_(model, alone, sgd(model, 0.0), 2, hooks=hooks)
+    theirs = list(teacher.get_submodule("layers").children())
+    second = theirs[1](theirs[0](x))
+    ours = [theirs[1](x), theirs[2](theirs[1](x))]
+    expected = mse_loss(ours[0], second) + mse_loss(ours[1], theirs[2](second))
+    assert len(model.layers) == 2 and run.history[0]["loss"] == 0
+    assert run.history[1]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 # ---------------------------------------------------------------- other widths
 
 
