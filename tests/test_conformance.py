@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.allocate import (
+    above,
     alpha_pruning,
     by_layer,
     erdos_renyi,
@@ -83,7 +84,9 @@ from secateurs.types import (
     Criterion,
     Pattern,
     PatternError,
+    Plan,
     Site,
+    Sites,
     Solution,
     Solver,
     Stats,
@@ -231,6 +234,18 @@ def within_params(**fraction: float) -> Allocator:
     return within_budget(Budget(params, keep=keep), uniform)
 
 
+def by_score(**fraction: float) -> Allocator:
+    """`above` a score that so many exceed; below all of them where everything stays."""
+    keep = fraction_kept("by_score", fraction.get("sparsity"), fraction.get("keep"))
+
+    def allocate(sites: Sites, scores: Callable[[], Iterator[Tensor]]) -> Plan:
+        every = torch.cat([each.flatten() for each in scores()])
+        order = every[every.isfinite()].sort(descending=True).values.tolist()
+        return above(order[round(keep * len(order))] if keep < 1 and round(keep * len(order)) < len(order) else -1.0)(sites, scores)
+
+    return allocate
+
+
 # Each allocator, and whether it keeps exactly the fraction of all units that it is asked for.
 ALLOCATORS: list[tuple[str, Callable[..., Allocator], bool]] = [
     ("uniform", uniform, True),
@@ -331,6 +346,11 @@ def test_allocators_that_weigh_losses_against_costs_keep_their_laws():
         return marginal(Budget(params, keep=fraction_kept("make", fraction.get("sparsity"), fraction.get("keep"))), levels=9)
 
     assert check_allocator(make, exact=False, nested=False, on=COUPLED[:1]) is None
+
+
+def test_an_allocator_that_looks_at_scores_alone_keeps_its_laws():
+    """On every specimen it takes half a minute; here one."""
+    assert check_allocator(by_score, exact=False, on=COUPLED[:1]) is None
 
 
 @pytest.mark.parametrize("specimen", [*LAYERS, *NETWORKS], ids=repr)

@@ -110,39 +110,22 @@ def test_slimming_leaves_alone_what_passes_no_normalisation(task):
     assert channels_left(run.masks) == {"1.weight": 6, "1.bias": 6, "0.bias": 6}
 
 
-def test_slimming_to_a_budget_with_scales_that_are_exactly_zero(task):
-    torch.manual_seed(0)
-    model, half = normalised(), sc.within_budget(sc.Budget(sc.macs, keep=0.5), sc.global_threshold)
-    dense = sc.macs(model, task.example)
-    options = {"sparse_epochs": 2, "epochs": 1, "strength": 0.5, "step": "proximal", "show": False}
-    run = methods.network_slimming_(model, task, adam(model, 5e-3), allocate=half, **options)
-    zero = int((torch.cat([model[0][1].weight, model[1][1].weight]) == 0).sum())
-    assert zero >= sum(site.units for site in sc.find_sites(model, sc.Channel(), task.example)) - sum(run.masks.plan.values()) > 0
-    sc.shrink_(model, run.masks, task.example)
-    assert sc.macs(model, task.example) <= 0.5 * dense
-    for wrong in ({}, {"sparsity": 0.5, "allocate": half}):
-        with pytest.raises(SecateursError, match=r"network_slimming_: give sparsity=.* or allocate=, one of them"):
-            methods.network_slimming_(model, task, adam(model), **wrong, **options)
-
-
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        (methods.ssl_, {"strength": 0.6}),
+        (methods.ssl_, {"strength": 0.95}),
         (methods.ssl_, {"target": sc.Target(0.4, strict=True)}),
         (methods.ssl_, {"strength": 0.1, "allocate": sc.within_budget(sc.Budget(sc.macs, keep=0.5), sc.uniform)}),
         (methods.group_sparsity_, {"strength": 1e-3, "allocate": sc.uniform(sparsity=0.5)}),
-        (methods.growing_regularisation_, {"allocate": sc.uniform(sparsity=0.5), "delta": 10.0, "every": 4, "ceiling": 60.0}),
+        (methods.growing_regularisation_, {"allocate": sc.uniform(sparsity=0.5), "delta": 20.0, "every": 4, "ceiling": 80.0}),
     ],
 )
 def test_channels_that_penalties_press_to_zero(method, options, trained, task):
     model = copy.deepcopy(trained)
     dense = sc.macs(model, task.example)
-    run = method(model, task, adam(model), sparse_epochs=2, epochs=1, show=False, **options)
+    run = method(model, task, adam(model), sparse_epochs=1, epochs=1, show=False, **options)
     assert (
-        sum(run.masks.plan.values()) < 112
-        and accuracy(model, task) > 0.85
-        and [e["sparsity"] > 0 for e in run.history] == [0, 0, 1]
+        sum(run.masks.plan.values()) < 112 and accuracy(model, task) > 0.85 and [e["sparsity"] > 0 for e in run.history] == [0, 1]
     )
     assert not sc.shrink_(model, run.masks, task.example).skipped and accuracy(model, task) > 0.85
     assert sc.macs(model, task.example) < (0.51 if "allocate" in options else 0.95) * dense

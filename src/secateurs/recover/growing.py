@@ -56,7 +56,7 @@ def growing_penalty(
     """
     for argument, value, kind in (("pattern", pattern, PATTERN), ("solver", solver, SOLVER), ("allocate", allocate, ALLOCATOR)):
         require("growing_penalty", argument, value, kind)
-    require_step("growing_penalty", step)
+    require_step("growing_penalty", step, until)
     if not (0 < delta <= ceiling < float("inf") and every >= 1):
         raise SecateursError(
             f"growing_penalty(delta={delta}, every={every}, ceiling={ceiling}): delta must be above 0 and at most the ceiling, the ceiling "

@@ -64,7 +64,7 @@ def penalty(
             'penalty(of="scales"): a pattern cuts weights; for the scales that its channels pass, take '
             f'group_lasso({pattern}, members="norms")'
         )
-    require_step("penalty", step)
+    require_step("penalty", step, until)
     if step == "proximal" and p not in (1, 2):
         raise SecateursError(f'penalty(p={p}, step="proximal"): there is a proximal step for p=1 and p=2; use step="subgradient"')
     if pattern is not None:
@@ -211,7 +211,7 @@ def group_lasso(
     >>> layer.weight.norm(dim=1), run.history[0]["group_lasso(Filter()): at zero"]  # 5 - 0.5 * sqrt(2)
     (tensor([4.2929, 0.0000], grad_fn=<LinalgVectorNormBackward0>), 0.5)
     """
-    _require_sound(pattern, strength, target, members, as_one, growth, squared, step)
+    _require_sound(pattern, strength, target, members, as_one, growth, squared, step, until)
     name = f"group_lasso({pattern}{'' if members == 'all' else f', members={members}'}{', as_one' if as_one else ''})"
     cost = _Cost(by_size and not squared, growth, squared)
     wanted = target if isinstance(target, Target) or target is None else Target(target)
@@ -228,10 +228,11 @@ def _require_sound(
     growth: float,
     squared: bool,
     step: Step,
+    until: int | None,
 ) -> None:
     """Raise where the arguments of `group_lasso` make no sense."""
     require("group_lasso", "pattern", pattern, PATTERN)
-    require_step("group_lasso", step)
+    require_step("group_lasso", step, until)
     if (strength is None) == (target is None):
         raise SecateursError(f"group_lasso(strength={strength}, target={target}): give a strength or a target, one of them")
     if strength is not None and (

@@ -49,8 +49,12 @@ class Taken:
         self.handle = None
 
 
-def require_step(who: str, step: str) -> None:
-    """Raise `SecateursError` where there is no such way to take a step."""
+def require_step(who: str, step: str, until: int | None) -> None:
+    """Raise `SecateursError` where there is no such way to take a step, or no epoch in which to take one."""
+    if until is not None and (isinstance(until, bool) or not isinstance(until, int) or until < 1):
+        raise SecateursError(
+            f"{who}: until={until!r} is the epoch from which on nothing costs any more: a whole number, at least 1"
+        )
     if step not in get_args(Step):
         raise SecateursError(f'{who}(step={step!r}): step is "subgradient" or "proximal"')
 
