@@ -153,14 +153,24 @@ class Sentences:
 
 
 TOKENS: dict[str, Callable[[Any, Any], Any]] = {
-    **{f"SpAtten, tokens {keep:.0%}": lambda model, text, keep=keep: spatten_(model, text, keep=keep, gone="zero")
-       for keep in (0.9, 0.7, 0.5, 0.3)},
-    "SpAtten, tokens 70%, states kept": lambda model, text: spatten_(model, text, keep=0.7, gone="last"),
+    **{
+        f"SpAtten, tokens {keep:.0%}": lambda model, text, keep=keep: spatten_(model, text, keep=keep)
+        for keep in (0.9, 0.7, 0.5, 0.3)
+    },
+    **{
+        f"SpAtten, tokens {keep:.0%}, mean of those that stay": lambda model, text, keep=keep: spatten_(
+            model, text, keep=keep, gone="zero"
+        )
+        for keep in (0.7, 0.5)
+    },
+    "tokens to 50% in the last three blocks": lambda model, text: sc.drop_tokens_(model, text, keep=[1, 1, 1, 0.7, 0.6, 0.5]),
     "SpAtten, heads 75%": lambda model, text: spatten_(model, text, keep=1.0, heads=0.75),
-    "SpAtten, tokens 70%, heads 75%": lambda model, text: spatten_(model, text, keep=0.7, heads=0.75, gone="zero"),
-    **{f"tokens that change by {limit:.0%} leave": lambda model, text, limit=limit: sc.exit_tokens_(model, text, change=limit)
-       for limit in (0.4, 0.5, 0.6)},
-}  # fmt: skip
+    "SpAtten, tokens 70%, heads 75%": lambda model, text: spatten_(model, text, keep=0.7, heads=0.75),
+    **{
+        f"tokens that change by {limit:.0%} leave": lambda model, text, limit=limit: sc.exit_tokens_(model, text, change=limit)
+        for limit in (0.4, 0.5, 0.6)
+    },
+}
 
 
 def tokens(given: Given) -> list[dict[str, Any]]:
@@ -532,7 +542,7 @@ def picture(given: Given, found: Mapping[str, list[dict[str, Any]]]) -> None:
         row["name"]: sc.WorkPerInput(tuple(row["macs"]), tuple(row["dense"]))
         for rows in found.values()
         for row in rows
-        if row["name"] in ("SpAtten, tokens 50%", "tokens that change by 50% leave", "FBS, channels 50%", "sure by 90%")
+        if row["name"] in ("SpAtten, tokens 70%", "tokens that change by 50% leave", "FBS, channels 50%", "sure by 90%")
     }
     folder = given.cells if given.quick else RESULTS
     (folder / "dynamic.svg").write_text(work_curves(curves, "metric, % of the dense model's (of perplexity its inverse)"))

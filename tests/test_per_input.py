@@ -35,10 +35,14 @@ from secateurs.per_input import (
 
 def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
         nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3),
     ).eval()  # fmt: skip
+    for norm in (model[1], model[6]):
+        for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor.uniform_(0.2, 1.0)
+    return model
 
 
 X = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
