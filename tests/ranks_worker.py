@@ -407,6 +407,41 @@ def thresholded_and_begun_anew() -> Any:
     return zeros_of(DistributedDataParallel(network())), zeros_of(sharded(network())), weights
 
 
+@check
+def sparsity_that_is_learned() -> Any:
+    """Under data parallelism and in shards: the same masks, and weights within rounding; noise is drawn alike."""
+    hooks = [
+        lambda: sc.soft_threshold(strength=0.01, start=-2.5),
+        lambda: sc.indicators(strength=1.0, start=0.02),
+        lambda: sc.l0_gates(strength=1.0, start=0.33),
+        lambda: sc.l0_gates(strength=0.1, start=0.33, pattern=sc.Filter(), only=["0"], learner=steep),
+        lambda: sc.sparse_refined(only=["0"]),
+    ]
+    found = []
+    for hook in hooks:
+        runs = []
+        for model in (DistributedDataParallel(network()), sharded(network())):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            runs.append(sc.train_(model, task(), optimizer, 4, hooks=[hook()], show=False))
+        parallel, in_shards = ({name.removeprefix("module."): whole(mask) for name, mask in run.masks.items()} for run in runs)
+        weights = ([whole(p.detach()) for p in run.model.parameters()] for run in runs)
+        close = all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*weights, strict=True))
+        digest = [float(parallel[name].float().mean()) for name in sorted(parallel)]
+        found.append([same(parallel, in_shards), close, runs[0].masks.sparsity, digest])
+    return found, refused(lambda: learned_in_shards())
+
+
+def steep(values: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(values, lr=3.0)
+
+
+def learned_in_shards() -> Any:
+    model = sharded(network())
+    return sc.train_(
+        model, task(), torch.optim.SGD(model.parameters(), lr=0.1), 1, hooks=[sc.learned_n_of_m(only=["0"])], show=False
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{FOLDER}/rendezvous"

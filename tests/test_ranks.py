@@ -135,6 +135,14 @@ def test_penalties_on_shards_are_those_of_data_parallel_training(found: Found) -
     assert max(shards) > 0.2
 
 
+def test_sparsity_that_is_learned_is_the_same_in_all_processes_and_in_shards(found: Found) -> None:
+    learned, told = both(found, "sparsity_that_is_learned")
+    for same, close, sparsity, _ in learned:
+        assert same and close and sparsity < 1, learned
+    assert sum(sparsity > 0 for _, _, sparsity, _ in learned) == 4, learned  # the gates of filters are open, each as far as it is
+    assert "learned_n_of_m: the model is sharded (fully_shard)" in told
+
+
 def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
     (alike, sizes, nowhere, kept), (also, same_sizes, told, _) = (each["files_of_shards"] for each in found)
     assert alike and also and sizes == same_sizes and sizes[1] < sizes[0]

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import secateurs as sc
 from secateurs.recover.hard_concrete import hard_concrete, open_probability
+from secateurs.recover.learned_masks import candidates, mixed_mask
 from secateurs.recover.reparametrised import Chance
 from secateurs.recover.strength import Strength
 from secateurs.recover.thresholds import indicated, soft_thresholded
@@ -51,6 +52,9 @@ HOOKS: dict[str, Callable[..., Hook]] = {
     "l0_gates of units": lambda **options: sc.l0_gates(
         **{"strength": 0.3, "start": 0.6, "learner": adam(0.07), "pattern": sc.Channel(), **options}
     ),
+    "soft_movement": lambda **options: sc.soft_movement(**{"strength": 0.3, "learner": adam(0.3), **options}),
+    "sparse_refined": lambda **options: sc.sparse_refined(**{"n": 1, "m": 2, **options}),
+    "learned_n_of_m": lambda **options: sc.learned_n_of_m(**{"n": 1, "m": 2, **options}),
 }
 
 
@@ -71,6 +75,12 @@ def test_formulas_against_finite_differences() -> None:
     log_alpha = (torch.randn(5, generator=generator, dtype=torch.float64) / 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: hard_concrete(a, u), log_alpha)
     assert torch.autograd.gradcheck(open_probability, log_alpha)
+    logits, gumbel = (
+        torch.randn(2, 6, generator=generator).double().requires_grad_(),
+        torch.randn(2, 6, generator=generator).double(),
+    )
+    masks = candidates(2, 4).double()
+    assert torch.autograd.gradcheck(lambda each: mixed_mask(each, masks, gumbel, 3.0, 2.0), logits)
     assert torch.autograd.gradcheck(lambda v: indicated(v, torch.tensor([1.0, -1, 1, -1, 1])), v)
 
 
@@ -106,6 +116,16 @@ class Open(torch.autograd.Function):
         return gradient * torch.where(m > 0, 1.0, 0.1)
 
 
+class Passed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        return (torch.sigmoid(scores) > 0.1).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class Scaled(torch.autograd.Function):
     """The product v·h with gradient g·h for v and g·sgn(v) for h."""
 
@@ -120,7 +140,7 @@ class Scaled(torch.autograd.Function):
         return gradient * h, gradient * v.sign()
 
 
-RATES = {"soft_threshold": 0.05, "indicators": 0.5, "l0_gates": 40.0}
+RATES = {"soft_threshold": 0.05, "indicators": 0.5, "l0_gates": 40.0, "soft_movement": 60.0}
 
 
 def written_out(kind: str, epochs: int = 2) -> tuple[dict[str, Tensor], nn.Module]:
@@ -132,7 +152,8 @@ def written_out(kind: str, epochs: int = 2) -> tuple[dict[str, Tensor], nn.Modul
     if kind == "soft_threshold":
         beside = {name: torch.tensor(-2.0, requires_grad=True) for name in WEIGHTS}
     else:
-        start = {"indicators": 0.05, "l0_gates": float(torch.logit(torch.tensor(0.35)) + 2 / 3 * torch.log(torch.tensor(1 / 11)))}
+        closed = float(torch.logit(torch.tensor(0.35)) + 2 / 3 * torch.log(torch.tensor(1 / 11)))
+        start = {"indicators": 0.05, "soft_movement": 0.0, "l0_gates": closed}
         beside = {name: torch.full_like(whole[name], start[kind]).requires_grad_() for name in WEIGHTS}
     trained = torch.optim.SGD(list(whole.values()), lr=0.1, momentum=0.9, weight_decay=1e-3)
     learner = torch.optim.SGD(list(beside.values()), lr=RATES[kind])
@@ -144,6 +165,8 @@ def written_out(kind: str, epochs: int = 2) -> tuple[dict[str, Tensor], nn.Modul
                 found[name] = whole[name].sign() * torch.relu(whole[name].abs() - torch.sigmoid(theta))
             elif kind == "indicators":
                 found[name] = Scaled.apply(whole[name], Open.apply(theta))
+            elif kind == "soft_movement":
+                found[name] = whole[name] * Passed.apply(theta)
             else:
                 u = torch.rand(theta.shape, generator=generator).clamp(1e-6, 1 - 1e-6) if noisy else None
                 noise = torch.log(u / (1 - u)) if u is not None else None
@@ -159,6 +182,8 @@ def written_out(kind: str, epochs: int = 2) -> tuple[dict[str, Tensor], nn.Modul
                 (0.3 * sum(theta.square().sum() / 2 for theta in beside.values())).backward()
             elif kind == "indicators":
                 (0.3 * sum(Open.apply(theta).sum() for theta in beside.values()) / total).backward()
+            elif kind == "soft_movement":
+                (0.3 * sum(torch.sigmoid(theta).sum() for theta in beside.values()) / total).backward()
             else:
                 open_ = sum(torch.sigmoid(theta - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum() for theta in beside.values())
                 (0.3 * open_ / total).backward()
@@ -166,11 +191,13 @@ def written_out(kind: str, epochs: int = 2) -> tuple[dict[str, Tensor], nn.Modul
     return {**whole, **computed(False)}, model
 
 
-@pytest.mark.parametrize("kind", ["soft_threshold", "indicators", "l0_gates"])
+@pytest.mark.parametrize("kind", ["soft_threshold", "indicators", "l0_gates", "soft_movement"])
 def test_training_is_that_of_the_paper_written_out(kind: str) -> None:
     expected, _ = written_out(kind)
     model, task = problem()
-    options = {"soft_threshold": {"start": -2.0}, "indicators": {"start": 0.05}, "l0_gates": {"start": 0.35, "seed": 7}}[kind]
+    options = {"soft_threshold": {"start": -2.0}, "indicators": {"start": 0.05}, "l0_gates": {"start": 0.35, "seed": 7}}.get(
+        kind, {}
+    )
     hook = getattr(sc, kind)(strength=0.3, learner=plain(RATES[kind]), **options)
     seen: list[Tensor] = []
     watch = sc.Hook("watch", stepped=lambda run: seen.append(model[0].weight.detach().clone()))
@@ -179,6 +206,51 @@ def test_training_is_that_of_the_paper_written_out(kind: str) -> None:
         assert torch.allclose(weight, expected[name], atol=1e-6), name
     assert all(torch.equal(run.masks[name], model.get_parameter(name) != 0) for name in WEIGHTS)
     assert 0 < run.masks.sparsity < 1 and len(seen) == 8
+
+
+def test_sparse_refinement_written_out() -> None:
+    """v ← v − lr·(∂L/∂(v⊙M) + λ(1 − M)⊙v), M the larger one of each two consecutive inputs."""
+    model, task = problem()
+    theirs = copy.deepcopy(model)
+    whole = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.SGD(list(whole.values()), lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+    def larger(v: Tensor) -> Tensor:
+        pairs = v.detach().abs().view(-1, 2)
+        return torch.stack([pairs[:, 0] >= pairs[:, 1], pairs[:, 0] < pairs[:, 1]], 1).view_as(v)
+
+    for x, y in task.train * 2:
+        masked = {name: (whole[name].detach() * larger(whole[name])).requires_grad_() for name in WEIGHTS}
+        optimizer.zero_grad()
+        cross_entropy(functional_call(model, {**whole, **masked}, x), y).backward()
+        for name, w in masked.items():
+            whole[name].grad = w.grad + 0.05 * ~larger(whole[name]) * whole[name].detach()
+        optimizer.step()
+    run = sc.train_(theirs, task, sgd(theirs), 2, hooks=[sc.sparse_refined(n=1, m=2, strength=0.05)], show=False)
+    for name in WEIGHTS:
+        assert torch.allclose(theirs.get_parameter(name), whole[name] * larger(whole[name]), atol=1e-6)
+        assert torch.equal(run.masks[name], larger(whole[name]))
+
+
+def test_a_choice_of_masks_is_learned_where_the_prior_is_wrong() -> None:
+    """Of each four weights the two that matter are the smaller ones; the weights stay as they are, to the bit."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Identity()), torch.randn(64, 8)
+    model[0].weight.data = torch.tensor([1.0, -0.9, 1.2, 1.1]).repeat(4, 2)
+    useful = torch.tensor([1.0, 1, 0, 0]).repeat(4, 2)
+    y, before = x @ (model[0].weight.detach() * useful).T, model[0].weight.detach().clone()
+    task = sc.Task(x[:1], train=[(x, y)] * 10, validation=[(x, y)], loss=nn.functional.mse_loss, metric=lambda a, b: (a - b).norm())
+    hook = sc.learned_n_of_m(learner=adam(0.01), only="*")
+    run = sc.train_(model, task, torch.optim.AdamW(model.parameters(), lr=0.1), 12, hooks=[hook], show=False)
+    assert torch.equal(run.masks["0.weight"], useful.bool()) and torch.equal(model[0].weight, before * useful)
+    assert run.history[0]["sparsity"] == 0.5 and run.history[-1]["validation"] < 1e-4
+    for frozen in (True, False):
+        other = copy.deepcopy(model)
+        other[0].weight.data = before.clone()
+        hook = sc.learned_n_of_m(prior={"0.weight": useful.bool()}, frozen=frozen, only="*")
+        run = sc.train_(other, task, torch.optim.AdamW(other.parameters(), lr=0.1), 1, hooks=[hook], show=False)
+        assert torch.equal(run.masks["0.weight"], useful.bool())
+        assert torch.equal(other[0].weight, before * useful) == frozen
 
 
 # ---------------------------------------------------------------- through a checkpoint, and in a loop of one's own
@@ -204,7 +276,7 @@ def test_it_goes_on_from_a_checkpoint_to_the_bit(kind: str, tmp_path: Path) -> N
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("kind", ["indicators", "l0_gates", "sparse_refined", "learned_n_of_m"])
 def test_a_loop_of_ones_own_comes_to_the_same(kind: str) -> None:
     theirs, task = problem()
     model = copy.deepcopy(theirs)
@@ -260,7 +332,7 @@ def test_masks_that_grow_beside_it_are_taken_over() -> None:
         sc.train_(model, task, sgd(model), 3, hooks=[sc.indicators(strength=0.1), rewound], show=False)
 
 
-@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("kind", ["soft_threshold", "l0_gates", "learned_n_of_m"])
 def test_steps_that_scaling_skips_change_nothing(kind: str) -> None:
     model, task = problem()
     optimizer, hook = sgd(model), HOOKS[kind]()
@@ -288,12 +360,13 @@ def test_accumulated_batches_are_one_step_and_half_precision_trains() -> None:
     for network, its_task, accumulate in ((model, task, 2), (other, large, 1)):
         sc.train_(network, its_task, sgd(network), 2, accumulate=accumulate, hooks=[sc.l0_gates(strength=0.1)], show=False)
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(model.parameters(), other.parameters(), strict=True))
-    for kind in HOOKS:
+    for kind in ("soft_threshold", "l0_gates", "learned_n_of_m"):
         sc.train_(model, task, sgd(model), 1, amp=torch.float16, hooks=[HOOKS[kind]()], show=False)
 
 
-@pytest.mark.parametrize("kind", HOOKS)
-@pytest.mark.parametrize("where", ["gradients", "loss", "stepped", "epoch"])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("l0_gates", "gradients"), ("l0_gates", "loss"), ("soft_threshold", "epoch"), ("sparse_refined", "stepped")]
+)
 def test_after_an_error_the_model_is_the_sparse_one_and_nothing_is_left_on_it(kind: str, where: str) -> None:
     def fail(run: Run) -> None:
         if run.step == 4:
@@ -377,7 +450,7 @@ def test_strength_grows_where_too_much_is_left() -> None:
     assert again == strength
 
 
-@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("kind", ["soft_threshold", "indicators", "l0_gates", "l0_gates of units", "soft_movement"])
 def test_a_target_that_was_not_reached_is_told_or_cut(kind: str) -> None:
     model, task = problem()
     slow = plain(1e-9)
@@ -431,6 +504,16 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         sc.l0_gates(target=0.5, start=1.5)
     with pytest.raises(SecateursError, match=r"l0_gates: NofM\(2, 4\) says itself how many units stay"):
         sc.l0_gates(target=0.5, pattern=sc.NofM(2, 4))
+    with pytest.raises(SecateursError, match=r"soft_movement: threshold=0.5 must be in \(0, 0.5\)"):
+        sc.soft_movement(target=0.5, threshold=0.5)
+    with pytest.raises(SecateursError, match=r"learned_n_of_m: scales=\(0, 1\) and temperatures=.* must be above 0"):
+        sc.learned_n_of_m(scales=(0, 1))
+    with pytest.raises(SecateursError, match=r"learned_n_of_m: there are more than 10,000 masks of 8 in 32"):
+        sc.learned_n_of_m(n=8, m=32)
+    with pytest.raises(SecateursError, match=r"learned_n_of_m: the prior masks say nothing of 0.weight; they are of nothing"):
+        sc.train_(model, task, sgd(model), 1, hooks=[sc.learned_n_of_m(n=1, m=2, prior={})], show=False)
+    with pytest.raises(SecateursError, match=r"sparse_refined: strength=-1 must be at least 0"):
+        sc.sparse_refined(strength=-1)
     lbfgs = torch.optim.LBFGS(model.parameters())
     with pytest.raises(SecateursError, match=r"indicators: LBFGS computes several gradients in one step"):
         sc.train_(model, task, lbfgs, 1, hooks=[sc.indicators(target=0.5)], show=False)

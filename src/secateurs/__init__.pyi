@@ -145,6 +145,7 @@ from .recover import hard_threshold as hard_threshold
 from .recover import indicators as indicators
 from .recover import instability as instability
 from .recover import l0_gates as l0_gates
+from .recover import learned_n_of_m as learned_n_of_m
 from .recover import line_between as line_between
 from .recover import linear as linear
 from .recover import mask_gradients as mask_gradients
@@ -160,8 +161,10 @@ from .recover import rewind_ as rewind_
 from .recover import rewinding_point as rewinding_point
 from .recover import rigl as rigl
 from .recover import shuffled as shuffled
+from .recover import soft_movement as soft_movement
 from .recover import soft_threshold as soft_threshold
 from .recover import sparse_evolutionary as sparse_evolutionary
+from .recover import sparse_refined as sparse_refined
 from .recover import teacher_of as teacher_of
 from .recover import train_ as train_
 from .recover import training_macs as training_macs

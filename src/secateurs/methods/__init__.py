@@ -16,6 +16,7 @@ from secateurs.methods.han import iterative_magnitude_
 from secateurs.methods.kwon import kwon2022_
 from secateurs.methods.l0 import l0_
 from secateurs.methods.low_rank import svd_
+from secateurs.methods.maskllm import maskllm_
 from secateurs.methods.molchanov import taylor_
 from secateurs.methods.movement import movement_
 from secateurs.methods.netadapt import netadapt_
@@ -30,6 +31,7 @@ from secateurs.methods.soft_threshold import str_
 from secateurs.methods.sparse_training import ac_dc_, granet_, rigl_, sparse_evolutionary_
 from secateurs.methods.sparsegpt import sparsegpt_
 from secateurs.methods.spatten import spatten_
+from secateurs.methods.sr_ste import sr_ste_
 from secateurs.methods.ssl import ssl_
 from secateurs.methods.teal import teal_
 from secateurs.methods.wanda import wanda_
@@ -56,6 +58,7 @@ __all__ = [
     "l0_",
     "learning_rate_rewinding_",
     "lottery_ticket_",
+    "maskllm_",
     "memory_bounded_",
     "movement_",
     "netadapt_",
@@ -71,6 +74,7 @@ __all__ = [
     "sparse_evolutionary_",
     "sparsegpt_",
     "spatten_",
+    "sr_ste_",
     "ssl_",
     "str_",
     "svd_",

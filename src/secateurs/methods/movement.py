@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from secateurs.patterns import Element, Selection
-from secateurs.recover import cubic, movement_pruning, train_
-from secateurs.types import Pattern, Run, Task
+from secateurs.recover import cubic, movement_pruning, soft_movement, train_
+from secateurs.types import Pattern, Run, SecateursError, Task
 
 
 def movement_(
@@ -19,6 +19,7 @@ def movement_(
     epochs: int,
     *,
     sparsity: float,
+    soft: bool = False,
     end: int | None = None,
     pattern: Pattern = Element(),  # noqa: B008 (frozen)
     only: Selection | None = None,
@@ -28,7 +29,8 @@ def movement_(
     """Fine-tune a trained model for `epochs` while weights that move towards zero go, and may come back, from every layer alike.
 
     The hard variant with straight-through scores: `secateurs.movement_pruning` states its equations. Sparsity grows along a cubic up to
-    epoch `end`, by default three quarters of all; after it the choice stands. ``training`` goes to `train_`.
+    epoch `end`, by default three quarters of all; after it the choice stands. ``soft=True``: by a threshold on scores that cost something
+    (`secateurs.soft_movement`), of single weights alone. ``training`` goes to `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -37,5 +39,12 @@ def movement_(
     >>> round(run.masks.sparsity, 3)
     0.8
     """
-    prune = movement_pruning(cubic(sparsity), pattern=pattern, end=end, only=only, skip=skip)
+    if soft and pattern != Element():
+        raise SecateursError(f"movement_: soft=True prunes single weights, not {pattern}")
+    last = max(1, epochs * 3 // 4) if end is None else end
+    prune = (
+        soft_movement(target=sparsity, end=last, strict=True, only=only, skip=skip)
+        if soft
+        else movement_pruning(cubic(sparsity), pattern=pattern, end=end, only=only, skip=skip)
+    )
     return train_(model, task, optimizer, epochs, hooks=[prune], **training)

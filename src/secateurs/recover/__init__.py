@@ -14,6 +14,7 @@ from secateurs.recover.gradual import gradual, rewind_
 from secateurs.recover.growing import growing_penalty
 from secateurs.recover.hard_concrete import hard_concrete, l0_gates, open_probability
 from secateurs.recover.hooks import clip_gradients, mask_gradients, per_step
+from secateurs.recover.learned_masks import learned_n_of_m, mixed_mask, sparse_refined
 from secateurs.recover.loop import train_
 from secateurs.recover.movement import Movement, movement_pruning
 from secateurs.recover.penalties import group_lasso, penalty
@@ -27,7 +28,7 @@ from secateurs.recover.schedules import Schedule, cubic, geometric, linear, one_
 from secateurs.recover.target import Target
 from secateurs.recover.teacher import Teacher, teacher_of
 from secateurs.recover.thresholding import hard_threshold
-from secateurs.recover.thresholds import indicated, indicators, soft_threshold, soft_thresholded
+from secateurs.recover.thresholds import indicated, indicators, soft_movement, soft_threshold, soft_thresholded
 from secateurs.recover.tickets import shuffled
 from secateurs.recover.trainers import lightning_callback, trainer_callback
 from secateurs.recover.training_macs import step_macs, training_macs
@@ -69,10 +70,12 @@ __all__ = [
     "indicators",
     "instability",
     "l0_gates",
+    "learned_n_of_m",
     "lightning_callback",
     "line_between",
     "linear",
     "mask_gradients",
+    "mixed_mask",
     "movement_pruning",
     "one_shot",
     "open_probability",
@@ -86,9 +89,11 @@ __all__ = [
     "rewinding_point",
     "rigl",
     "shuffled",
+    "soft_movement",
     "soft_threshold",
     "soft_thresholded",
     "sparse_evolutionary",
+    "sparse_refined",
     "step_macs",
     "teacher_of",
     "train_",

@@ -112,7 +112,7 @@ def _of_weights(log_alpha: float, sites: Sites) -> Beside:
     total = sum(weight.numel() for weight in weights.values())
     values = {name: torch.full_like(shard_of(each.detach()), log_alpha, dtype=torch.float32) for name, each in weights.items()}
 
-    def noise(chance: Chance) -> dict[str, Tensor]:
+    def noise(chance: Chance, progress: float) -> dict[str, Tensor]:
         return {name: shard_of(sharded_as(chance.uniform(each.shape, each), each)) for name, each in weights.items()}
 
     def scores(v: Values, values: Values) -> Criterion:
@@ -156,7 +156,7 @@ def _of_units(log_alpha: float, sites: Sites) -> Beside:
         weight,
         shared=True,
         penalty=lambda values: added(open_probability(values[name]).sum() * share for name, share in shares.items()),
-        noise=lambda chance: {site.name: chance.uniform((site.units,), first[site.name]) for site in sites},
+        noise=lambda chance, progress: {site.name: chance.uniform((site.units,), first[site.name]) for site in sites},
         scores=lambda v, values: learned(values, "l0_gates", of="units"),
         kept=kept,
         expected=lambda values: float(

@@ -22,6 +22,7 @@ from secateurs.masks import Masks
 from secateurs.patterns import Selection, find_sites
 from secateurs.prune import masks_of, prune_
 from secateurs.ranks import over_shards, shard_of, sharded_as
+from secateurs.recover.inner import inside
 from secateurs.recover.strength import Strength
 from secateurs.recover.trial import needs_closure
 from secateurs.solve import TopK
@@ -77,9 +78,9 @@ class Beside:
     is f, differentiable in v and in the values; v is this process's shard of the weight, and so are values that are not ``shared``: of
     those that are, each process has all, and their gradients are summed over the shards. ``noise`` is empty where the network is not in
     training. ``penalty(values)`` presses for sparsity, at strength 1; of sharded values, this process's part. ``pull(name, v, w)`` is
-    added to the gradient of a whole weight, times the strength. ``scores``: what says which units go first where a target must be met by
-    force. ``kept``: site → the units that stay, where that says more than the zeros of w. ``expected``: the fraction that is kept on
-    average, where that is a matter of chance.
+    added to the gradient of a whole weight, times the strength, and ``lean(name, w)`` to that of the computed one. ``scores``: what says
+    which units go first where a target must be met by force. ``kept``: site → the units that stay, where that says more than the zeros
+    of w. ``expected``: the fraction that is kept on average, where that is a matter of chance.
     """
 
     values: dict[str, Tensor]
@@ -88,7 +89,8 @@ class Beside:
     shared: bool = False
     penalty: Callable[[Values], Tensor] | None = None
     pull: Callable[[str, Tensor, Tensor], Tensor] | None = None
-    noise: Callable[[Chance], dict[str, Tensor]] | None = None
+    lean: Callable[[str, Tensor], Tensor] | None = None
+    noise: Callable[[Chance, float], dict[str, Tensor]] | None = None
     scores: Callable[[Values, Values], Criterion] | None = None
     kept: Callable[[Values], Mapping[str, Tensor]] | None = None
     expected: Callable[[Values], float] | None = None
@@ -113,8 +115,9 @@ class Where:
     skip: Selection | None = None
 
     def sites(self, run: Run) -> Sites:
-        masks = run.masks.named_as_in(run.model) if run.masks else None
-        return find_sites(run.model, self.pattern, run.task.example, only=self.only, skip=self.skip, masks=masks)
+        model = inside(run.model)
+        masks = run.masks.named_as_in(model) if run.masks else None
+        return find_sites(model, self.pattern, run.task.example, only=self.only, skip=self.skip, masks=masks)
 
 
 _acting: WeakValueDictionary[int, Reparametrised] = WeakValueDictionary()
@@ -182,15 +185,15 @@ class Reparametrised:
         again = self.saved or (self._state() if self.whole else None)
         sites = self.where.sites(run)
         beside = self.begin(sites, self.chance)
-        weights = {name: parameter for name, parameter in parameters_in(run.model).items() if name in beside.of}
+        weights = {name: parameter for name, parameter in parameters_in(inside(run.model)).items() if name in beside.of}
         self._require_trained(weights, run.optimizer)
         self.sites, self.beside, self.weights = sites, beside, weights
         self.whole = {name: shard_of(weight.detach()).clone() for name, weight in weights.items()}
         self._require_finite()
         for value in beside.values.values():
             value.requires_grad_()
-        self.optimizer = self.learner(list(beside.values.values()))
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.optimizer = self.learner(list(beside.values.values())) if beside.values else None
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups] if self.optimizer is not None else []
         group = run.optimizer.param_groups[0]
         self.first_rate = float(group.get("initial_lr", group["lr"]))
         if again is not None:
@@ -277,14 +280,16 @@ class Reparametrised:
         assert self.beside is not None and self.beside.noise is not None
         if run.model.training and not self.noise:
             self._check(run)
-            self.noise = self.beside.noise(self.chance)
+            total = self._per_epoch(run) * max(1, self._last(run))
+            done = run.epoch * self._per_epoch(run) + self.steps
+            self.noise = self.beside.noise(self.chance, min(1.0, done / total))
             self._write(run)
         elif self.noise and not run.model.training:
             self._settle(run)
 
     def _before_step(self, run: Run, optimizer: Any) -> None:
         """The gradients of whole weights and of what is learned beside them, and the whole weights in their place."""
-        assert self.beside is not None and self.optimizer is not None
+        assert self.beside is not None
         if getattr(optimizer, "grad_scale", None) is not None:
             raise SecateursError(f"{self.name}: the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step")
         if self.beside.noise is not None and not self.noise:
@@ -318,6 +323,8 @@ class Reparametrised:
             computed = self._compute(name, start)
         if weight.grad is not None:
             gradient = shard_of(weight.grad)
+            if self.beside.lean is not None:
+                gradient.add_(self.strength.now * self.beside.lean(name, computed.detach()))
             found = torch.autograd.grad(
                 computed, [start, *(self.beside.values[key] for key in keys)], gradient.to(computed.dtype), allow_unused=True
             )
@@ -341,11 +348,10 @@ class Reparametrised:
         return bool(added(sums).isfinite())
 
     def _after_step(self, run: Run, optimizer: Any) -> None:
-        assert self.optimizer is not None
         for name, weight in self.weights.items():
             self.whole[name].copy_(shard_of(weight.detach()))
         self._take_masks(run)
-        if self.sound:
+        if self.sound and self.optimizer is not None:
             rate = float(run.optimizer.param_groups[0]["lr"]) / self.first_rate if self.first_rate else 1.0
             for group, own in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = own * rate
@@ -370,7 +376,7 @@ class Reparametrised:
         """What earlier prunings have removed, and what others remove meanwhile, is zero in the whole weights too."""
         masks = list(run.masks.values()) if run.masks else []
         if len(masks) != len(self.laid[0]) or any(one is not other for one, other in zip(masks, self.laid[0], strict=True)):
-            self.laid = masks, run.masks.named_as_in(run.model) if masks else {}
+            self.laid = masks, run.masks.named_as_in(inside(run.model)) if masks else {}
         for name, mask in self.laid[1].items():
             if name in self.whole:
                 self.whole[name].masked_fill_(~shard_of(mask), 0)
@@ -444,9 +450,9 @@ class Reparametrised:
         found = {name: weight.detach() != 0 for name, weight in self.weights.items()}
         for name, mask in self._of_units():
             found[name] = found[name] & sharded_as(mask, found[name]) if name in found else mask
-        for name, mask in run.masks.named_as_in(run.model).items() if run.masks else ():
+        for name, mask in run.masks.named_as_in(inside(run.model)).items() if run.masks else ():
             found[name] = sharded_as(found[name], mask) & mask if name in found else mask
-        run.masks.replace_(Masks(found, run.model))
+        run.masks.replace_(Masks(found, inside(run.model)))
         self._meet_target(run)
         self.over, self.whole = True, {}
 
@@ -465,7 +471,9 @@ class Reparametrised:
         if self.strict and self.beside.scores is not None:
             solver = TopK(self.beside.scores(self.whole, {key: value.detach() for key, value in self.beside.values.items()}))
             where, allocate = self.where, global_threshold(sparsity=target)
-            masks = prune_(run.model, where.pattern, solver, allocate, run.task, only=where.only, skip=where.skip, masks=run.masks)
+            masks = prune_(
+                inside(run.model), where.pattern, solver, allocate, run.task, only=where.only, skip=where.skip, masks=run.masks
+            )
             run.masks.replace_(masks)
         elif (1 - reached) > 1.02 * (1 - target):
             warnings.warn(
@@ -507,7 +515,7 @@ class Reparametrised:
         self.over, self.saved = state["over"], None if state["over"] or not state["whole"] else state
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
-        assert self.beside is not None and self.optimizer is not None
+        assert self.beside is not None
         for kind, here in (("whole", self.whole), ("values", self.beside.values)):
             there = state[kind]
             if {key: value.shape for key, value in there.items()} != {key: value.shape for key, value in here.items()}:
@@ -517,7 +525,8 @@ class Reparametrised:
             with torch.no_grad():
                 for key, value in here.items():
                     value.copy_(there[key])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.first_rate, self.per_epoch, self.saved = state["first_rate"], state["per_epoch"], None
 
 

@@ -145,7 +145,7 @@ def indicators(
     *,
     strength: float | None = None,
     target: float | None = None,
-    reach: float = 0.7,
+    reach: float = 0.35,
     coarse: Literal["leaky", "softplus"] = "leaky",
     start: float = 0.1,
     end: int | None = None,
@@ -179,3 +179,73 @@ def _indicators(coarse: Literal["leaky", "softplus"], start: float, sites: Sites
         return learned({name: whole(from_shard(value, weights[name])) for name, value in values.items()}, "indicators")
 
     return Beside(values, {name: (name,) for name in weights}, weight, penalty=penalty, scores=scores)
+
+
+# ---------------------------------------------------------------- soft movement
+
+
+class _Moved(torch.autograd.Function):
+    """v · [σ(S) > τ], straight through to S."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, scores: Tensor, threshold: float) -> Tensor:
+        mask = (torch.sigmoid(scores) > threshold).to(v.dtype)
+        ctx.save_for_backward(v, mask)
+        return v * mask
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        v, mask = ctx.saved_tensors
+        return gradient * mask, gradient.float() * v, None
+
+
+def soft_movement(
+    *,
+    strength: float | None = None,
+    target: float | None = None,
+    reach: float = 0.7,
+    threshold: float = 0.1,
+    end: int | None = None,
+    strict: bool = False,
+    learner: Learner | None = None,
+    only: Selection | None = None,
+    skip: Selection | None = None,
+) -> Hook:
+    """A hook that prunes weights whose learned score is low, as many as the loss lets go (soft movement pruning, 2005.07683).
+
+    The network computes with v ⊙ [σ(S) > τ], where S, a score beside each weight, is 0 at first, and τ the ``threshold``. S takes the
+    gradient of the product times v, straight through the mask, so that it falls where the loss moves a weight towards zero; and
+    ``strength`` times the mean of σ(S) is added to the loss (not to the one that is told; the paper's λ is for the sum). ``target``: the
+    sparsity for which the strength is found, by ``reach`` of the training (`Strength` states how). At the start of epoch `end`, or at
+    the end, the choice becomes masks; a target that was not reached is told, or with ``strict=True`` met by the lowest scores.
+    ``learner`` makes the optimizer of S, by default Adam of rate 0.01, which goes up and down with that of the weights.
+
+    Raises `SecateursError` without strength and target, for numbers out of range, when everything is pruned, and with an optimizer
+    that computes several gradients in one step.
+
+    >>> soft_movement(target=0.9).name
+    'soft_movement'
+    """
+    if not 0 < threshold < 0.5:
+        raise SecateursError(f"soft_movement: threshold={threshold} must be in (0, 0.5), below what scores of 0 come to")
+    strengths = Strength.of("soft_movement", strength, target, first=0.1, reach=reach)
+    made = learner or (lambda values: torch.optim.Adam(values, lr=1e-2))
+    begin, where = partial(_scores_that_move, threshold), Where(Element(), only, skip)
+    return Reparametrised("soft_movement", where, begin, made, strengths, end, strict).hook()
+
+
+def _scores_that_move(threshold: float, sites: Sites, chance: Chance) -> Beside:
+    weights = {member.parameter: member.weight for site in sites for member in site.members}
+    total = sum(weight.numel() for weight in weights.values())
+    values = {name: torch.zeros_like(shard_of(weight.detach()), dtype=torch.float32) for name, weight in weights.items()}
+
+    def scores(v: Values, values: Values) -> Criterion:
+        return learned({name: whole(from_shard(value, weights[name])) for name, value in values.items()}, "soft_movement")
+
+    return Beside(
+        values,
+        {name: (name,) for name in weights},
+        lambda name, v, values, noise: _Moved.apply(v, values[name], threshold),  # type: ignore[no-untyped-call]
+        penalty=lambda values: added(torch.sigmoid(value).sum() / total for value in values.values()),
+        scores=scores,
+    )
