@@ -163,8 +163,9 @@ def report(found: dict[str, Any], asked: dict[str, int]) -> None:
         f"training images as they are (biases: the first 128). Accuracy in % of the first {asked['test']} test images, with a standard "
         f"error up to {50 / asked['test'] ** 0.5:.1f}; one run each, nothing is drawn at random. Seconds are processor seconds of one core "
         "for the repair (for least squares while cutting: of the cut too), taken while other work ran on the machine. ResNet-20 is the "
-        "published one, which has not seen JPEG images in training: new statistics help it also where nothing was cut. LeNet-5 was "
-        "trained for two epochs, and has no BatchNorm.\n\n" + markdown(["network", "cut", "repair", "accuracy", "seconds"], rows)
+        "published one, which has not seen JPEG images in training; LeNet-5 was trained for two "
+        "epochs, and has no BatchNorm. Cells that are not there yet are measured by the same command, which goes on.\n\n"
+        + markdown(["network", "cut", "repair", "accuracy", "seconds"], rows)
     )
     write("repairs", "# Cheap repairs", text)
 

@@ -47,8 +47,8 @@ def correct_biases_(model: nn.Module, dense: nn.Module, task: Task, masks: Masks
     Means are over the calibration batches (else those to train on), of all processes. Each layer is looked at once those before it are
     corrected, so afterwards all means are the dense model's; a layer whose weights are all gone answers the mean, not zero. What masks
     hold at zero stays so. A layer without a bias is made up for by the BatchNorm that reads it, else it is among ``skipped``. It takes
-    one pass of the dense model, and of the pruned one a pass up to each layer: a hundred samples do. In networks with BatchNorms,
-    take their statistics anew first (`recalibrate_`): with means alone right, what was cut much tells little apart. After an error the
+    one pass of the dense model, and of the pruned one a pass up to each layer: a hundred samples do. It is for answers
+    whose means moved: after a large cut, which takes their variance too, it does harm (docs/repair.md). After an error the
     model is as it was.
 
     Raises `TaskError` where there are no batches, `NonFiniteError` where a mean is not finite, `SecateursError` where the models differ.
