@@ -385,7 +385,7 @@ def activations(given: Given) -> list[dict[str, Any]]:
         attached = sc.skip_small_(model, thresholds)
         found["one token"] = clocked(
             {"dense": called(rows, single), "columns, dense": called(model, single, attached), "pruned": called(model, single)},
-            given.quick,
+            given,
         )
         attached.remove()
         return found
