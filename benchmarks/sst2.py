@@ -103,7 +103,10 @@ def data(where: Path, count: int) -> sc.Task:
     random.Random(0).shuffle(rows)
     held, train = sorted(rows[:HELD], key=lambda row: len(row[0])), rows[HELD:]
     some = sorted(train[:512], key=lambda row: len(row[0]))
-    batches = lambda rows: [batch(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]  # noqa: E731
+
+    def batches(rows: list[tuple[list[int], int]]) -> list[Batch]:
+        return [batch(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
+
     return sc.Task(
         {"input_ids": torch.full((1, TOKENS), 2000), "attention_mask": torch.ones(1, TOKENS, dtype=torch.long)},
         train=Sentences(train, min(count, len(train))),

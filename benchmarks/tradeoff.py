@@ -16,6 +16,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,23 +111,26 @@ def measure(name: str, epochs: int) -> None:
     task = about.task()
     work = Path("build/tradeoff")
     work.mkdir(parents=True, exist_ok=True)
-    accuracy = lambda model: sc.evaluate(model, task, task.test)  # noqa: E731
+
+    def accuracy(model: nn.Module) -> float:
+        return sc.evaluate(model, task, task.test)
+
     for penalty in PENALTIES:
         torch.manual_seed(0)
         dense = channels_last(about.make())
         train(dense, task, about.lr, about.epochs, penalty, work / f"{name}-{penalty}.safetensors")
-        cell.once("dense", penalty, lambda dense=dense: accuracy(dense))
+        cell.once("dense", penalty, partial(accuracy, dense))
         rounds, masks = copy.deepcopy(dense), None
         for sparsity in SPARSITIES:
             model = copy.deepcopy(dense)
             held = cut(model, task, sparsity)
-            cell.once(f"{penalty} alone", sparsity, lambda model=model: accuracy(model))
+            cell.once(f"{penalty} alone", sparsity, partial(accuracy, model))
             train(model, task, about.lr / 2, epochs, penalty, work / f"{name}-{penalty}-{sparsity}.safetensors", held)
-            cell.once(f"{penalty} retrained", sparsity, lambda model=model: accuracy(model))
+            cell.once(f"{penalty} retrained", sparsity, partial(accuracy, model))
             if penalty == "L2":
                 masks = cut(rounds, task, sparsity, masks)
                 train(rounds, task, about.lr / 2, epochs, penalty, work / f"{name}-rounds-{sparsity}.safetensors", masks)
-                cell.once("L2 iterative", sparsity, lambda rounds=rounds: accuracy(rounds))
+                cell.once("L2 iterative", sparsity, partial(accuracy, rounds))
         if penalty == "L2":
             each_layer(dense, task, cell)
 
@@ -169,9 +173,9 @@ def plot(names: list[str]) -> None:
         axes.set(xlabel="parameters pruned, %", ylabel="accuracy lost, points", ylim=(-6, 0.8), title=NETWORKS[name].title)
         axes.legend(frameon=False, fontsize=8, loc="lower left")
         curves = {curve.removeprefix("layer "): points for curve, points in found.items() if curve.startswith("layer ")}
-        for number, (layer, points) in enumerate(curves.items()):
+        for number, (layer, of_layer) in enumerate(curves.items()):
             shade = str(0.15 + 0.65 * number / max(1, len(curves) - 1)) if len(curves) > 6 else COLOURS[number]
-            drawn = sorted((100 * float(at), 100 * value) for at, value in points.items())
+            drawn = sorted((100 * float(at), 100 * value) for at, value in of_layer.items())
             below.plot(*zip(*drawn, strict=True), label=layer if len(curves) <= 6 else None, color=shade, linewidth=1.2)
         about = "" if len(curves) <= 6 else f": {len(curves)} layers, from dark to light"
         below.set(xlabel="pruned of one layer, %", ylabel="test accuracy, %", title=NETWORKS[name].title + about)

@@ -311,7 +311,7 @@ def test_learning_rates_of_groups_and_weights_that_are_shared_by_constraints():
         (sc.Element(), 0.8, lambda model: torch.optim.Adam(model.parameters(), lr=3e-3)),
         (sc.Block(2, 2), 0.5, lambda model: sgd(model, 0.05, momentum=0.9)),
     ],
-    ids=repr,
+    ids=["channels, SGD", "elements, Adam", "blocks, momentum"],
 )
 def test_a_target_is_reached_exactly_and_becomes_masks(pattern: Any, target: float, make: Callable[..., Any]):
     model = network()
