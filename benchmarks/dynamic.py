@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -153,23 +154,12 @@ class Sentences:
 
 
 TOKENS: dict[str, Callable[[Any, Any], Any]] = {
-    **{
-        f"SpAtten, tokens {keep:.0%}": lambda model, text, keep=keep: spatten_(model, text, keep=keep)
-        for keep in (0.9, 0.7, 0.5, 0.3)
-    },
-    **{
-        f"SpAtten, tokens {keep:.0%}, mean of those that stay": lambda model, text, keep=keep: spatten_(
-            model, text, keep=keep, gone="zero"
-        )
-        for keep in (0.7, 0.5)
-    },
-    "tokens to 50% in the last three blocks": lambda model, text: sc.drop_tokens_(model, text, keep=[1, 1, 1, 0.7, 0.6, 0.5]),
-    "SpAtten, heads 75%": lambda model, text: spatten_(model, text, keep=1.0, heads=0.75),
-    "SpAtten, tokens 70%, heads 75%": lambda model, text: spatten_(model, text, keep=0.7, heads=0.75),
-    **{
-        f"tokens that change by {limit:.0%} leave": lambda model, text, limit=limit: sc.exit_tokens_(model, text, change=limit)
-        for limit in (0.4, 0.5, 0.6)
-    },
+    **{f"SpAtten, tokens {keep:.0%}": partial(spatten_, keep=keep) for keep in (0.9, 0.7, 0.5, 0.3)},
+    **{f"SpAtten, tokens {keep:.0%}, mean of those that stay": partial(spatten_, keep=keep, gone="zero") for keep in (0.7, 0.5)},
+    "tokens to 50% in the last three blocks": partial(sc.drop_tokens_, keep=[1, 1, 1, 0.7, 0.6, 0.5]),
+    "SpAtten, heads 75%": partial(spatten_, keep=1.0, heads=0.75),
+    "SpAtten, tokens 70%, heads 75%": partial(spatten_, keep=0.7, heads=0.75),
+    **{f"tokens that change by {limit:.0%} leave": partial(sc.exit_tokens_, change=limit) for limit in (0.4, 0.5, 0.6)},
 }
 
 
@@ -202,7 +192,7 @@ def tokens(given: Given) -> list[dict[str, Any]]:
 
     return [
         cell(given, "tokens", "dense", dense),
-        *(cell(given, "tokens", name, lambda way=way: row(way)) for name, way in TOKENS.items()),
+        *(cell(given, "tokens", name, partial(row, way)) for name, way in TOKENS.items()),
     ]
 
 
@@ -215,7 +205,7 @@ class Images:
     def __init__(self, given: Given) -> None:
         task = sc.tasks.cifar10(batch_size=128)
         self.given, self.test = given, batches_of(task.test, 0, 256 if given.quick else 10000, 256)
-        self.task = replace(task, train=Part(task.train, given.images), validation=None)
+        self.task = replace(task, train=Part(task.train, given.images), validation=None)  # type: ignore[arg-type]
         self.steps = len(self.task.train) * given.epochs  # type: ignore[arg-type]
 
     def fresh(self) -> nn.Module:
@@ -293,8 +283,8 @@ def channels(given: Given) -> list[dict[str, Any]]:
     names = {keep: f"FBS, channels {keep:.0%}" for keep in (0.75, 0.5, 0.25)}
     return [
         cell(given, "channels", "dense", dense),
-        *(cell(given, "channels", name, lambda keep=keep: row(keep)) for keep, name in names.items()),
-        *(cell(given, "channels", f"ResNet-18, channels {keep:.0%}", lambda keep=keep: larger(keep)) for keep in names),
+        *(cell(given, "channels", name, partial(row, keep)) for keep, name in names.items()),
+        *(cell(given, "channels", f"ResNet-18, channels {keep:.0%}", partial(larger, keep)) for keep in names),
     ]
 
 
@@ -339,8 +329,7 @@ def exits(given: Given) -> list[dict[str, Any]]:
         return {**found, "one image": clocked(calls, given)}
 
     return [
-        cell(given, "exits", f"sure by {confidence:.0%}", lambda confidence=confidence: row(confidence))
-        for confidence in (1.0, 0.95, 0.9, 0.8, 0.6)
+        cell(given, "exits", f"sure by {confidence:.0%}", partial(row, confidence)) for confidence in (1.0, 0.95, 0.9, 0.8, 0.6)
     ]
 
 
@@ -356,7 +345,10 @@ def activations(given: Given) -> list[dict[str, Any]]:
         if not made:
             language = import_module("language")
             model, tokenizer = language.network(given.models.parent if (given.models.name == "models") else given.models)
-            text = lambda file, window, count: sc.tasks.text(data_file(file), tokenizer, window=window, count=count, seed=None)  # noqa: E731
+
+            def text(file: str, window: int, count: int) -> sc.Task:
+                return sc.tasks.text(data_file(file), tokenizer, window=window, count=count, seed=None)
+
             few = text("wikitext2_valid.txt", window, 1 if given.quick else 4)
             made.extend(
                 [model, few, text("wikitext2_valid.txt", 32 if given.quick else 128, 1), text("wikitext2_test.txt", window, count)]
@@ -394,7 +386,7 @@ def activations(given: Given) -> list[dict[str, Any]]:
     names = {way: f"TEAL, {way[0]:.0%}{', by block' if way[1] else ''}" for way in ways}
     return [
         cell(given, "activations", "dense", dense),
-        *(cell(given, "activations", names[way], lambda way=way: row(*way)) for way in ways),
+        *(cell(given, "activations", names[way], partial(row, *way)) for way in ways),
     ]
 
 

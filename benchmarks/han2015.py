@@ -108,7 +108,7 @@ def train(
         hooks.append(sc.distill(teacher, temperature=recipe.temperature))
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    without_validation = sc.Task(task.example, train=Shifted(task.train or ()), loss=task.loss)
+    without_validation = sc.Task(task.example, train=Shifted(task.train), loss=task.loss)  # type: ignore[arg-type]
     sc.train_(
         model,
         without_validation,

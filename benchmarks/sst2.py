@@ -163,9 +163,9 @@ def milliseconds(networks: dict[str, nn.Module], example: dict[str, Tensor]) -> 
             ways[f"{name}, run.compile"] = run.compile(network, example)
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(33):
-            for way, network in ways.items():
+            for way, answer in ways.items():
                 start = time.perf_counter()
-                network(**example)
+                answer(**example)
                 if turn >= 3:
                     taken[way].append(1e3 * (time.perf_counter() - start))
     return {way: statistics.median(times) for way, times in taken.items()}
