@@ -191,7 +191,7 @@ def rigl(model: nn.Module, task: sc.Task, job: Job, sparsity: float, factor: int
         train(model, task, job, job.epochs, factor, sc.rigl(sc.erdos_renyi(sparsity=sparsity), start=sc.magnitude()))
         return
     fresh = channels_last(network.make())
-    train(fresh, task, job, job.epochs + network.dense_epochs, factor, sc.rigl(sc.erdos_renyi(sparsity=sparsity)))
+    train(fresh, task, job, job.epochs + network.dense_epochs, factor, sc.rigl(sc.erdos_renyi(sparsity=sparsity), rescale=True))
     model.load_state_dict(fresh.state_dict())
 
 

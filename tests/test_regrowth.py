@@ -720,3 +720,19 @@ def test_what_training_costs_is_that_of_its_steps_counted_by_hand(tmp_path: Path
     assert train([*rigl(), stop], checkpoint=tmp_path / "c") == grown
     with pytest.raises(FileError, match="training_macs: the checkpoint holds no state of this hook"):
         sc.training_macs().restore({})
+
+
+@pytest.mark.parametrize("make", [sc.rigl, sc.sparse_evolutionary], ids=["gradient", "chance"])
+def test_a_fresh_network_starts_with_sums_as_large_as_the_dense_one(make: Any):
+    model, task = problem()
+    dense = {name: each.detach().clone() for name, each in model.named_parameters()}
+    began: list[dict[str, torch.Tensor]] = []
+    look = sc.Hook("look", start=lambda run: began.append({name: p.detach().clone() for name, p in model.named_parameters()}))
+    hooks = [make(sc.uniform(sparsity=0.75), rescale=True, every=2), look]
+    run = sc.train_(model, task, torch.optim.SGD(model.parameters(), lr=0.0), 1, hooks=hooks, show=False)
+    assert len(run.masks) > 0
+    for name, weight in began[0].items():
+        kept = weight != 0
+        factor = 2.0 if name in run.masks else 1.0  # a quarter stays
+        assert torch.allclose(weight[kept], factor * dense[name][kept])
+        assert name not in run.masks or int(kept.sum()) == weight.numel() // 4

@@ -23,13 +23,15 @@ def rigl_(
     every: int = 100,
     fraction: float = 0.3,
     until: float = 0.75,
+    rescale: bool = True,
     pattern: Pattern = Element(),  # noqa: B008 (frozen)
     only: Selection | None = None,
     skip: Selection | None = None,
     **training: Any,
 ) -> Run:
     """Train a fresh network sparse: a random start, more in small layers (Erdős–Rényi), and every `every` steps a fraction of each layer
-    goes for as many of the largest gradients (1911.11134; `secateurs.rigl` states how). ``training`` goes to `train_`.
+    goes for as many of the largest gradients (1911.11134; `secateurs.rigl` states how). ``rescale=False`` leaves the weights at the start
+    as small as a dense network's, which few of them bear without normalisations. ``training`` goes to `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -39,7 +41,9 @@ def rigl_(
     0.9
     """
     amount = erdos_renyi(sparsity=sparsity)
-    grow = rigl(amount, pattern=pattern, every=every, fraction=fraction, until=until, again=True, only=only, skip=skip)
+    grow = rigl(
+        amount, pattern=pattern, every=every, fraction=fraction, until=until, again=True, rescale=rescale, only=only, skip=skip
+    )
     return train_(model, task, optimizer, epochs, hooks=[grow], **training)
 
 
@@ -51,6 +55,7 @@ def sparse_evolutionary_(
     *,
     sparsity: float,
     fraction: float = 0.3,
+    rescale: bool = True,
     seed: int = 0,
     pattern: Pattern = Element(),  # noqa: B008 (frozen)
     only: Selection | None = None,
@@ -58,7 +63,8 @@ def sparse_evolutionary_(
     **training: Any,
 ) -> Run:
     """Train a fresh network sparse: a random start, more in small layers (Erdős–Rényi), and after each epoch but the last a fraction of
-    each layer goes for as many at random (SET, 1707.04780; `secateurs.sparse_evolutionary`). ``training`` goes to `train_`.
+    each layer goes for as many at random (SET, 1707.04780; `secateurs.sparse_evolutionary`), ``rescale`` as in `rigl_`. ``training`` goes to
+    `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
@@ -68,7 +74,7 @@ def sparse_evolutionary_(
     0.9
     """
     amount = erdos_renyi(sparsity=sparsity, kernel=False)
-    evolve = sparse_evolutionary(amount, pattern=pattern, fraction=fraction, seed=seed, only=only, skip=skip)
+    evolve = sparse_evolutionary(amount, pattern=pattern, fraction=fraction, rescale=rescale, seed=seed, only=only, skip=skip)
     return train_(model, task, optimizer, epochs, hooks=[evolve], **training)
 
 

@@ -36,6 +36,7 @@ def rigl(
     until: float = 0.75,
     from_pruned: bool = False,
     again: bool = False,
+    rescale: bool = False,
     only: Selection | None = None,
     skip: Selection | None = None,
 ) -> Hook:
@@ -45,7 +46,8 @@ def rigl(
     ``erdos_renyi(sparsity=0.9)``). Every `every` steps, until the share `until` of training, an exchange takes the place of a step: in
     each layer the fraction α/2·(1 + cos(πt/T)) of its units goes, α = ``fraction``, lowest magnitude first, and as many come back, by the
     largest |gradient| at zero (summed over a unit), at zero and unknown to the optimizer. So every layer, and every contest of a pattern
-    such as 2:4, keeps its number. ``again=True``, as in the paper, lets what goes come back at once, which leaves it as it is.
+    such as 2:4, keeps its number. ``again=True``, as in the paper, lets what goes come back at once, which leaves it as it is. ``rescale=True`` is for fresh networks: what stays of a layer at the start
+    is multiplied by 1/√(its fraction), so that signals are as large as the dense initialisation made them (2010.03533).
 
     Masks that the run has already are an earlier pruning's, and hold: only what this hook itself removed comes back, unless
     ``from_pruned=True``; then ``allocate=None`` takes them as the start. Steps whose gradients are not finite (scaled training) wait for
@@ -66,7 +68,7 @@ def rigl(
     require("rigl", "start", start, CRITERION)
     begin = _begin("rigl", allocate, pattern, start, only, skip)
     find = _finding("rigl", pattern, only, skip)
-    return _Regrowth("rigl", find, begin, "gradient", every, fraction, until, from_pruned, again).hook()
+    return _Regrowth("rigl", find, begin, "gradient", every, fraction, until, from_pruned, again, rescale=rescale).hook()
 
 
 def sparse_evolutionary(
@@ -78,6 +80,7 @@ def sparse_evolutionary(
     fraction: float = 0.3,
     until: float = 1.0,
     from_pruned: bool = False,
+    rescale: bool = False,
     seed: int = 0,
     only: Selection | None = None,
     skip: Selection | None = None,
@@ -96,7 +99,7 @@ def sparse_evolutionary(
     _require(who, pattern, 1 if every is None else every, fraction, until)
     require(who, "start", start, CRITERION)
     begin, find = _begin(who, allocate, pattern, start, only, skip), _finding(who, pattern, only, skip)
-    return _Regrowth(who, find, begin, "random", every, fraction, until, from_pruned, False, seed=seed).hook()
+    return _Regrowth(who, find, begin, "random", every, fraction, until, from_pruned, False, seed=seed, rescale=rescale).hook()
 
 
 def gradual_regrowth(
@@ -212,6 +215,15 @@ def _as_it_is(run: Run, from_pruned: bool) -> Masks:
     return Masks(run.masks.named_as_in(inside(run.model)), inside(run.model), run.masks.origin)
 
 
+@torch.no_grad()
+def _rescale_(masks: Masks, sites: Sites) -> None:
+    """Make what stays of each weight so much larger that sums over it vary as they did."""
+    for name, weight in {member.parameter: member.weight for site in sites for member in site.members}.items():
+        kept = int(torch.count_nonzero(whole(masks[name]))) if name in masks else 0
+        if kept:
+            weight.mul_((weight.numel() / kept) ** 0.5)
+
+
 @dataclass
 class _Regrowth:
     name: str
@@ -225,6 +237,7 @@ class _Regrowth:
     again: bool
     further: Callable[[Run, float], Masks | None] | None = None
     seed: int = 0
+    rescale: bool = False
     sites: tuple[Site, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     held: dict[str, Tensor] = field(default_factory=dict)
@@ -284,6 +297,8 @@ class _Regrowth:
         run.masks.replace_(masks)
         del masks
         self.counts = {site.name: Standing.of(site, run.masks, self.held).count for site in sites}
+        if self.rescale:
+            _rescale_(run.masks, sites)
         self.begun = True
 
     def _open(self, site: Site, units: Tensor) -> Tensor:
