@@ -63,8 +63,8 @@ def sparse_evolutionary_(
     **training: Any,
 ) -> Run:
     """Train a fresh network sparse: a random start, more in small layers (Erdős–Rényi), and after each epoch but the last a fraction of
-    each layer goes for as many at random (SET, 1707.04780; `secateurs.sparse_evolutionary`), ``rescale`` as in `rigl_`. ``training`` goes to
-    `train_`.
+    each layer goes for as many at random (SET, 1707.04780; `secateurs.sparse_evolutionary`), ``rescale`` as in `rigl_`. ``training``
+    goes to `train_`.
 
     >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits

@@ -46,8 +46,9 @@ def rigl(
     ``erdos_renyi(sparsity=0.9)``). Every `every` steps, until the share `until` of training, an exchange takes the place of a step: in
     each layer the fraction α/2·(1 + cos(πt/T)) of its units goes, α = ``fraction``, lowest magnitude first, and as many come back, by the
     largest |gradient| at zero (summed over a unit), at zero and unknown to the optimizer. So every layer, and every contest of a pattern
-    such as 2:4, keeps its number. ``again=True``, as in the paper, lets what goes come back at once, which leaves it as it is. ``rescale=True`` is for fresh networks: what stays of a layer at the start
-    is multiplied by 1/√(its fraction), so that signals are as large as the dense initialisation made them (2010.03533).
+    such as 2:4, keeps its number. ``again=True``, as in the paper, lets what goes come back at once, which leaves it as it is.
+    ``rescale=True`` is for fresh networks: what stays of a layer at the start is multiplied by 1/√(its fraction), so that signals are as
+    large as the dense initialisation made them (2010.03533).
 
     Masks that the run has already are an earlier pruning's, and hold: only what this hook itself removed comes back, unless
     ``from_pruned=True``; then ``allocate=None`` takes them as the start. Steps whose gradients are not finite (scaled training) wait for
