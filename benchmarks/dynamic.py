@@ -537,7 +537,7 @@ def picture(given: Given, found: Mapping[str, list[dict[str, Any]]]) -> None:
         if row["name"] in ("SpAtten, tokens 70%", "tokens that change by 50% leave", "FBS, channels 50%", "sure by 90%")
     }
     folder = given.cells if given.quick else RESULTS
-    (folder / "dynamic.svg").write_text(work_curves(curves, "metric, % of the dense model's (of perplexity its inverse)"))
+    (folder / "dynamic.svg").write_text(work_curves(curves, "metric, % of dense"))
     (folder / "dynamic_inputs.svg").write_text(work_histogram(shown))
 
 
