@@ -164,6 +164,7 @@ CONSTRAINTS = Kind(
 NUMBER_TYPE = Kind("torch.bfloat16 or torch.float16", lambda value: isinstance(value, torch.dtype))
 METRIC = Kind('names with numbers, for example {"accuracy": 0.98}', lambda value: _are_numbers(value))
 SWITCH = Kind("True, False or None", lambda value: value is None or isinstance(value, bool))
+NUMBER = Kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool))
 COUNT = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 STATISTICS = Kind(
     "a list of statistics, for example [input_norm()]",

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateurs.forward import modules_in
-from secateurs.given import MODEL, require, require_values
+from secateurs.given import MODEL, NUMBER, require, require_values
 from secateurs.graph.ops import Trace
 from secateurs.graph.trace import trace_of
 from secateurs.per_input.attached import PerInput, attaching, kept_of, require_fraction, selected, told
@@ -246,6 +246,7 @@ def saliency_penalty(strength: float = 1e-8) -> Hook:
     >>> saliency_penalty(1e-8).name
     'saliency_penalty'
     """
+    require("saliency_penalty", "strength", strength, NUMBER)
     if not 0 <= strength < float("inf"):
         raise SecateursError(f"saliency_penalty: strength={strength} must be at least 0")
     seen: dict[str, Tensor] = {}

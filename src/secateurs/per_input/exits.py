@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import modules_in, run_example
-from secateurs.given import MODEL, require, require_values
+from secateurs.given import MODEL, NUMBER, require, require_values
 from secateurs.per_input.attached import PerInput, attaching, require_fraction
 from secateurs.types import Hook, Run, SecateursError, TaskError
 from secateurs.watch import cut_short
@@ -235,6 +235,7 @@ def exit_losses(weight: float = 1.0) -> Hook:
     >>> exit_losses(0.5).name
     'exit_losses'
     """
+    require("exit_losses", "weight", weight, NUMBER)
     if not 0 < weight < float("inf"):
         raise SecateursError(f"exit_losses: weight={weight} must be above 0")
     seen: list[Tensor] = []

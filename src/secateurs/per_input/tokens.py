@@ -281,6 +281,10 @@ def kept_tokens(attached: PerInput) -> Tensor:
 
 def _stack(who: str, model: nn.Module, example: Any) -> tuple[str, ...]:
     """The names of the blocks of the one stack of a model."""
+    if any(isinstance(getattr(each.__dict__.get("forward"), "__self__", None), Stage) for each in modules_in(model).values()):
+        raise SecateursError(
+            f"{who}: tokens of this {type(model).__name__} are left out already: take that off first, attached.remove()"
+        )
     blocks = blocks_of(model, example)
     if len(blocks.stacks) > 1:
         raise SecateursError(

@@ -16,6 +16,7 @@ from secateurs.masks import Masks, Origin
 from secateurs.patterns import Element, Selection, find_sites
 from secateurs.prune import prune_
 from secateurs.ranks import whole
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.inner import inside
 from secateurs.recover.regrowth import refuse_closures, refuse_coupled
 from secateurs.solve import TopK
@@ -97,6 +98,8 @@ class _AcDc:
     held: dict[str, Tensor] = field(default_factory=dict)
     begun: bool = False
     compressed: bool = False
+    restored: bool = False
+    size: AsLarge = field(default_factory=AsLarge)
 
     def hook(self) -> Hook:
         return Hook("ac_dc", start=self._start, epoch=self._epoch, end=self._end, state=self._state, restore=self._restore)
@@ -106,6 +109,10 @@ class _AcDc:
             run.masks = Masks({}, inside(run.model))
         refuse_closures("ac_dc", run.optimizer)
         self.phases.compressed(0, run.epochs)
+        self.size.look(run)
+        if not self.restored:  # what an earlier run of this hook has removed is none of this one's
+            self.held, self.begun, self.compressed = {}, False, False
+        self.restored = False
         if self.begun:
             return
         earlier = run.masks.named_as_in(inside(run.model))
@@ -127,6 +134,7 @@ class _AcDc:
         return mask & ~self.held[name].to(mask.device) if name in self.held else mask
 
     def _epoch(self, run: Run) -> None:
+        self.size.require(run, "ac_dc")
         if self.phases.compressed(run.epoch, run.epochs) != self.compressed:
             if self.compressed:
                 self._decompress(run)
@@ -161,3 +169,4 @@ class _AcDc:
         ):
             raise FileError("ac_dc: the checkpoint holds no state of this hook")
         self.held, self.begun, self.compressed = dict(held), bool(state["begun"]), bool(state["compressed"])
+        self.restored = True

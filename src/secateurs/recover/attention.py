@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from secateurs.forward import modules_in
+from secateurs.given import NUMBER, require
 from secateurs.recover.counted import Counted, counted_in, mean_over
 from secateurs.recover.inner import inside
 from secateurs.recover.teacher import Teacher, teacher_for
@@ -49,6 +50,7 @@ def distill_attention(
     >>> task = Task(x, train=[(x, x)], loss=nn.functional.mse_loss)
     >>> run = train_(model, task, torch.optim.SGD(model.parameters(), lr=0.1), epochs=1, hooks=[distill_attention(teacher)])
     """
+    require(name, "weight", weight, NUMBER)
     if not 0 <= weight < float("inf") or loss not in ("kl", "mse") or heads not in ("each", "mean"):
         given = f"{name}(weight={weight}, loss={loss!r}, heads={heads!r})"
         raise SecateursError(f'{given}: weight must be at least 0, loss "kl" or "mse", and heads "each" or "mean"')

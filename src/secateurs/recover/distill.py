@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
+from secateurs.given import NUMBER, require
 from secateurs.recover.counted import counted_in, mean_over
 from secateurs.recover.teacher import Teacher, teacher_for
 from secateurs.types import Hook, Run, SecateursError
@@ -47,6 +48,8 @@ def distill(
     >>> run.history[-1]["loss"] < run.history[0]["loss"]
     True
     """
+    require(name, "temperature", temperature, NUMBER)
+    require(name, "weight", weight, NUMBER)
     if not (0 < temperature < float("inf") and 0 <= weight < float("inf")):
         raise SecateursError(f"{name}(temperature={temperature}, weight={weight}): temperature must be above 0, weight at least 0")
 

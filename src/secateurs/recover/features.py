@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.given import NUMBER, require
 from secateurs.graph import blocks_of
 from secateurs.recover.counted import Counted, counted_in, mean_over
 from secateurs.recover.inner import Outputs
@@ -98,6 +99,7 @@ def attention_transfer(
 
 
 def _require_weight(who: str, weight: float) -> None:
+    require(who, "weight", weight, NUMBER)
     if not 0 <= weight < float("inf"):
         raise SecateursError(f"{who}(weight={weight}): weight must be at least 0, and finite")
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.forward import parameters_in
-from secateurs.given import ALLOCATOR, PATTERN, SOLVER, require
+from secateurs.given import ALLOCATOR, NUMBER, PATTERN, SOLVER, require
 from secateurs.masks import Masks
 from secateurs.patterns import Selection
 from secateurs.prune import prune_
 from secateurs.ranks import shard_of, sharded_as, whole
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.groups import require_trained
 from secateurs.recover.proximal import Step, Taken, hold_, require_step, trained_by
 from secateurs.recover.target import cut_
@@ -57,6 +58,8 @@ def growing_penalty(
     for argument, value, kind in (("pattern", pattern, PATTERN), ("solver", solver, SOLVER), ("allocate", allocate, ALLOCATOR)):
         require("growing_penalty", argument, value, kind)
     require_step("growing_penalty", step, until)
+    for argument, number in (("delta", delta), ("every", every), ("ceiling", ceiling)):
+        require("growing_penalty", argument, number, NUMBER)
     if not (0 < delta <= ceiling < float("inf") and every >= 1):
         raise SecateursError(
             f"growing_penalty(delta={delta}, every={every}, ceiling={ceiling}): delta must be above 0 and at most the ceiling, the ceiling "
@@ -82,6 +85,8 @@ class _Growing:
     steps: int = 0
     first: float = 0.0
     over: bool = False
+    restored: bool = False
+    size: AsLarge = field(default_factory=AsLarge)
     going: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
     taken: Taken = field(default_factory=Taken)
 
@@ -108,6 +113,10 @@ class _Growing:
         )
 
     def _start(self, run: Run) -> None:
+        if not self.restored:  # what an earlier run of this hook has chosen is none of this one's
+            self.kept, self.plan, self.steps, self.first, self.over = {}, "", 0, 0.0, False
+        self.restored = False
+        self.size.look(run)
         if self.step == "proximal":
             self.taken.watch(run.optimizer, "growing_penalty")
         if not self.kept:
@@ -144,12 +153,15 @@ class _Growing:
             return sum(float(whole((each.detach() * gone).float().square().sum())) for each, gone in self.going) ** 0.5
 
     def _epoch(self, run: Run) -> None:
+        if not self.over:
+            self.size.require(run, self.name)
         if self.until is not None and run.epoch >= self.until:
             self._cut(run)
 
     def _loss(self, run: Run) -> Tensor | None:
         if self.over or not self.factor:
             return None
+        self.size.require(run, self.name)
         total: Tensor | None = None
         for each, gone in self.going:
             part = whole((each * gone).square().sum())
@@ -160,6 +172,7 @@ class _Growing:
     def _stepped(self, run: Run) -> None:
         if self.over or not (self.step == "subgradient" or self.taken()):
             return
+        self.size.require(run, self.name)
         if self.step == "proximal" and self.factor:
             rates = trained_by(run.optimizer)
             for each, gone in self.going:
@@ -200,5 +213,5 @@ class _Growing:
             raise FileError(f"{self.name}: the checkpoint holds no choice of units")
         if not all(type(state.get(key)) is kind for key, kind in kinds.items()):
             raise FileError(f"{self.name}: the checkpoint holds no state of this hook")
-        self.kept = dict(kept)
+        self.kept, self.restored = dict(kept), True
         self.plan, self.steps, self.first, self.over = (state[key] for key in kinds)

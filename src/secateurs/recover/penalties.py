@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softshrink
 
 from secateurs.forward import modules_in, parameters_in
-from secateurs.given import PATTERN, require
+from secateurs.given import NUMBER, PATTERN, require
 from secateurs.patterns import NORMALISATIONS, Channel, Element, Selection, find_parameters, find_sites
 from secateurs.ranks import shard_of, whole
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.groups import Groups, groups_of, require_trained, root_mean_squares
 from secateurs.recover.proximal import Step, Taken, hold_, rate, require_step, trained_by
 from secateurs.recover.target import Control, Target, threshold_of
@@ -53,6 +54,7 @@ def penalty(
     >>> penalty(1e-4, p=1).name
     'penalty(p=1)'
     """
+    require("penalty", "p", p, NUMBER)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not strength >= 0 or not 1 <= p < float("inf"):
         raise SecateursError(f"penalty(strength={strength}, p={p}): strength must be at least 0, and p in [1, inf)")
     if not isfinite(strength):
@@ -241,6 +243,7 @@ def _require_sound(
         raise SecateursError(f"group_lasso(strength={strength!r}): strength must be at least 0, and finite")
     if members not in get_args(Counted):
         raise SecateursError(f"group_lasso(members={members!r}): members is one of {', '.join(get_args(Counted))}")
+    require("group_lasso", "growth", growth, NUMBER)
     if not 0 <= growth < float("inf"):
         raise SecateursError(f"group_lasso(growth={growth}): growth must be at least 0; 4 is that of 2301.12900")
     if target is not None and (as_one or squared):
@@ -314,6 +317,8 @@ class _Lasso:
     groups: tuple[Groups, ...] = ()
     over: bool = False
     warned: bool = False
+    restored: bool = False
+    size: AsLarge = field(default_factory=AsLarge)
     taken: Taken = field(default_factory=Taken)
 
     def hook(self) -> Hook:
@@ -331,13 +336,31 @@ class _Lasso:
         )
 
     def _start(self, run: Run) -> None:
-        self.groups = self.units(run)
+        if not self.restored:  # what an earlier run of this hook has found is none of this one's
+            self.over = self.warned = False
+            if self.control is not None:
+                self.control.forget()
+        self.restored = False
+        self._find(run)
         if self.step == "proximal":
             self.taken.watch(run.optimizer, "group_lasso")
         if self.control is not None:
             self.control.start(run, self.groups, self.until)
 
+    def _find(self, run: Run) -> None:
+        self.groups = self.units(run)
+        self.size.look(run)
+
+    def _follow(self, run: Run) -> None:
+        """Look anew where the model has shrunk; a target counts among the units that there were, and cannot."""
+        if self.control is not None:
+            self.size.require(run, self.name)
+        elif not self.size.still(run):
+            self._find(run)
+
     def _epoch(self, run: Run) -> None:
+        if not self.over:
+            self._follow(run)
         if self.until is not None and run.epoch >= self.until:
             self._finish(run)
         elif self.control is not None:
@@ -358,6 +381,7 @@ class _Lasso:
     def _loss(self, run: Run) -> Tensor | None:
         if self.over:
             return None
+        self._follow(run)
         parts = [self.cost.of(groups, share) for groups, share in zip(self.groups, self._shares(), strict=True)]
         return self._now() * torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -365,6 +389,7 @@ class _Lasso:
         taken = self.step == "subgradient" or self.taken()
         if self.over or not taken:
             return
+        self._follow(run)
         if self.step == "proximal":
             rates = trained_by(run.optimizer)
             for groups, share in zip(self.groups, self._shares(), strict=True):
@@ -423,6 +448,9 @@ class _Lasso:
     def _restore(self, state: Mapping[str, Any]) -> None:
         if type(state.get("over")) is not bool:
             raise FileError(f"{self.name}: the checkpoint holds no state of this hook")
+        if (self.control is None) != ("numbers" not in state):
+            with_, without = ("a target", "a strength") if self.control is None else ("a strength", "a target")
+            raise FileError(f"{self.name}: the checkpoint is of a run with {with_}, and here is {without}")
         if self.control is not None:
             self.control.restore(state)
-        self.over = state["over"]
+        self.over, self.restored = state["over"], True

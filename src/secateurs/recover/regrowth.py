@@ -13,11 +13,12 @@ from torch import Tensor
 from secateurs.allocate import global_threshold
 from secateurs.criteria import magnitude, random
 from secateurs.forward import parameters_in
-from secateurs.given import ALLOCATOR, BY_SPARSITY, CRITERION, PATTERN, SCHEDULE, require
+from secateurs.given import ALLOCATOR, BY_SPARSITY, CRITERION, NUMBER, PATTERN, SCHEDULE, require
 from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_sites, finite
 from secateurs.prune import prune_
 from secateurs.ranks import whole
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.exchange import Standing, cosine, exchanged, in_weight, least, steepest
 from secateurs.recover.inner import inside
 from secateurs.recover.schedules import Schedule
@@ -151,6 +152,8 @@ def _require(who: str, pattern: Pattern, every: int, fraction: float, until: flo
     refuse_coupled(who, pattern)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise SecateursError(f"{who}: every={every!r} must be a number of steps, at least 1")
+    require(who, "fraction", fraction, NUMBER)
+    require(who, "until", until, NUMBER)
     if not 0 < fraction <= 1 or not 0 < until <= 1:
         raise SecateursError(f"{who}: fraction={fraction} of the units and until={until}, a share of training, must be in (0, 1]")
 
@@ -248,6 +251,7 @@ class _Regrowth:
     begun: bool = False
     batches: int = 0
     passed: int = 0
+    size: AsLarge = field(default_factory=AsLarge)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def hook(self) -> Hook:
@@ -281,6 +285,7 @@ class _Regrowth:
                 f"{self.name}: this hook has begun on another model, or the run's masks are not its own: make a new hook"
             )
         self.sites = tuple(sites)
+        self.size.look(run)
         self.done = 0 if run.step == 0 else self.done
         places = [(site, Standing.of(site, run.masks, self.held).free) for site in self.sites]
         if self.further is None and not any(bool(free.any()) for _, free in places):
@@ -356,6 +361,7 @@ class _Regrowth:
     # ------------------------------------------------------------ what
 
     def _exchange(self, run: Run) -> None:
+        self.size.require(run, self.name)
         self.done = self._number(run)
         share = cosine(self.fraction, self._progress(run) / self.until) if self.by == "gradient" else self.fraction
         gone: dict[str, Tensor] = {}

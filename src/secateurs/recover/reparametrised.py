@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from secateurs.allocate import global_threshold
 from secateurs.forward import parameters_in
+from secateurs.given import COUNT, require
 from secateurs.masks import Masks
 from secateurs.patterns import Selection, find_sites
 from secateurs.prune import masks_of, prune_
@@ -159,6 +160,15 @@ class Reparametrised:
     sound: bool = True
     told: set[str] = field(default_factory=set)
     saved: Mapping[str, Any] | None = None
+    restored: bool = False
+
+    def __post_init__(self) -> None:
+        if self.end is not None:
+            require(self.name, "end", self.end, COUNT)
+            if self.end < 0:
+                raise SecateursError(
+                    f"{self.name}: end={self.end}, the epoch from which on the zeros are masks, must be at least 0"
+                )
 
     def hook(self) -> Hook:
         return Hook(
@@ -175,6 +185,10 @@ class Reparametrised:
     # ------------------------------------------------------------ beginning
 
     def _start(self, run: Run) -> None:
+        own = parameters_in(inside(run.model))
+        if not self.restored and (self.over or any(own.get(name) is not weight for name, weight in self.weights.items())):
+            self._forget()
+        self.restored = False
         if self.over:
             return
         if needs_closure(run.optimizer):
@@ -202,6 +216,14 @@ class Reparametrised:
         if again is None:
             self._settle(run)
         self.unchecked = True
+
+    def _forget(self) -> None:
+        """Begin anew: what an earlier run of this hook has learned is none of this one's."""
+        self.over, self.beside, self.sites, self.optimizer, self.saved = False, None, None, None, None
+        self.whole, self.weights, self.noise, self.laid, self.told = {}, {}, {}, ([], {}), set()
+        self.steps = self.per_epoch = 0
+        self.strength.forget_()
+        self.chance.restore({})
 
     def _require_trained(self, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -272,7 +294,8 @@ class Reparametrised:
             if not torch.equal(self._compute(name, self.whole[name]), shard_of(weight.detach())):
                 raise SecateursError(
                     f"{self.name}: {name} is not what it was computed to be: something else has changed it (weights that were loaded or "
-                    "rewound, a constraint, a solver that writes weights). While weights are computed, only masks may be laid over them"
+                    "rewound, a constraint, a proximal step, a solver that writes weights, shrinking). While weights are computed, only "
+                    "masks may be laid over them: share the weights out with only= and skip=, or let one begin after the other's end"
                 )
         self.unchecked = False
 
@@ -425,10 +448,13 @@ class Reparametrised:
                     f"({self.strength.now:.3g})"
                 )
         if self.weights and self._kept() == 0:
-            raise SecateursError(
-                f"{self.name}: everything is pruned, every weight of {', '.join(self.weights)}: lower the strength "
-                f"({self.strength.now:.3g}), or give a target="
-            )
+            told = f"{self.name}: everything is pruned, every weight of {', '.join(self.weights)}"
+            if self.strength.target is not None:
+                raise SecateursError(
+                    f"{told}, though the target is {self.strength.target:.2%}: so few steps are not enough to find its strength. Train for "
+                    "more, begin with a smaller strength=, or give a slower learner="
+                )
+            raise SecateursError(f"{told}: lower the strength ({self.strength.now:.3g}), or give a target=")
         for name, weight in self.weights.items():
             kept = over_shards(torch.count_nonzero(shard_of(weight.detach())), weight)
             if weight.numel() and not bool(kept) and name not in self.told:
@@ -513,6 +539,7 @@ class Reparametrised:
         self.strength.restore(state["strength"])
         self.chance.restore(state["chance"])
         self.over, self.saved = state["over"], None if state["over"] or not state["whole"] else state
+        self.restored = True
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         assert self.beside is not None

@@ -19,6 +19,7 @@ from secateurs.graph import SAME_NUMBERS, Seen, Trace, seen, summands
 from secateurs.masks import Masks
 from secateurs.patterns import Channel, Selection, find_sites, weight_of
 from secateurs.progress import track
+from secateurs.recover.biases import require_beside
 from secateurs.solve import scales
 from secateurs.tried import taken_back_on_error
 from secateurs.types import Member, Pattern, SecateursError, Site, Task, TaskError
@@ -64,6 +65,7 @@ def rescale_(
     """
     for name, value, kind in (("model", model, MODEL), ("dense", dense, MODEL), ("task", task, TASK), ("masks", masks, MASKS)):
         require("rescale_", name, value, kind)
+    require_beside("rescale_", model, dense)
     sites = find_sites(model, pattern, task.example, only=only, skip=skip, masks=masks.named_as_in(model))
     places = [_place(site, sites.structure.trace) for site in sites]
     with taken_back_on_error(model), evaluating(model), evaluating(dense):

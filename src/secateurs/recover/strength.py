@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import exp, isfinite, log
 from typing import Any
 
+from secateurs.given import NUMBER, require
 from secateurs.types import FileError, SecateursError
 
 
@@ -40,6 +41,9 @@ class Strength:
             raise SecateursError(
                 f"{who}: give strength=..., how strongly sparsity is pressed for, or target=..., the sparsity for which it is found"
             )
+        for argument, value in (("strength", strength), ("target", target), ("reach", reach)):
+            if value is not None:
+                require(who, argument, value, NUMBER)
         start = first if strength is None else strength
         if not (isfinite(start) and start >= 0) or (target is not None and start == 0):
             raise SecateursError(f"{who}: strength={start} must be at least 0, and above 0 where a target is to be reached by it")
@@ -70,6 +74,11 @@ class Strength:
         missing = log(self.wanted(progress)) - here
         if missing > _MISSED:
             self.now = -self.most * min(1.0, missing) / 2
+
+    def forget_(self) -> None:
+        """Be as in the beginning."""
+        self.grown = self.lately = self.most = 0.0
+        self.now = self.start
 
     def state(self) -> dict[str, Any]:
         return {"grown": self.grown, "lately": self.lately, "most": self.most, "now": self.now}

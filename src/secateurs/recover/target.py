@@ -110,6 +110,11 @@ class Control:
         self.groups, self.costs = tuple(groups), ()
         if self.numbers:
             self.numbers["epochs"] = float(epochs)
+            if len(self.scales) != len(groups):
+                raise FileError(
+                    f"{self}: the checkpoint is of a penalty on {len(self.scales)} sites, and here are {len(groups)} "
+                    f"({', '.join(each.site.name for each in groups[:5])}): give the same only= and skip=, or another checkpoint= path"
+                )
             return
         self._require_room()
         sizes = self._sizes()
@@ -132,6 +137,10 @@ class Control:
             "epoch_step": float(run.step),
             "progress": 0.0,
         }
+
+    def forget(self) -> None:
+        """Begin anew, in another run."""
+        self.numbers, self.scales = {}, []
 
     def begin_epoch(self, run: Run) -> None:
         self.numbers["epoch_step"] = float(run.step)

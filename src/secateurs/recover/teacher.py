@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from secateurs.forward import call, evaluating
+from secateurs.forward import call, describe, evaluating
 from secateurs.given import told
 from secateurs.ranks import any_sharded
 from secateurs.recover.inner import Looks, inside
 from secateurs.shrink.remembered import steps_of
-from secateurs.types import FileError, KindError, Run, SecateursError
+from secateurs.types import FileError, KindError, Run, SecateursError, TaskError
 
 _KEEP = "keep the dense one before pruning, teacher = secateurs.teacher_of(model), and give it"
 
@@ -115,7 +116,7 @@ class Teacher:
             for looks in looking.values():
                 looks.watch(model)
             with evaluating(model):
-                answer = call(model, inputs)
+                answer = _answer(model, inputs, ", ".join(self._learners))
             self._lessons = {who: (answer, looks.take() if looks else {}) for who, looks in self._learners.items()}
         finally:
             for looks in looking.values():
@@ -156,6 +157,20 @@ def teacher_for(who: str, given: object) -> Teacher:
             f"{who}: teacher is {told(given)}, but must be a torch.nn.Module, a Teacher, or None for the model as training begins"
         )
     return Teacher(given)
+
+
+def _answer(teacher: nn.Module, inputs: Any, who: str) -> Any:
+    """What a teacher makes of a batch; raises `TaskError` that carries its own complaint where it rejects it."""
+    try:
+        return call(teacher, inputs)
+    except (SecateursError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise TaskError(
+            f"{who}: the teacher rejects a training batch ({describe(inputs)}): {type(error).__name__}: {first_line}; it must take the "
+            "inputs of the model as they are, on the same device and in the same dtype (teacher.to(...))"
+        ) from error
 
 
 def _with(teacher: nn.Module, weights: Mapping[str, Tensor], who: str) -> nn.Module:

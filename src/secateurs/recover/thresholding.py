@@ -7,6 +7,7 @@ from typing import Any
 
 from secateurs.allocate import global_threshold
 from secateurs.criteria import magnitude
+from secateurs.given import NUMBER, require
 from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection
 from secateurs.prune import prune_
@@ -34,11 +35,19 @@ def hard_threshold(
     >>> hard_threshold(0.9, every=5).name
     'hard_threshold'
     """
+    for argument, value in (("sparsity", sparsity), ("every", every), ("until", 1 if until is None else until)):
+        require("hard_threshold", argument, value, NUMBER)
     if not 0 < sparsity < 1 or every < 1 or (until is not None and until < 1):
         raise SecateursError(
             f"hard_threshold(sparsity={sparsity}, every={every}, until={until}): sparsity must be in (0, 1), the others at least 1"
         )
     over: list[bool] = []
+    restored: list[bool] = []
+
+    def start(run: Run) -> None:
+        if not restored:  # it may be over in an earlier run of this hook, and begins anew in this one
+            over.clear()
+        restored.clear()
 
     def project(run: Run) -> Masks:
         solver, amount = TopK(magnitude()), allocate(sparsity=sparsity)
@@ -62,5 +71,7 @@ def hard_threshold(
         if type(state.get("over")) is not bool:
             raise FileError("hard_threshold: the checkpoint holds no state of this hook")
         over[:] = [True] if state["over"] else []
+        restored[:] = [True]
 
-    return Hook("hard_threshold", epoch=settle, stepped=stepped, end=finish, state=lambda: {"over": bool(over)}, restore=restore)
+    state = lambda: {"over": bool(over)}  # noqa: E731
+    return Hook("hard_threshold", start=start, epoch=settle, stepped=stepped, end=finish, state=state, restore=restore)

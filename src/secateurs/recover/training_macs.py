@@ -12,6 +12,7 @@ from torch import Tensor
 from secateurs.batch import size_of
 from secateurs.costs import MacsTrace, trace_macs
 from secateurs.ranks import summed, whole
+from secateurs.recover.as_large import AsLarge
 from secateurs.types import FileError, Hook, Run
 
 
@@ -55,6 +56,7 @@ class _Counted:
     per_sample: int = 1
     seen: dict[str, Tensor] = field(default_factory=dict)
     sparse: float = 0.0
+    size: AsLarge = field(default_factory=AsLarge)
 
     def hook(self) -> Hook:
         return Hook(
@@ -68,14 +70,21 @@ class _Counted:
         )
 
     def _start(self, run: Run) -> None:
-        self.trace, self.per_sample = trace_macs(run.model, run.task.example), max(1, size_of(run.task.example, None))
-        self.seen, self.samples, self.here = {}, 0, 0.0
+        self._trace(run)
+        self.samples, self.here = 0, 0.0
         self.total = 0.0 if run.step == 0 else self.total
+
+    def _trace(self, run: Run) -> None:
+        self.size.look(run)
+        self.trace, self.per_sample = trace_macs(run.model, run.task.example), max(1, size_of(run.task.example, None))
+        self.seen, self.sparse = {}, 0.0
 
     def _loss(self, run: Run) -> None:
         self.samples += size_of(run.inputs, run.target)
 
     def _stepped(self, run: Run) -> None:
+        if self.trace is None or not self.size.still(run):
+            self._trace(run)
         assert self.trace is not None
         dense = self.trace.total / self.per_sample
         self.here += self.samples * step_macs(self._forward(run, self.trace), dense, run.dense_gradient)
