@@ -416,6 +416,7 @@ def sparsity_that_is_learned() -> Any:
         lambda: sc.l0_gates(strength=1.0, start=0.33),
         lambda: sc.l0_gates(strength=0.1, start=0.33, pattern=sc.Filter(), only=["0"], learner=steep),
         lambda: sc.sparse_refined(only=["0"]),
+        lambda: sc.learned_bits(strength=0.2, start=3.5, per="channel", learner=steep),
     ]
     found = []
     for hook in hooks:

@@ -186,6 +186,21 @@ def test_a_codebook_is_counted_and_a_plan_may_give_bits():
     assert stored_bytes(Dense(), value_bits=8)(layer, x, sc.Plan(shares)) == 64 * 64 / 4
 
 
+def test_bits_by_weight():
+    model, x = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False)), torch.zeros(1, 8)
+    assert stored_bytes(Dense(), value_bits={"0.weight": 3})(model, x) == 32 * 3 / 8 + 8 * 4
+    by_channel = {"0.weight": torch.tensor([3, 4, 5, 7]), "1.weight": torch.tensor([8])}
+    assert stored_bytes(Dense(), value_bits=by_channel)(model, x) == 8 * (3 + 4 + 5 + 7) / 8 + 8
+    assert stored_bytes(Bitmap(), value_bits=by_channel)(model, x) == 8 * (3 + 4 + 5 + 7) / 8 + 4 + 8 + 1
+    with pytest.raises(SecateursError, match=r"value_bits names 2.weight, but the weights are 0.weight, 1.weight"):
+        stored_bytes(Dense(), value_bits={"2.weight": 3})(model, x)
+    for wrong in (0, 65, "four", torch.tensor([2.5]), torch.tensor([])):
+        with pytest.raises(SecateursError, match=r"value_bits of 0.weight is .*, but must be whole numbers from 1 to 64"):
+            stored_bytes(Dense(), value_bits={"0.weight": wrong})
+    with pytest.raises(SecateursError, match=r"codebook=True needs value_bits, .*, one number for all"):
+        stored_bytes(Dense(), value_bits={"0.weight": 4}, codebook=True)
+
+
 def test_weights_are_found_as_the_product_reads_them():
     class Turned(nn.Module):
         def __init__(self) -> None:

@@ -332,6 +332,23 @@ def test_masks_that_grow_beside_it_are_taken_over() -> None:
         sc.train_(model, task, sgd(model), 3, hooks=[sc.indicators(strength=0.1), rewound], show=False)
 
 
+def test_masks_over_the_largest_of_each_m_let_others_come_in_their_place() -> None:
+    model, task = problem()
+    gone: dict[str, Tensor] = {}
+
+    def lay(run: Run) -> None:
+        if run.epoch == 0:
+            for name in WEIGHTS:
+                sizes = model.get_parameter(name).detach().abs()
+                gone[name] = sizes >= 0.7 * sizes.max()
+            run.masks.replace_(sc.Masks({name: ~mask for name, mask in gone.items()}, model))
+
+    hooks = [sc.sparse_refined(n=1, m=2), sc.Hook("lay", epoch_end=lay)]
+    run = sc.train_(model, task, sgd(model), 3, hooks=hooks, show=False)
+    assert run.masks.sparsity == pytest.approx(0.5, abs=0.03)
+    assert all(mask.any() and not run.masks[name][mask].any() for name, mask in gone.items())
+
+
 @pytest.mark.parametrize("kind", ["soft_threshold", "l0_gates", "learned_n_of_m"])
 def test_steps_that_scaling_skips_change_nothing(kind: str) -> None:
     model, task = problem()

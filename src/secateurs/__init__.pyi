@@ -145,6 +145,7 @@ from .recover import hard_threshold as hard_threshold
 from .recover import indicators as indicators
 from .recover import instability as instability
 from .recover import l0_gates as l0_gates
+from .recover import learned_bits as learned_bits
 from .recover import learned_n_of_m as learned_n_of_m
 from .recover import line_between as line_between
 from .recover import linear as linear

@@ -2,6 +2,7 @@
 
 from secateurs.methods.at_initialisation import grasp_, snip_, synflow_
 from secateurs.methods.autoprune import autoprune_
+from secateurs.methods.bit_pruning import bit_pruning_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.collins_kohli import memory_bounded_
 from secateurs.methods.controls import dense_of_size_, random_start_, width_of_size
@@ -40,6 +41,7 @@ from secateurs.methods.zhu_gupta import gradual_magnitude_
 __all__ = [
     "ac_dc_",
     "autoprune_",
+    "bit_pruning_",
     "castellano_",
     "dense_of_size_",
     "depth_",

@@ -3,6 +3,7 @@
 from secateurs.recover.ac_dc import ac_dc
 from secateurs.recover.attention import distill_attention
 from secateurs.recover.biases import Corrected, correct_biases_
+from secateurs.recover.bits import learned_bits, quantised
 from secateurs.recover.connectivity import Line, Rewinding, Training, instability, line_between, rewinding_point
 from secateurs.recover.distill import distill
 from secateurs.recover.dropout import adjust_dropout_, dropout_rates
@@ -70,6 +71,7 @@ __all__ = [
     "indicators",
     "instability",
     "l0_gates",
+    "learned_bits",
     "learned_n_of_m",
     "lightning_callback",
     "line_between",
@@ -82,6 +84,7 @@ __all__ = [
     "penalty",
     "per_step",
     "prune_at",
+    "quantised",
     "reconstruct_",
     "rescale_",
     "restart_",

@@ -81,7 +81,9 @@ class Beside:
     training. ``penalty(values)`` presses for sparsity, at strength 1; of sharded values, this process's part. ``pull(name, v, w)`` is
     added to the gradient of a whole weight, times the strength, and ``lean(name, w)`` to that of the computed one. ``scores``: what says
     which units go first where a target must be met by force. ``kept``: site → the units that stay, where that says more than the zeros
-    of w. ``expected``: the fraction that is kept on average, where that is a matter of chance.
+    of w. ``expected``: the fraction that is kept on average, where that is a matter of chance. ``left``: the fraction that a target is of,
+    where that is not of the weights. ``final`` makes the values what they are to be; where it is there, weights go on being computed of
+    them to the end of the training, and zeros are no masks. ``tell``: what the history says of the values, in place of the sparsity.
     """
 
     values: dict[str, Tensor]
@@ -95,6 +97,9 @@ class Beside:
     scores: Callable[[Values, Values], Criterion] | None = None
     kept: Callable[[Values], Mapping[str, Tensor]] | None = None
     expected: Callable[[Values], float] | None = None
+    left: Callable[[Values], float] | None = None
+    final: Callable[[Values], None] | None = None
+    tell: Callable[[Values], dict[str, float]] | None = None
 
 
 def added(parts: Iterable[Tensor]) -> Tensor:
@@ -288,16 +293,19 @@ class Reparametrised:
 
     @torch.no_grad()
     def _check(self, run: Run) -> None:
-        """Once an epoch: raise `SecateursError` where somebody has changed the weights that are computed here."""
-        self._take_masks(run)
+        """Once an epoch: raise `SecateursError` where somebody has changed the weights that are computed here, but by masks."""
+        masks = self._masks(run)
         for name, weight in self.weights.items() if self.unchecked else ():
-            if not torch.equal(self._compute(name, self.whole[name]), shard_of(weight.detach())):
+            computed = self._compute(name, self.whole[name])  # of what it was before masks that are new
+            masked = computed.masked_fill(~shard_of(masks[name]), 0) if name in masks else computed
+            if not torch.equal(masked, shard_of(weight.detach())):
                 raise SecateursError(
                     f"{self.name}: {name} is not what it was computed to be: something else has changed it (weights that were loaded or "
                     "rewound, a constraint, a proximal step, a solver that writes weights, shrinking). While weights are computed, only "
                     "masks may be laid over them: share the weights out with only= and skip=, or let one begin after the other's end"
                 )
         self.unchecked = False
+        self._take_masks(run)
 
     def _draw(self, run: Run) -> None:
         assert self.beside is not None and self.beside.noise is not None
@@ -381,15 +389,16 @@ class Reparametrised:
             self.optimizer.step()
         self._settle(run)
         self.steps += 1
-        if self.strength.target is not None:
+        if self.strength.target is not None and self.optimizer is not None:
             total = self._per_epoch(run) * max(1, self._last(run))
             done = run.epoch * self._per_epoch(run) + self.steps
             self.strength.follow_(self._kept_soon(done / total), done / total, 1 / total)
 
     def _kept_soon(self, progress: float) -> float:
         """What is kept; of gates, what is expected to be, at first, as they open and close all at once."""
-        kept = self._kept()
-        if self.beside is None or self.beside.expected is None:
+        assert self.beside is not None
+        kept = self._kept() if self.beside.left is None else self.beside.left(self.beside.values)
+        if self.beside.expected is None:
             return kept
         late = min(1.0, progress / self.strength.reach)
         return late * kept + (1 - late) * float(self.beside.expected(self.beside.values))
@@ -397,12 +406,16 @@ class Reparametrised:
     @torch.no_grad()
     def _take_masks(self, run: Run) -> None:
         """What earlier prunings have removed, and what others remove meanwhile, is zero in the whole weights too."""
+        for name, mask in self._masks(run).items():
+            if name in self.whole:
+                self.whole[name].masked_fill_(~shard_of(mask), 0)
+
+    def _masks(self, run: Run) -> Values:
+        """The run's masks as they are now, by the names of the weights here."""
         masks = list(run.masks.values()) if run.masks else []
         if len(masks) != len(self.laid[0]) or any(one is not other for one, other in zip(masks, self.laid[0], strict=True)):
             self.laid = masks, run.masks.named_as_in(inside(run.model)) if masks else {}
-        for name, mask in self.laid[1].items():
-            if name in self.whole:
-                self.whole[name].masked_fill_(~shard_of(mask), 0)
+        return self.laid[1]
 
     def _per_epoch(self, run: Run) -> int:
         """Steps an epoch: as many as the last one had, or as there are batches."""
@@ -427,7 +440,7 @@ class Reparametrised:
     def _epoch(self, run: Run) -> None:
         self.unchecked = True
         if run.epoch >= self._last(run):
-            self._finish(run)
+            self._finish(run) if self.beside is None or self.beside.final is None else self._fix(run)
 
     def _epoch_end(self, run: Run) -> None:
         if self.over or self.beside is None:
@@ -437,7 +450,8 @@ class Reparametrised:
         self.per_epoch, self.steps = self.steps, 0
         self._require_alive()
         if run.history:
-            run.history[-1]["sparsity"] = 1 - self._kept()
+            told = {"sparsity": 1 - self._kept()} if self.beside.tell is None else self.beside.tell(self.beside.values)
+            run.history[-1].update(told)
 
     def _require_alive(self) -> None:
         assert self.beside is not None
@@ -467,8 +481,22 @@ class Reparametrised:
 
     # ------------------------------------------------------------ the end
 
+    @torch.no_grad()
+    def _fix(self, run: Run) -> None:
+        """What is learned beside is what it is to be: the weights are computed of that, and learn on."""
+        self._take_masks(run)
+        if self.optimizer is not None and self.beside is not None and self.beside.final is not None:
+            self.beside.final(self.beside.values)
+            self.optimizer = None
+        self._settle(run)
+
     def _finish(self, run: Run) -> None:
         if self.over or self.beside is None:
+            return
+        if self.beside.final is not None:
+            self._fix(run)
+            self._let_go()
+            self.over, self.whole = True, {}
             return
         self._settle(run)
         self._let_go()
@@ -552,7 +580,9 @@ class Reparametrised:
             with torch.no_grad():
                 for key, value in here.items():
                     value.copy_(there[key])
-        if self.optimizer is not None:
+        if state["optimizer"] is None:  # the values are final
+            self.optimizer = None
+        elif self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         self.first_rate, self.per_epoch, self.saved = state["first_rate"], state["per_epoch"], None
 
