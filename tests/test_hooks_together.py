@@ -59,6 +59,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
         lambda: sc.soft_threshold(strength=0.01),
         lambda: sc.l0_gates(target=0.3, pattern=sc.Channel(), strict=True),
         lambda: sc.learned_n_of_m(skip=["0"]),
+        lambda: sc.movement_pruning(sc.cubic(0.5), end=2),
+        lambda: sc.early_bird(sc.uniform(sparsity=0.5), window=2, threshold=0.9, skip=["4"]),
     ],
 )
 def test_a_hook_that_is_given_to_another_run_begins_anew(make: Callable[[], Hook]):
@@ -106,12 +108,66 @@ def test_a_penalty_goes_on_on_what_is_left_of_a_model_that_shrinks(first: bool, 
         lambda: sc.rigl(sc.erdos_renyi(sparsity=0.5), every=2),
         lambda: sc.ac_dc(sc.global_threshold(sparsity=0.6), warmup=1, phase=1, final=1),
         lambda: sc.growing_penalty(sc.Channel(), LARGEST, sc.uniform(sparsity=0.5), delta=5.0, every=2, ceiling=20.0),
+        lambda: sc.movement_pruning(sc.cubic(0.5)),
+        lambda: sc.early_bird(sc.uniform(sparsity=0.5), window=3, threshold=1e-9, skip=["4"]),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_units_that_have_gone_for_good_are_told(make: Callable[[], Hook], first: bool):
     with pytest.raises(SecateursError, match=r"the model has become smaller by epoch [23] .* give shrink=False"):
         trained(network(), *((make(), shrinking()) if first else (shrinking(), make())))
+
+
+@pytest.mark.parametrize("cut", ["elements", "channels"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sc.rigl(sc.erdos_renyi(sparsity=0.3), every=2, until=1.0),
+        lambda: sc.sparse_evolutionary(sc.erdos_renyi(sparsity=0.3), every=2),
+        lambda: sc.gradual_regrowth(sc.cubic(0.4), every=2),
+        lambda: sc.ac_dc(sc.global_threshold(sparsity=0.7), warmup=2, phase=1, final=1),
+    ],
+)
+def test_what_other_hooks_remove_meanwhile_does_not_come_back(make: Callable[[], Hook], cut: str, tmp_path: Path):
+    before: dict[str, Tensor] = {}
+    gone: dict[str, Tensor] = {}
+
+    def note(run: Run) -> None:
+        before.update({name: mask.clone() for name, mask in run.masks.items()})
+
+    def look(run: Run) -> None:
+        if run.epoch == 2:
+            gone.update({name: before.get(name, torch.ones_like(mask)) & ~mask for name, mask in run.masks.items()})
+
+    def hooks(stop: int = 9) -> list[Hook]:
+        pattern = sc.Element() if cut == "elements" else sc.Filter()
+        prune = sc.prune_at(2, pattern, LARGEST, sc.uniform(sparsity=0.7))
+        stopping = sc.Hook("stop", epoch=lambda run: 1 / (run.epoch < stop) and None)
+        return [stopping, sc.Hook("note", epoch=note), prune, sc.Hook("look", epoch=look), make()]
+
+    model, again = network(), network()
+    run = trained(model, *hooks(), epochs=6)
+    assert sum(int(each.sum()) for each in gone.values()) > 100 and run.masks.sparsity > 0.68
+    assert not any(bool((run.masks[name] & each).any()) for name, each in gone.items())
+    assert not any(bool(weight[gone[name]].any()) for name, weight in model.named_parameters() if name in gone)
+    with pytest.raises(ZeroDivisionError):
+        trained(network(), *hooks(stop=3), epochs=6, checkpoint=tmp_path / "run")
+    assert same(state(again, trained(again, *hooks(), epochs=6, checkpoint=tmp_path / "run")), state(model, run))
+
+
+def test_coupled_units_that_went_meanwhile_are_told():
+    cut = sc.prune_at(1, sc.Channel(), LARGEST, sc.uniform(sparsity=0.5))
+    with pytest.raises(SecateursError, match=r"rigl: the masks are of coupled units by now \(Channel\(\)\)"):
+        trained(network(), cut, sc.rigl(sc.erdos_renyi(sparsity=0.3), every=2))
+
+
+def test_movement_of_another_model_is_told():
+    moved, other = sc.Movement(), nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    moved.add("1.weight", None, torch.zeros(2, 2))
+    with pytest.raises(
+        SecateursError, match=r"1.weight: its movement was recorded when its shape was \(2, 2\), and now it is \(4, 16\)"
+    ):
+        trained(other, moved.hook())
 
 
 def test_computed_weights_that_something_else_changes_are_told():

@@ -18,7 +18,7 @@ from secateurs.prune import prune_
 from secateurs.ranks import whole
 from secateurs.recover.as_large import AsLarge
 from secateurs.recover.inner import inside
-from secateurs.recover.regrowth import refuse_closures, refuse_coupled
+from secateurs.recover.regrowth import is_marks, refuse_closures, refuse_coupled, require_single
 from secateurs.solve import TopK
 from secateurs.types import Allocator, FileError, Hook, Pattern, Run, SecateursError, Sites, Solver
 
@@ -96,6 +96,7 @@ class _AcDc:
     phases: _Phases
     from_pruned: bool
     held: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
     begun: bool = False
     compressed: bool = False
     restored: bool = False
@@ -111,7 +112,7 @@ class _AcDc:
         self.phases.compressed(0, run.epochs)
         self.size.look(run)
         if not self.restored:  # what an earlier run of this hook has removed is none of this one's
-            self.held, self.begun, self.compressed = {}, False, False
+            self.held, self.own, self.begun, self.compressed = {}, {}, False, False
         self.restored = False
         if self.begun:
             return
@@ -142,12 +143,23 @@ class _AcDc:
                 self._compress(run)
 
     def _compress(self, run: Run) -> None:
+        self._see(run)
         earlier = Masks({name: ~removed for name, removed in self.held.items()}, inside(run.model)) if self.held else None
         run.masks.replace_(self.prune(run, earlier))
+        self.own = {name: self._free(name, ~whole(mask)) for name, mask in run.masks.named_as_in(inside(run.model)).items()}
         self.compressed = True
 
+    def _see(self, run: Run) -> None:
+        """In a dense phase all that is removed was removed by others: it stays so."""
+        for name, mask in run.masks.named_as_in(inside(run.model)).items():
+            gone = self._free(name, ~whole(mask))
+            if bool(gone.any()):
+                self.held[name] = gone | self.held[name].to(gone.device) if name in self.held else gone
+
     def _decompress(self, run: Run) -> None:
-        back = {name: self._free(name, ~whole(mask)) for name, mask in run.masks.items()}
+        require_single("ac_dc", run.masks)
+        names = run.masks.named_as_in(inside(run.model))
+        back = {name: self.own[name].to(mask.device) & ~whole(mask) for name, mask in names.items() if name in self.own}
         run.masks.regrow_(back, optimizer=run.optimizer, from_pruned=self.from_pruned)
         self.compressed = False
 
@@ -160,13 +172,12 @@ class _AcDc:
             self._compress(run)
 
     def _state(self) -> dict[str, Any]:
-        return {"held": self.held, "begun": self.begun, "compressed": self.compressed}
+        return {"held": self.held, "own": self.own, "begun": self.begun, "compressed": self.compressed}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        held = state.get("held")
-        if not isinstance(held, Mapping) or not all(
-            isinstance(each, Tensor) and each.dtype == torch.bool for each in held.values()
-        ):
+        held, own = state.get("held"), state.get("own")
+        if not is_marks(held) or not is_marks(own):
             raise FileError("ac_dc: the checkpoint holds no state of this hook")
-        self.held, self.begun, self.compressed = dict(held), bool(state["begun"]), bool(state["compressed"])
+        self.held, self.own = dict(state["held"]), dict(state["own"])
+        self.begun, self.compressed = bool(state["begun"]), bool(state["compressed"])
         self.restored = True

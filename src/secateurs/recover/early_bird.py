@@ -17,6 +17,7 @@ from secateurs.given import ALLOCATOR, PATTERN, SOLVER, require
 from secateurs.masks import Masks
 from secateurs.patterns import Channel, Selection, find_sites
 from secateurs.prune import prune_
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.inner import inside
 from secateurs.solve import TopK
 from secateurs.types import Allocator, FileError, Hook, Pattern, Run, SecateursError, Solver
@@ -78,6 +79,8 @@ class _EarlyBird:
     least: float = 1.0
     found: bool = False
     pruned: bool = False
+    restored: bool = False
+    size: AsLarge = field(default_factory=AsLarge)
 
     def hook(self) -> Hook:
         return Hook(
@@ -93,12 +96,17 @@ class _EarlyBird:
     def _start(self, run: Run) -> None:
         if run.masks is None:
             run.masks = Masks({}, inside(run.model))
+        if not self.restored:  # what an earlier run of this hook has chosen is none of this one's
+            self.chosen, self.least, self.found, self.pruned = [], 1.0, False, False
+        self.restored = False
+        self.size.look(run)
         if not self.pruned:
             self.choose(run)  # what cannot be chosen is told before an epoch is trained
 
     def _epoch_end(self, run: Run) -> None:
         if self.found:
             return
+        self.size.require(run, "early_bird")
         now = self.choose(run)
         self.chosen = [*self.chosen, now][-self.window :]
         if len(self.chosen) < self.window:
@@ -135,5 +143,5 @@ class _EarlyBird:
         sound = isinstance(chosen, list) and all(isinstance(each, Tensor) for each in chosen)
         if not sound or not isinstance(chosen, list) or not isinstance(least, (int, float)):
             raise FileError("early_bird: the checkpoint holds no state of this hook")
-        self.chosen, self.least = list(chosen), float(least)
+        self.chosen, self.least, self.restored = list(chosen), float(least), True
         self.found, self.pruned = bool(state["found"]), bool(state["pruned"])

@@ -16,6 +16,7 @@ from secateurs.forward import parameters_in
 from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_sites
 from secateurs.prune import masks_of
+from secateurs.recover.as_large import AsLarge
 from secateurs.recover.schedules import Schedule
 from secateurs.solve import TopK
 from secateurs.types import Allocator, FileError, Hook, Pattern, Plan, Run, SecateursError, Sites, Task
@@ -51,6 +52,11 @@ class Movement:
         """One step of one weight."""
         if name not in self.numbers:
             self.numbers[name] = torch.zeros_like(weight, dtype=torch.float32).detach()
+        if self.numbers[name].shape != weight.shape:
+            raise SecateursError(
+                f"{name}: its movement was recorded when its shape was {tuple(self.numbers[name].shape)}, and now it is "
+                f"{tuple(weight.shape)}: make a new Movement() for another model, or for one that was shrunk"
+            )
         if gradient is not None and bool(gradient.isfinite().all()):
             self.numbers[name] -= gradient.float() * weight.detach().float()
 
@@ -101,6 +107,8 @@ class _Pruning:
     sites: Sites | None = None
     plan: Plan | None = None
     over: bool = False
+    restored: bool = False
+    size: AsLarge = field(default_factory=AsLarge)
 
     def hook(self) -> Hook:
         return Hook(
@@ -115,6 +123,11 @@ class _Pruning:
         )
 
     def _start(self, run: Run) -> None:
+        if not self.restored:  # what an earlier run of this hook has recorded is none of this one's
+            self.whole, self.masks, self.plan, self.over = {}, {}, None, False
+            self.moved.numbers = {}
+        self.restored = False
+        self.size.look(run)
         if run.masks and not self.over:
             raise SecateursError(
                 "movement_pruning: the run has masks already; weights that are gone cannot come back: begin without"
@@ -133,6 +146,8 @@ class _Pruning:
         return max(1, run.epochs * 3 // 4) if self.last is None else min(self.last, run.epochs)
 
     def _epoch(self, run: Run) -> None:
+        if not self.over:
+            self.size.require(run, "movement_pruning")
         if run.epoch >= self._end(run):
             self._finish(run)
         elif self.sites is not None:
@@ -161,6 +176,8 @@ class _Pruning:
                 weight.copy_(self.whole[name] * self.masks[name])
 
     def _gradients(self, run: Run) -> None:
+        if not self.over:
+            self.size.require(run, "movement_pruning")
         for name, weight in self._weights() if not self.over else ():
             self.moved.add(name, weight.grad, self.whole[name])
             if weight.grad is not None:
@@ -184,7 +201,7 @@ class _Pruning:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.moved.numbers, self.whole = _tensors(state, "numbers"), _tensors(state, "whole")
-        self.masks, self.over = _tensors(state, "masks"), bool(state["over"])
+        self.masks, self.over, self.restored = _tensors(state, "masks"), bool(state["over"]), True
 
 
 def _tensors(state: Mapping[str, Any], key: str) -> dict[str, Tensor]:

@@ -176,6 +176,20 @@ def refuse_closures(who: str, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def require_single(who: str, masks: Masks) -> None:
+    """Raise `SecateursError` where another hook has pruned coupled units meanwhile: none of them may come back by itself."""
+    if masks.plan is not None and masks.plan.extents:
+        raise SecateursError(
+            f"{who}: the masks are of coupled units by now ({masks.pattern}), of which no single weight comes back: prune those before "
+            "this hook begins, or once it has ended"
+        )
+
+
+def is_marks(value: object) -> bool:
+    """Whether a part of a checkpoint is bool tensors by name."""
+    return isinstance(value, Mapping) and all(isinstance(each, Tensor) and each.dtype == torch.bool for each in value.values())
+
+
 def _finding(who: str, pattern: Pattern, only: Selection | None, skip: Selection | None) -> Callable[[Run], Sites]:
     def find(run: Run) -> Sites:
         sites = find_sites(inside(run.model), pattern, run.task.example, only=only, skip=skip)
@@ -245,6 +259,7 @@ class _Regrowth:
     sites: tuple[Site, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     held: dict[str, Tensor] = field(default_factory=dict)
+    left: dict[str, Tensor] = field(default_factory=dict)
     done: int = 0
     length: int = 0
     over: bool = False
@@ -263,6 +278,7 @@ class _Regrowth:
             loss=self._loss,
             gradients=self._gradients,
             stepped=self._stepped,
+            epoch_end=self._see,
             end=self._end,
             state=self._state,
             restore=self._restore,
@@ -286,6 +302,7 @@ class _Regrowth:
             )
         self.sites = tuple(sites)
         self.size.look(run)
+        self._leave(run)
         self.done = 0 if run.step == 0 else self.done
         places = [(site, Standing.of(site, run.masks, self.held).free) for site in self.sites]
         if self.further is None and not any(bool(free.any()) for _, free in places):
@@ -362,6 +379,8 @@ class _Regrowth:
 
     def _exchange(self, run: Run) -> None:
         self.size.require(run, self.name)
+        require_single(self.name, run.masks)
+        self._see(run)
         self.done = self._number(run)
         share = cosine(self.fraction, self._progress(run) / self.until) if self.by == "gradient" else self.fraction
         gone: dict[str, Tensor] = {}
@@ -377,16 +396,37 @@ class _Regrowth:
             gone[name] = in_weight(site, units[0]) & whole(run.masks[name]).to(units[0].device)
             back[name] = self._open(site, units[1])
         run.masks.exchange_(gone, back, optimizer=run.optimizer, plan=run.masks.plan, from_pruned=self.from_pruned)
+        self._leave(run)
+
+    def _leave(self, run: Run) -> None:
+        """Remember the masks as they are by now."""
+        weights = {member.parameter: member.weight for site in self.sites for member in site.members[:1]}
+        self.left = {
+            name: whole(run.masks[name]).clone() if name in run.masks else torch.ones_like(whole(weight.detach()), dtype=torch.bool)
+            for name, weight in weights.items()
+        }
+
+    def _see(self, run: Run) -> None:
+        """What others have removed since then stays gone, and the layer has as many fewer from now on."""
+        for site in self.sites if self.size.still(run) else ():
+            name = site.members[0].parameter
+            gone = self.left[name] & ~whole(run.masks[name]) if name in run.masks else None
+            if gone is not None and bool(gone.any()):
+                self.held[name] = gone | self.held[name].to(gone.device) if name in self.held else gone
+                self.counts[site.name] = Standing.of(site, run.masks, self.held).count
+        self._leave(run)
 
     def _drawn(self, standing: Standing) -> Tensor:
         return torch.rand(standing.kept.shape, generator=self.generator).to(standing.kept.device)
 
     def _prune_on(self, run: Run, progress: float) -> None:
+        self._see(run)
         masks = self.further(run, progress) if self.further is not None else None
         if masks is not None:
             run.masks.replace_(masks)
             del masks
             self.counts = {site.name: Standing.of(site, run.masks, self.held).count for site in self.sites}
+            self._leave(run)
 
     def _finish_when_due(self, run: Run) -> None:
         if self.further is not None and not self.over and self._progress(run) >= self.until:
@@ -414,7 +454,7 @@ class _Regrowth:
     def _restore(self, state: Mapping[str, Any]) -> None:
         counts, held = state.get("counts"), state.get("held")
         sound = isinstance(counts, Mapping) and all(type(each) is int for each in counts.values())
-        sound &= isinstance(held, Mapping) and all(isinstance(each, Tensor) and each.dtype == torch.bool for each in held.values())
+        sound &= is_marks(held)
         sound &= type(state.get("done")) is int and type(state.get("length")) is int and isinstance(state.get("generator"), Tensor)
         if not sound:
             raise FileError(f"{self.name}: the checkpoint holds no state of this hook")
