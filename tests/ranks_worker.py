@@ -416,7 +416,6 @@ def sparsity_that_is_learned() -> Any:
         lambda: sc.l0_gates(strength=1.0, start=0.33),
         lambda: sc.l0_gates(strength=0.1, start=0.33, pattern=sc.Filter(), only=["0"], learner=steep),
         lambda: sc.sparse_refined(only=["0"]),
-        lambda: sc.learned_bits(strength=0.2, start=3.5, per="channel", learner=steep),
     ]
     found = []
     for hook in hooks:
@@ -430,6 +429,21 @@ def sparsity_that_is_learned() -> Any:
         digest = [float(parallel[name].float().mean()) for name in sorted(parallel)]
         found.append([same(parallel, in_shards), close, runs[0].masks.sparsity, digest])
     return found, refused(lambda: learned_in_shards())
+
+
+@check
+def bits_that_are_learned() -> Any:
+    """As above, for layers that lie in several shards and channels that lie in one; a rounding may take a weight to the next level."""
+    found = []
+    for per in ("layer", "channel"):
+        learned, weights = [], []
+        for model in (DistributedDataParallel(network()), sharded(network())):
+            hook = sc.learned_bits(strength=0.02, start=2.5, per=per, learner=steep)
+            run = sc.train_(model, task(), torch.optim.SGD(model.parameters(), lr=0.1), 1, hooks=[hook], show=False)
+            learned.append(run.history[-1]["bits"])
+            weights.append(torch.cat([whole(p.detach()).flatten() for p in model.parameters()]))
+        found.append([*learned, float(torch.isclose(*weights, atol=1e-5).float().mean())])
+    return found
 
 
 def steep(values: list[Tensor]) -> torch.optim.Optimizer:

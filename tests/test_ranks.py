@@ -143,6 +143,11 @@ def test_sparsity_that_is_learned_is_the_same_in_all_processes_and_in_shards(fou
     assert "learned_n_of_m: the model is sharded (fully_shard)" in told
 
 
+def test_bits_that_are_learned_are_the_same_in_all_processes_and_in_shards(found: Found) -> None:
+    for parallel, in_shards, close in both(found, "bits_that_are_learned"):
+        assert parallel == pytest.approx(in_shards, abs=1e-4) and abs(parallel - 2.5) > 1e-3 and close > 0.95
+
+
 def test_shards_are_saved_as_one_file_and_read_back(found: Found) -> None:
     (alike, sizes, nowhere, kept), (also, same_sizes, told, _) = (each["files_of_shards"] for each in found)
     assert alike and also and sizes == same_sizes and sizes[1] < sizes[0]
