@@ -253,3 +253,25 @@ def test_tokens_that_are_left_out_already_are_told():
         sc.drop_tokens_(model, x, keep=0.5)
     attached.remove()
     sc.exit_tokens_(model, x, change=0.1)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_movement_pruning_that_was_stopped_before_its_masks_are_made_goes_on(stop: int, tmp_path: Path):
+    def hooks(stop: int = 9) -> list[Hook]:
+        return [
+            sc.Hook("stop", epoch=lambda run: 1 / (run.epoch < stop) and None),
+            sc.movement_pruning(sc.cubic(0.5), end=3),
+        ]
+
+    model, again = network(), network()
+    wanted = state(model, run := trained(model, *hooks()))
+    with pytest.raises(ZeroDivisionError):
+        trained(network(), *hooks(stop), checkpoint=tmp_path / "run")
+    assert run.masks.sparsity >= 0.5 and same(state(again, trained(again, *hooks(), checkpoint=tmp_path / "run")), wanted)
+
+
+def test_movement_pruning_beside_what_makes_masks_is_refused():
+    prune = sc.gradual(sc.Element(), LARGEST, sc.uniform, sc.linear(0.5))
+    for hooks in ((prune, sc.movement_pruning(sc.cubic(0.5))), (sc.movement_pruning(sc.cubic(0.5)), prune)):
+        with pytest.raises(SecateursError, match=r"movement_pruning: the run has masks already, .* or of another hook"):
+            trained(network(), *hooks)

@@ -128,15 +128,19 @@ class _Pruning:
             self.moved.numbers = {}
         self.restored = False
         self.size.look(run)
-        if run.masks and not self.over:
-            raise SecateursError(
-                "movement_pruning: the run has masks already; weights that are gone cannot come back: begin without"
-            )
+        self._require_no_masks(run)
         self.sites = self.find(run)
         for name, weight in self._weights():
             self.whole.setdefault(name, weight.detach().clone())
             self.masks.setdefault(name, torch.ones_like(weight, dtype=torch.bool))
             self.moved.add(name, None, weight)
+
+    def _require_no_masks(self, run: Run) -> None:
+        if run.masks and not self.over:
+            raise SecateursError(
+                "movement_pruning: the run has masks already, of an earlier pruning or of another hook; weights that are gone cannot come "
+                "back: begin without, or share the training out (end=, begin=)"
+            )
 
     def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         assert self.sites is not None
@@ -178,6 +182,7 @@ class _Pruning:
     def _gradients(self, run: Run) -> None:
         if not self.over:
             self.size.require(run, "movement_pruning")
+            self._require_no_masks(run)
         for name, weight in self._weights() if not self.over else ():
             self.moved.add(name, weight.grad, self.whole[name])
             if weight.grad is not None:
@@ -197,9 +202,14 @@ class _Pruning:
             run.masks.replace_(Masks(self.masks, run.model))
 
     def _state(self) -> dict[str, Any]:
-        return {"numbers": self.moved.numbers, "whole": self.whole, "masks": self.masks, "over": self.over}
+        plan = self.plan.to_json() if self.plan is not None else ""
+        return {"numbers": self.moved.numbers, "whole": self.whole, "masks": self.masks, "over": self.over, "plan": plan}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        plan = state.get("plan")
+        if not isinstance(plan, str):
+            raise FileError("movement_pruning: the checkpoint holds no plan")
+        self.plan = Plan.from_json(plan) if plan else None
         self.moved.numbers, self.whole = _tensors(state, "numbers"), _tensors(state, "whole")
         self.masks, self.over, self.restored = _tensors(state, "masks"), bool(state["over"]), True
 
