@@ -46,7 +46,8 @@ def naive(model, task, keep, step, decay, then=None):
             if fits:
                 smaller = plan.with_counts({name: max(fits)})
                 tried = copy.deepcopy(model)
-                found = sc.prune_(tried, sc.Channel(), CHOICE, smaller, task, masks=None if masks is None else masks.bind(tried))
+                held = None if masks is None else masks.bind(tried)
+                found = sc.prune_(tried, sc.Channel(), CHOICE, smaller, task, masks=held, recalibrate=False)
                 if then is not None:
                     torch.manual_seed(0)
                     then(tried, found, task)

@@ -54,7 +54,7 @@ def netadapt_(
     take alone is halved. A layer keeps as much as the step admits, by what the cost says of the plan (measured latencies too); of several
     budgets those that are not met yet are to fall. ``then(model, masks, task)`` is called for each proposal before it is measured, for
     the paper's short fine-tuning (`train_` with an optimizer that it makes, say), and what it made of the weights of the best goes on; a
-    long fine-tuning at the end is yours. With ``checkpoint=``, a folder that gets a file for each step, the same call goes on behind the
+    long fine-tuning at the end is yours, or new statistics of BatchNorms (`recalibrate_`). With ``checkpoint=``, a folder that gets a file for each step, the same call goes on behind the
     last. After an error the model is as it was. `shrink_` takes the units out.
 
     Raises `PlanError` where the budget is below what the floors leave, with the least that can be reached, `NonFiniteError` where no
@@ -90,7 +90,7 @@ def netadapt_(
                 tell(f"step {number + 1}: {adapting.said}")
         plan = replace(ledger.plan, promised=account.promised(ledger.plan))
         chosen = {"only": only, "skip": skip, "masks": adapting.masks}
-        return prune_(model, pattern, _CHOICE, plan, task, **chosen)  # type: ignore[arg-type]
+        return prune_(model, pattern, _CHOICE, plan, task, recalibrate=False, **chosen)  # type: ignore[arg-type]
 
 
 def _about(model: nn.Module, task: Task, budgets: Sequence[Budget], then: Then | None) -> dict[str, str]:
