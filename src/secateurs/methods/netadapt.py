@@ -54,8 +54,8 @@ def netadapt_(
     take alone is halved. A layer keeps as much as the step admits, by what the cost says of the plan (measured latencies too); of several
     budgets those that are not met yet are to fall. ``then(model, masks, task)`` is called for each proposal before it is measured, for
     the paper's short fine-tuning (`train_` with an optimizer that it makes, say), and what it made of the weights of the best goes on; a
-    long fine-tuning at the end is yours, or new statistics of BatchNorms (`recalibrate_`). With ``checkpoint=``, a folder that gets a file for each step, the same call goes on behind the
-    last. After an error the model is as it was. `shrink_` takes the units out.
+    long fine-tuning at the end is yours, or new statistics of BatchNorms (`recalibrate_`). With ``checkpoint=``, a folder that gets a
+    file for each step, the same call goes on behind the last. After an error the model is as it was. `shrink_` takes the units out.
 
     Raises `PlanError` where the budget is below what the floors leave, with the least that can be reached, `NonFiniteError` where no
     proposal of a step has a finite metric, `TaskError` without a metric or validation data, and what `prune_` raises.
