@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateurs.costs import workload
+from secateurs.given import NUMBER, require
 from secateurs.patterns import Element, Selection
 from secateurs.ranks import from_shard, is_sharded, shard_of, sharded_as, whole
 from secateurs.recover.inner import inside
@@ -140,6 +141,7 @@ def learned_bits(
             'learned_bits: target_bytes= goes with neither target= nor weigh="macs": the bits of a mean are then other ones'
         )
     if target is not None:
+        require("learned_bits", "target", target, NUMBER)
         _require_between(target, start, f"target={target}")
     searched = target is not None or target_bytes is not None
     strengths = Strength.of("learned_bits", strength, 0.5 if searched else None, first=1e-2, reach=reach)
