@@ -41,6 +41,7 @@ def small_inputs_by_block(
     Raises as `small_inputs` does, and `SecateursError` where step is outside (0, 1], the model has no blocks, or under several
     processes.
 
+    >>> import torch
     >>> from secateurs.types import Task
     >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> model, x = nn.Sequential(block(), block()), torch.randn(32, 4)
