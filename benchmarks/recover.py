@@ -294,6 +294,11 @@ def told(points: list[dict[str, float]] | None) -> str:
     return f"{statistics.mean(errors):.2f}{spread} ({len(errors)} seed{'s' * (len(errors) > 1)}, {points[0]['epochs']:.0f} epochs)"
 
 
+def measured() -> list[str]:
+    """The networks of which something is there to tell."""
+    return [network for network in NETWORKS if any(cells(network, way) for way in LABELS)]
+
+
 def section(network: str) -> str:
     """The table of one network."""
     found = {way: cells(network, way) for way in LABELS}
@@ -314,8 +319,8 @@ def plot() -> None:
 
     from secateurs.report.drawing import COLOURS, MARKERS
 
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    for axes, network in zip(figure.subplots(1, len(NETWORKS)), NETWORKS, strict=True):
+    figure = Figure(figsize=(5.5 * len(measured()), 4.4), layout="constrained")
+    for axes, network in zip(figure.subplots(1, len(measured()), squeeze=False)[0], measured(), strict=True):
         for number, (way, label) in enumerate(LABELS.items()):
             points = sorted(
                 (factor, statistics.mean(each["error"] for each in all_)) for factor, all_ in cells(network, way).items()
@@ -341,7 +346,7 @@ def report() -> None:
         "zero, biases included. Epochs are those after the dense network's; RigL, which starts anew, had the dense network's too. An "
         "empty cell was not measured."
     )
-    write("recover", "# Learning what to prune", about, "![test error](recover.png)", *map(section, NETWORKS))
+    write("recover", "# Learning what to prune", about, "![test error](recover.png)", *map(section, measured()))
     plot()
 
 
