@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -277,3 +278,30 @@ def test_movement_pruning_beside_what_makes_masks_is_refused():
     for hooks in ((prune, sc.movement_pruning(sc.cubic(0.5))), (sc.movement_pruning(sc.cubic(0.5)), prune)):
         with pytest.raises(SecateursError, match=r"movement_pruning: the run has masks already, .* or of another hook"):
             trained(network(), *hooks)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_where_one_hook_refuses_to_start_nothing_has_changed(resumed: bool, tmp_path: Path):
+    """What those before it wrote, and what the checkpoint did, is taken back."""
+
+    def train(model: nn.Module, masks: sc.Masks, *more: sc.Hook) -> sc.Run:
+        data = [(torch.ones(4, 8), torch.zeros(4, 4))] * 3
+        task = sc.Task(torch.zeros(1, 8), train=data, loss=nn.functional.mse_loss)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        hooks = [sc.rigl(sc.uniform(sparsity=0.5), every=1), *more]
+        file = tmp_path / "run" if resumed else None
+        return sc.train_(model, task, optimizer, 2, masks=masks, hooks=hooks, checkpoint=file, show=False)
+
+    def refuse(run: sc.Run) -> None:
+        raise sc.SecateursError("no")
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    if resumed:
+        other = copy.deepcopy(model)
+        train(other, sc.Masks({}, other), sc.Hook("last"))
+    before, masks = copy.deepcopy(model.state_dict()), sc.Masks({}, model)
+    with pytest.raises(sc.SecateursError, match=r"^no$"):
+        train(model, masks, sc.Hook("last", start=refuse))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(masks) == 0

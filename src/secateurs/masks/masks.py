@@ -291,6 +291,22 @@ class Masks(Mapping[str, Tensor]):
         self._carried, self._taken_out = other._carried, other._taken_out
         self.apply_()
 
+    def way_back(self) -> Callable[[], None]:
+        """What makes these masks, wherever they are attached, those that they are now; it writes no weights.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> masks = Masks({"weight": torch.tensor([[True, True]])}, layer)
+        >>> back = masks.way_back()
+        >>> masks.replace_(Masks({"weight": torch.tensor([[True, False]])}, layer))
+        >>> back()
+        >>> masks.sparsity
+        0.0
+        """
+        names = ("_masks", "_parameters", "_kept", "_unmasked")
+        before = {name: dict(getattr(self, name)) for name in names}
+        before |= {name: getattr(self, name) for name in ("origin", "_carried", "_taken_out")}
+        return lambda: self.__dict__.update(before)
+
     def regrow_(
         self,
         back: Mapping[str, Tensor],

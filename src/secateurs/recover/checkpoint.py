@@ -53,21 +53,21 @@ def write_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: 
     by_first(lambda: container.write(path, tensors, {"checkpoint": document}))
 
 
-def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: Any) -> int:
-    """Restore what `write_checkpoint` wrote, and return the number of epochs that are done.
+def read_checkpoint(path: str | Path, run: Run, hooks: Sequence[Hook], scaler: Any, undo: Undo | None = None) -> int:
+    """Restore what `write_checkpoint` wrote, and return the number of epochs that are done; ``undo`` learns the way back.
 
     Everything is checked first, optimizer and scheduler with a step on the side: where it is refused, all is as it was.
 
     Raises `FileError` where the file is damaged or belongs to another model, optimizer or set of hooks.
     """
     tidy(path)
-    state = _read(path)
-    undo = Undo()
+    state, undo = _read(path), undo or Undo()
     try:
         state = {**state, **_own_chance(path, state)}
         _shrink_(path, state, run, undo)
         masks = _checked(path, state, run, hooks, scaler)
         _restore(state, run, hooks, scaler, undo)
+        undo.add(run.masks.way_back())
         run.masks.replace_(masks)
     except Exception as error:  # a file may hold anything, and whom it is given may say anything to it
         undo()

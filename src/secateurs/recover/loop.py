@@ -23,6 +23,7 @@ from secateurs.ranks import any_sharded, count, is_sharded, require_same, summed
 from secateurs.recover.checkpoint import read_checkpoint, write_checkpoint
 from secateurs.recover.evaluate import measured
 from secateurs.recover.trial import needs_closure
+from secateurs.shrink.undo import Undo
 from secateurs.types import Constraint, Hook, NonFiniteError, Run, SecateursError, Task, TaskError
 
 
@@ -76,9 +77,16 @@ def train_(
     run = Run(model, task, optimizer, epochs, scheduler, masks if masks is not None else Masks({}, model))
     run.constraints = tuple(constraints)
     loop = _Loop(run, hooks, _scaler(run, amp), _autocast(model, amp), accumulate, show)
-    start = loop.begun(checkpoint, seed)
-    with _holding(run, no_surprise=masks is None or bool(hooks)), _closed_at_last(run, hooks):
-        loop.go(start, checkpoint)
+    undo = Undo()
+    try:
+        start = loop.begun(checkpoint, seed, undo)
+        with _holding(run, no_surprise=masks is None or bool(hooks)), _closed_at_last(run, hooks):
+            loop.started()
+            undo.forget()  # from here on training may be gone on with
+            loop.go(start, checkpoint)
+    except BaseException:
+        undo()
+        raise
     return run
 
 
@@ -170,13 +178,17 @@ class _Loop:
     accumulate: int
     show: bool
 
-    def begun(self, checkpoint: str | Path | None, seed: int | None) -> int:
+    def begun(self, checkpoint: str | Path | None, seed: int | None, undo: Undo) -> int:
         """The first epoch to train: from the checkpoint on where there is one. Masks must be those of all processes."""
         run, start = self.run, 0
+        if self.hooks:  # they may write weights and masks when they start, and then one of them may refuse
+            weights = {name: each.clone() if isinstance(each, Tensor) else each for name, each in run.model.state_dict().items()}
+            undo.add(partial(run.model.load_state_dict, weights))
+            undo.add(run.masks.way_back())
         for hook in self.hooks:
             hook.made(run)
         if checkpoint is not None and Path(checkpoint).exists():
-            start = read_checkpoint(checkpoint, run, self.hooks, self.scaler)
+            start = read_checkpoint(checkpoint, run, self.hooks, self.scaler, undo)
         elif seed is not None:
             torch.manual_seed(seed)
         require_same(
@@ -186,10 +198,13 @@ class _Loop:
         )
         return start
 
+    def started(self) -> None:
+        """Every hook has begun."""
+        self._tell_hooks(lambda hook: hook.start(self.run))
+
     def go(self, start: int, checkpoint: str | Path | None) -> None:
         """The epochs from `start` on, each with a checkpoint at its end, and the end."""
         run = self.run
-        self._tell_hooks(lambda hook: hook.start(run))
         with closing(track(range(start, run.epochs), "training", show=self.show, status=lambda: _told(run))) as epochs:
             for run.epoch in epochs:
                 self._tell_hooks(lambda hook: hook.epoch(run))

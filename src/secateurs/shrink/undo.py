@@ -24,3 +24,7 @@ class Undo:
 
     def __call__(self) -> None:
         self.back_to(0)
+
+    def forget(self) -> None:
+        """There is no way back any more."""
+        self._back.clear()
