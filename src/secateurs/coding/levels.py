@@ -14,11 +14,12 @@ from secateurs.types import SecateursError
 class Levels:
     """A tensor as whole numbers, and the value of each; what `secateurs.coding` writes and what quantisers make.
 
-    ``numbers``: int32, in the tensor's shape; 0 stands for 0.0, the sign is that of the value, and of one sign the larger stands for what is
-    further from zero. Equally long runs of numbers in row-major order, as many as there are rows of ``table`` or ``scale``, share one: one
-    run is the whole tensor, as many as the first dimension has are its channels. Exactly one of three gives the values, which have the
-    tensor's dtype: ``table`` (runs, levels), in which ``table[run, number - lowest]`` is the value; ``scale`` (runs,), float32, by which the number
-    is multiplied in float32 before it is rounded to ``dtype``; or neither, where the numbers are the tensor itself (of whole numbers).
+    ``numbers``: int32, in the tensor's shape; 0 stands for 0.0, the sign is that of the value, and of one sign the larger stands for
+    what is further from zero. Equally long runs of numbers in row-major order, as many as there are rows of ``table`` or ``scale``,
+    share one: one run is the whole tensor, as many as the first dimension has are its channels. Exactly one of three gives the values,
+    which have the tensor's dtype: ``table`` (runs, levels), in which ``table[run, number - lowest]`` is the value; ``scale`` (runs,),
+    float32, by which the number is multiplied in float32 before it is rounded to ``dtype``; or neither, where the numbers are the
+    tensor itself (of whole numbers).
 
     Raises `SecateursError` where the parts do not fit each other.
 
