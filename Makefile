@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Python writes down what it compiles, also where the machine's settings forbid it: else each process that a test starts compiles all of
+# torch again, which takes twice as long as importing it.
+export PYTHONDONTWRITEBYTECODE :=
+
 KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/*)
 
 .PHONY: always demo test coverage sanitize lint types install install-dev clean
