@@ -27,6 +27,10 @@ from .comparing import Recipe as Recipe
 from .comparing import baselines as baselines
 from .comparing import compare as compare
 from .comparing import recipes as recipes
+from .compressing import Quantiser as Quantiser
+from .compressing import Shared as Shared
+from .compressing import quantise_ as quantise_
+from .compressing import share_ as share_
 from .costs import Tally as Tally
 from .costs import Work as Work
 from .costs import activation_density as activation_density

@@ -167,8 +167,8 @@ class _Sums:
     def of(values: Numbers, weights: Any) -> _Sums:
         middle = float(np.average(values, weights=weights))
         around = values - middle
-        up_to = (np.concatenate([[0.0], np.cumsum(weights * around**power)]) for power in (0, 1, 2))
-        return _Sums(*up_to, middle)
+        weight, total, square = (np.concatenate([[0.0], np.cumsum(weights * around**power)]) for power in (0, 1, 2))
+        return _Sums(weight, total, square, middle)
 
     def within(self, begin: Places, end: Places) -> Numbers:
         """The sum of squared distances to the mean, of the numbers from ``begin`` to before ``end``."""

@@ -29,7 +29,9 @@ class Quantiser:
 
     ``choose`` gets the weight as rows that share their values, ``(runs, numbers)``, float64, with zeros where nothing is, and which of the
     numbers are there (bool): a zero, or what masks hold, is none and must become level 0. It returns `Levels` of that shape and of
-    float32 or float64. ``trained``: whether the values may change in training; those of powers of two may not. ``per`` says which rows.
+    float32 or float64. ``trained``: whether the values may change in training; those of powers of two may not. ``per`` says which rows,
+    ``count`` how many values beside zero are asked for, where no fewer should come; ``thresholds`` are those of `ternary`, which may be
+    asked again in training.
 
     Called with a weight of floats, and the mask of what is kept of it (bool, of its shape, ``True`` = kept) where there is one, it
     returns its `Levels`, in which what is zero or not kept is level 0. Raises `NonFiniteError` for NaN and infinities, `SecateursError`
@@ -43,6 +45,8 @@ class Quantiser:
     choose: Callable[[Tensor, Tensor], Levels]
     per: Per = "layer"
     trained: bool = True
+    count: int | None = None
+    thresholds: tuple[float, Literal["mean", "max"]] | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -78,15 +82,24 @@ def _rows(who: str, weight: Tensor, mask: Tensor | None, per: Per) -> Tensor:
     bad = wide.numel() - int(torch.isfinite(wide).sum())
     if bad:
         raise NonFiniteError(f"{who}: {bad} numbers are NaN or infinite; restore a checkpoint from before they diverged")
-    if per == "layer" or not wide.numel():
-        return wide.reshape(1, -1)
+    return in_rows(wide, per, who)
+
+
+def in_rows(weight: Tensor, per: Per, who: str = "the weight") -> Tensor:
+    """A weight as rows that share their values; raises `SecateursError` where it does not fall into groups.
+
+    >>> in_rows(torch.zeros(4, 6), 8).shape
+    torch.Size([3, 8])
+    """
+    if per == "layer" or not weight.numel():
+        return weight.reshape(1, -1)
     if per == "channel":
-        return wide.reshape(len(wide) if wide.ndim else 1, -1)
-    if wide.numel() % per:
+        return weight.reshape(len(weight) if weight.ndim else 1, -1)
+    if weight.numel() % per:
         raise SecateursError(
-            f'{who}: {wide.numel()} numbers do not fall into groups of {per}; take per="channel", or leave it out with skip='
+            f'{who}: {weight.numel()} numbers do not fall into groups of {per}; take per="channel", or leave it out with skip='
         )
-    return wide.reshape(-1, per)
+    return weight.reshape(-1, per)
 
 
 def _require_per(who: str, per: object) -> None:
@@ -144,7 +157,7 @@ def k_means(
         return _by_table(torch.where(there, nearest(rows, means), count), means)
 
     how = {"start": start, "seed": seed if start == "random" else None}
-    return Quantiser(_named("k_means", per, bits=bits, clusters=clusters, **how), choose, per)
+    return Quantiser(_named("k_means", per, bits=bits, clusters=clusters, **how), choose, per, count=count)
 
 
 def _by_table(places: Tensor, values: Tensor) -> Levels:
@@ -205,7 +218,7 @@ def ternary(*, per: Per = "layer", threshold: float = 0.7, of: Literal["mean", "
         return Levels(signs.to(torch.int32), table, -1, dtype=torch.float64)
 
     shown = {"threshold": None if (threshold, of) == (0.7, "mean") else threshold, "of": None if of == "mean" else of}
-    return Quantiser(_named("ternary", per, **shown), choose, per)
+    return Quantiser(_named("ternary", per, **shown), choose, per, thresholds=(threshold, of))
 
 
 def ternary_signs(rows: Tensor, there: Tensor, threshold: float, of: Literal["mean", "max"]) -> Tensor:

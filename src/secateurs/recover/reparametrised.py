@@ -84,6 +84,8 @@ class Beside:
     of w. ``expected``: the fraction that is kept on average, where that is a matter of chance. ``left``: the fraction that a target is of,
     where that is not of the weights. ``final`` makes the values what they are to be; where it is there, weights go on being computed of
     them to the end of the training, and zeros are no masks. ``tell``: what the history says of the values, in place of the sparsity.
+    ``begun``: what the whole weights begin as, where that is not the weights as they are. ``removed`` is told a weight's mask, this
+    process's shard, each time that masks are laid over it.
     """
 
     values: dict[str, Tensor]
@@ -100,6 +102,8 @@ class Beside:
     left: Callable[[Values], float] | None = None
     final: Callable[[Values], None] | None = None
     tell: Callable[[Values], dict[str, float]] | None = None
+    begun: Values = field(default_factory=dict)
+    removed: Callable[[str, Tensor], None] | None = None
 
 
 def added(parts: Iterable[Tensor]) -> Tensor:
@@ -207,7 +211,7 @@ class Reparametrised:
         weights = {name: parameter for name, parameter in parameters_in(inside(run.model)).items() if name in beside.of}
         self._require_trained(weights, run.optimizer)
         self.sites, self.beside, self.weights = sites, beside, weights
-        self.whole = {name: shard_of(weight.detach()).clone() for name, weight in weights.items()}
+        self.whole = {name: shard_of(beside.begun.get(name, weight.detach())).clone() for name, weight in weights.items()}
         self._require_finite()
         for value in beside.values.values():
             value.requires_grad_()
@@ -409,6 +413,8 @@ class Reparametrised:
         for name, mask in self._masks(run).items():
             if name in self.whole:
                 self.whole[name].masked_fill_(~shard_of(mask), 0)
+                if self.beside is not None and self.beside.removed is not None:
+                    self.beside.removed(name, shard_of(mask))
 
     def _masks(self, run: Run) -> Values:
         """The run's masks as they are now, by the names of the weights here."""

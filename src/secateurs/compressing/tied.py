@@ -1,0 +1,283 @@
+"""What a weight is computed by while its values are shared: few numbers, and the level of each weight, which stays or is asked for anew.
+
+With levels that stay, weights lie in a space of as few dimensions as there are values: w = A·θ, where a column of A marks the weights of
+one value, or holds the levels that a scale is multiplied with. Whatever an optimizer makes of single weights v, θ is what comes closest to
+it, (AᵀA)⁻¹Aᵀv: the mean of a cluster, the scale of least squares. So the user's own optimizer trains the values, with its rates, its
+momentum and its decay; one step of SGD with the gradient of the weights g is one of θ with (AᵀA)⁻¹Aᵀg, the mean over the members, or, with
+the factor AᵀA put back before, with the sum Aᵀg of Deep Compression (1510.00149, eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from secateurs.coding import Levels
+from secateurs.compressing.levelled import levelled
+from secateurs.compressing.quantisers import Per, in_rows, ternary_signs
+from secateurs.types import FileError
+
+Gradient = Literal["mean", "sum"]
+
+
+class Tie(Protocol):
+    """How one weight is computed of whole numbers v, and of values that are learned beside them."""
+
+    latent: Tensor | None
+
+    def values(self) -> Tensor | None:
+        """What is learned beside, if anything, as it is now."""
+
+    def weight(self, v: Tensor, values: Tensor | None) -> Tensor:
+        """The weight, differentiable in both."""
+
+    def remove_(self, gone: Tensor) -> None:
+        """These are zero from now on (bool, of the weight's shape)."""
+
+    def levels(self) -> Levels:
+        """The levels that the weight had when it was computed last."""
+
+    def to_(self, device: torch.device) -> None:
+        """Be where a weight is."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _Along(torch.autograd.Function):
+    """The weights closest to v of those that a tie allows."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, tie: Fixed) -> Tensor:
+        ctx.tie = tie
+        return tie.closest(v)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.tie.along(gradient), None
+
+
+@dataclass(eq=False)
+class Fixed:
+    """Levels that stay as they are, and values that are trained (or, with ``held``, stay too)."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    runs: int
+    group: Tensor
+    factor: Tensor | None
+    norms: Tensor
+    now: Tensor
+    gradient: Gradient
+    held: bool
+    latent: Tensor | None = None
+
+    @staticmethod
+    def of(levels: Levels, gradient: Gradient, held: bool) -> Fixed:
+        """A group for each value of each run, and one more in each run for its zeros; or, of a scale, one for each run."""
+        rows, runs = levels.numbers.reshape(levels.runs, -1).long(), levels.runs
+        row = torch.arange(runs, device=rows.device)[:, None]
+        if levels.table is None:
+            assert levels.scale is not None
+            group, factor, now = row.expand(rows.shape), rows.double().reshape(-1), levels.scale.double()
+        else:
+            width = levels.table.shape[1] + 1
+            group, factor = torch.where(rows != 0, rows - levels.lowest, width - 1) + row * width, None
+            now = torch.cat([levels.table.double(), levels.table.new_zeros(runs, 1).double()], 1).reshape(-1)
+        group = group.reshape(-1).contiguous()
+        tie = Fixed(levels.numbers.shape, levels.dtype, runs, group, factor, now, now, gradient, held)
+        tie._weigh_()
+        return tie
+
+    def _weigh_(self) -> None:
+        ones = torch.ones_like(self.group, dtype=torch.float64) if self.factor is None else self.factor.square()
+        self.norms = self._summed(ones)
+
+    def _summed(self, each: Tensor) -> Tensor:
+        """The sum over each group, in float64."""
+        sums = torch.zeros(len(self.now), dtype=torch.float64, device=each.device)
+        if each.device.type == "cpu":
+            return sums.scatter_add_(0, self.group, each)
+        return sums.index_put_((self.group,), each, accumulate=True)  # in the same order each time, which scatter_add_ is not
+
+    def _fitted(self, v: Tensor) -> Tensor:
+        """Aᵀv divided by AᵀA; zeros stay zero."""
+        flat = v.detach().reshape(-1).double()
+        found = self._summed(flat if self.factor is None else flat * self.factor) / torch.where(self.norms > 0, self.norms, 1)
+        if self.factor is None:
+            found.view(self.runs, -1)[:, -1] = 0
+        return found
+
+    def closest(self, v: Tensor) -> Tensor:
+        """The weight of the values that come closest to v."""
+        if not self.held and v.numel():
+            fitted = self._fitted(v)
+            self.now = fitted if self.factor is None else fitted.float().double()
+        return self._spread(self.now)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        each = values.to(self.dtype if self.factor is None else torch.float32)[self.group]
+        if self.factor is not None:
+            each = (self.factor.float() * each).to(self.dtype) + 0.0  # no -0.0
+        return each.reshape(self.shape)
+
+    def along(self, gradient: Tensor) -> Tensor:
+        """The gradient of v: what the members of a value have in common, or their sum."""
+        if self.held:
+            return torch.zeros_like(gradient)
+        common = self._fitted(gradient)
+        if self.gradient == "sum":
+            common = common * self.norms
+        each = common[self.group]
+        return (each if self.factor is None else each * self.factor).reshape(gradient.shape).to(gradient.dtype)
+
+    # ------------------------------------------------------------ as a tie
+
+    def values(self) -> None:
+        return None
+
+    def weight(self, v: Tensor, values: Tensor | None) -> Tensor:
+        return _Along.apply(v, self)  # type: ignore[no-untyped-call]
+
+    def remove_(self, gone: Tensor) -> None:
+        flat = gone.reshape(-1)
+        if self.factor is not None:
+            new = flat & (self.factor != 0)
+        else:
+            width = len(self.now) // self.runs
+            zero = (self.group // width + 1) * width - 1
+            new = flat & (self.group != zero)
+        if not bool(new.any()):
+            return
+        if self.factor is not None:
+            self.factor = torch.where(flat, 0.0, self.factor)
+        else:
+            self.group = torch.where(flat, zero, self.group)
+        self._weigh_()
+
+    def levels(self) -> Levels:
+        if self.factor is None:
+            width = len(self.now) // self.runs
+            places, values = (self.group % width).reshape(self.runs, -1), self.now.reshape(self.runs, width)
+            return levelled(places.cpu(), values.to(self.dtype).cpu(), self.shape, zero=width - 1)
+        sign = torch.where(self.now < 0, -1.0, 1.0) * (self.now != 0)
+        numbers = (self.factor * sign[self.group]).to(torch.int32).reshape(self.shape)
+        return Levels(numbers.cpu(), scale=self.now.abs().float().cpu(), dtype=self.dtype)
+
+    def to_(self, device: torch.device) -> None:
+        for name in ("group", "factor", "norms", "now"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value.to(device))
+
+    def state(self) -> dict[str, Any]:
+        return {"group": self.group, "factor": self.factor, "now": self.now}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        here = self.state()
+        for name, value in here.items():
+            saved = state.get(name)
+            fits = saved is None if value is None else isinstance(saved, Tensor) and saved.dtype == value.dtype
+            if not fits or (value is not None and name != "now" and saved.shape != value.shape):  # type: ignore[union-attr]
+                raise FileError(f"the checkpoint holds other levels ({name})")
+        self.group, self.factor, self.now = (state[name] for name in here)
+        self._weigh_()
+
+
+class _Trained(torch.autograd.Function):
+    """Values by sign, and their gradients and those of v as TTQ has them."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, parts: Tensor, tie: Ternary) -> Tensor:
+        ctx.tie, ctx.parts = tie, parts.detach().clone()
+        ctx.signs = tie.assigned(v)
+        return tie.spread(ctx.signs, ctx.parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows = in_rows(gradient, ctx.tie.per)
+        sides = [ctx.signs == sign for sign in (-1, 1)]
+        sums = torch.stack([torch.where(side, rows, 0).double().sum(1) for side in sides], 1)
+        factor = torch.ones_like(rows)
+        for column, side in enumerate(sides):
+            factor = torch.where(side, ctx.parts[:, column : column + 1].abs().to(rows.dtype), factor)
+        return (rows * factor).reshape(gradient.shape), (sums * ctx.tie.first).float(), None
+
+
+@dataclass(eq=False)
+class Ternary:
+    """Two values a row, one for each sign, that are trained; which weights get them is asked anew in each step (TTQ, 1612.01064).
+
+    ``first`` are the values at first, ``(runs, 2)``, and ``parts``, which are learned, what of them there is now: 1 at first. The gradient
+    of a value is the sum over its members (eq. 7); that of a whole weight is its own, times ``parts`` where it has a value (eq. 8, where
+    the paper's factors begin at 1 as well).
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    per: Per
+    threshold: tuple[float, Literal["mean", "max"]]
+    first: Tensor
+    parts: Tensor
+    signs: Tensor
+    latent: Tensor | None
+
+    @staticmethod
+    def of(levels: Levels, per: Per, threshold: tuple[float, Literal["mean", "max"]], latent: Tensor) -> Ternary:
+        """Of levels that `ternary` has made, and the weights that they were made of."""
+        rows = levels.numbers.reshape(levels.runs, -1)
+        assert levels.table is not None
+        first = torch.zeros(levels.runs, 2, dtype=torch.float64, device=rows.device)
+        for column, sign in enumerate((-1, 1)):
+            if levels.lowest <= sign < levels.table.shape[1] + levels.lowest:
+                first[:, column] = levels.table[:, sign - levels.lowest].double()
+        spare = first.abs().amax(1)
+        for column, sign in enumerate((-1, 1)):  # a sign that no weight has yet
+            first[:, column] = torch.where(first[:, column] == 0, sign * spare, first[:, column])
+        parts = torch.ones_like(first, dtype=torch.float32)
+        return Ternary(levels.numbers.shape, levels.dtype, per, threshold, first, parts, rows.double(), latent)
+
+    def assigned(self, v: Tensor) -> Tensor:
+        """The sign of each weight of v, or 0, in rows."""
+        rows = in_rows(v.detach().double(), self.per)
+        return ternary_signs(rows, rows != 0, *self.threshold)
+
+    def spread(self, signs: Tensor, parts: Tensor) -> Tensor:
+        """The weight of which these are the signs."""
+        self.signs, self.parts = signs, parts
+        values = (self.first * parts.double()).to(self.dtype)
+        return torch.where(signs < 0, values[:, :1], torch.where(signs > 0, values[:, 1:], 0)).reshape(self.shape)
+
+    # ------------------------------------------------------------ as a tie
+
+    def values(self) -> Tensor:
+        return self.parts.clone()
+
+    def weight(self, v: Tensor, values: Tensor | None) -> Tensor:
+        return _Trained.apply(v, values, self)  # type: ignore[no-untyped-call]
+
+    def remove_(self, gone: Tensor) -> None:
+        self.signs = torch.where(gone.reshape(self.signs.shape), 0, self.signs)  # v is zero there, and gets no sign any more
+
+    def levels(self) -> Levels:
+        values = (self.first * self.parts.double()).to(self.dtype).cpu()
+        table = torch.stack([values[:, 0], torch.zeros_like(values[:, 0]), values[:, 1]], 1)
+        return levelled(self.signs.long().cpu() + 1, table, self.shape, zero=1)
+
+    def to_(self, device: torch.device) -> None:
+        self.first, self.parts, self.signs = (each.to(device) for each in (self.first, self.parts, self.signs))
+
+    def state(self) -> dict[str, Any]:
+        return {"first": self.first, "parts": self.parts, "signs": self.signs}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        here = self.state()
+        for name, value in here.items():
+            saved = state.get(name)
+            if not isinstance(saved, Tensor) or saved.shape != value.shape or saved.dtype != value.dtype:
+                raise FileError(f"the checkpoint holds other levels ({name})")
+        self.first, self.parts, self.signs = (state[name] for name in here)
