@@ -417,10 +417,9 @@ def test_what_is_removed_while_it_trains_leaves_its_mean() -> None:
         assert torch.equal(levels.values(), model.get_parameter(name)) and not model.get_parameter(name)[~run.masks[name]].any()
         assert int(torch.count_nonzero(levels.numbers)) == int(run.masks[name].sum())
     still, _ = problem()
-    shared, idle = sc.share_(still, 2), torch.optim.SGD(still.parameters(), lr=0.0)
-    before = states(still)
-    run = sc.train_(still, task, idle, 3, hooks=[shared, prune])
-    assert all(torch.equal(still.get_parameter(name), before[name] * mask) for name, mask in run.masks.items())
+    hook, idle, before = sc.share_(still, 2), torch.optim.SGD(still.parameters(), lr=0.0), states(still)
+    masks = sc.train_(still, task, idle, 3, hooks=[hook, prune]).masks
+    assert all(torch.equal(still.get_parameter(name), before[name] * mask) for name, mask in masks.items())
     masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.75), task, masks=run.masks)
     assert torch.equal(shared.levels["0.weight"].values(), model[0].weight)  # between trainings too
     sc.train_(model, task, sgd(model), 1, masks=masks, hooks=[shared])
