@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 # torch again, which takes twice as long as importing it.
 export PYTHONDONTWRITEBYTECODE :=
 
-KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/*)
+KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/* src/secateurs/coding/csrc/*)
 
-.PHONY: always demo test coverage sanitize lint types install install-dev clean
+.PHONY: always demo test coverage sanitize sanitize-coding lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateurs demo --force
@@ -21,16 +21,25 @@ test: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term -q $(PYTEST)
 
-# The kernels' tests once more, on a build that checks every access to memory and every shift and overflow.
+# The kernels' tests once more, on a build that checks every access to memory and every shift and overflow; and those of the coders.
 SANITIZED := build/sanitized
-sanitize: $(VENV)/.installed-dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSECATEURS_SANITIZE=ON \
-	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/$(SANITIZED)" > $(SANITIZED).log || \
-	  { cat $(SANITIZED).log; exit 1; }
-	$(BIN)/cmake --build $(SANITIZED) >> $(SANITIZED).log || { cat $(SANITIZED).log; exit 1; }
-	SECATEURS_NATIVE="$$(ls $(CURDIR)/$(SANITIZED)/_native*.so)" LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+# A build: its folder, a target, flags of what is not sanitized; then tests: the variable that names the build, the build, the tests.
+define sanitized
+	mkdir -p build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake -S . -B $(1) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="$(3)" \
+	  -DSECATEURS_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/$(1)" \
+	  > $(1).log || { cat $(1).log; exit 1; }
+	$(BIN)/cmake --build $(1) --target $(2) >> $(1).log || { cat $(1).log; exit 1; }
+	$(4)="$$(ls $(CURDIR)/$(5)/_native*.so)" LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(BIN)/python -m pytest -q -n auto -p no:cacheprovider tests/test_kernels.py tests/test_gemv.py
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(6)
+endef
+
+sanitize: $(VENV)/.installed-dev
+	$(call sanitized,$(SANITIZED),_native,-O2 -g -DNDEBUG,SECATEURS_NATIVE,$(SANITIZED),-n auto tests/test_kernels.py tests/test_gemv.py)
+
+sanitize-coding: $(VENV)/.installed-dev
+	$(call sanitized,$(SANITIZED)-coding,coding_native,-O0,SECATEURS_CODING_NATIVE,$(SANITIZED)-coding/coding,tests/test_coders.py -k "not squeezenet")
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
