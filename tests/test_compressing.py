@@ -18,10 +18,12 @@ from torch.nn.functional import cross_entropy
 
 import secateurs as sc
 from secateurs.coding import Levels
-from secateurs.compressing import Quantiser, as_it_is, k_means, powers_of_two, ternary, uniform
+from secateurs.compressing import Quantiser, as_it_is, bits_within, importance, k_means, powers_of_two, ternary, uniform
 from secateurs.compressing.means import means_of, nearest
 from secateurs.recover import quantised
 from secateurs.types import Run
+
+WEIGHTS = ("0.weight", "2.weight")
 
 
 def problem(bias: bool = True) -> tuple[nn.Module, sc.Task]:
@@ -417,10 +419,9 @@ def test_what_is_removed_while_it_trains_leaves_its_mean() -> None:
         assert torch.equal(levels.values(), model.get_parameter(name)) and not model.get_parameter(name)[~run.masks[name]].any()
         assert int(torch.count_nonzero(levels.numbers)) == int(run.masks[name].sum())
     still, _ = problem()
-    shared, idle = sc.share_(still, 2), torch.optim.SGD(still.parameters(), lr=0.0)
-    before = states(still)
-    run = sc.train_(still, task, idle, 3, hooks=[shared, prune])
-    assert all(torch.equal(still.get_parameter(name), before[name] * mask) for name, mask in run.masks.items())
+    hook, idle, before = sc.share_(still, 2), torch.optim.SGD(still.parameters(), lr=0.0), states(still)
+    masks = sc.train_(still, task, idle, 3, hooks=[hook, prune]).masks
+    assert all(torch.equal(still.get_parameter(name), before[name] * mask) for name, mask in masks.items())
     masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.75), task, masks=run.masks)
     assert torch.equal(shared.levels["0.weight"].values(), model[0].weight)  # between trainings too
     sc.train_(model, task, sgd(model), 1, masks=masks, hooks=[shared])
@@ -507,3 +508,53 @@ def test_ternary_weights_change_their_levels_and_learn() -> None:
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     sc.train_(model, task, torch.optim.SGD(model.parameters(), lr=0.0), 1, masks=masks, hooks=[shared])
     assert torch.equal(shared.levels["0.weight"].numbers, after.numbers)  # the whole weights are those of before, not the first
+
+
+# ---------------------------------------------------------------- bits by layer
+
+
+@pytest.mark.parametrize("by", ["error", "importance", "measure"])
+def test_bits_are_the_best_within_the_limit(by: str) -> None:
+    """Against all combinations, with what is lost told here anew."""
+    model, task = problem()
+    before, numbers = states(model), (1, 2, 3)
+
+    def loss(of: nn.Module) -> float:
+        return float(sum(cross_entropy(of(x), y).detach() for x, y in task.train))
+
+    weighs = importance(model, task) if by == "importance" else {}
+    lost, sizes = {}, {}
+    for name, number in itertools.product(WEIGHTS, numbers):
+        copied = copy.deepcopy(model)
+        sizes[name, number] = sc.share_(copied, number, only=[name]).bytes
+        error = (copied.get_parameter(name).detach() - before[name]).double().square()
+        lost[name, number] = loss(copied) if by == "measure" else float((error * weighs.get(name, torch.ones(()))).sum())
+
+    def total(of: dict[tuple[str, int], float], choice: tuple[int, ...]) -> float:
+        return sum(of[name, number] for name, number in zip(WEIGHTS, choice, strict=True))
+
+    given_ = {"task": task} if by == "importance" else {"measure": loss} if by == "measure" else {}
+    for limit in (50, 60, 75, 90):
+        fitting = [choice for choice in itertools.product(numbers, repeat=2) if total(sizes, choice) <= limit]
+        best = min(fitting, key=lambda choice: total(lost, choice))
+        found = bits_within(model, limit, bits=numbers, show=False, **given_)
+        assert total(lost, tuple(found.values())) == pytest.approx(total(lost, best)) and same(before, states(model))
+        assert total(sizes, tuple(found.values())) <= limit
+    assert sc.share_(model, found).bytes <= 90
+
+
+def test_importance_is_the_mean_squared_gradient_and_bad_limits_are_told() -> None:
+    model, task = problem()
+    found = importance(model, task)
+    squares = []
+    for x, y in task.train:
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        squares.append(model[0].weight.grad.square())
+    assert torch.allclose(found["0.weight"], torch.stack(squares).mean(0)) and list(found) == list(WEIGHTS)
+    with pytest.raises(sc.PlanError, match=r"limit=3 bytes cannot be met: with 1 bits everywhere it is \d\d; raise the limit"):
+        bits_within(model, 3, show=False)
+    with pytest.raises(sc.SecateursError, match="bits= names no number of bits"):
+        bits_within(model, 100, bits=())
+    with pytest.raises(sc.KindError, match="limit is '1 kB', but must be a number"):
+        bits_within(model, "1 kB")

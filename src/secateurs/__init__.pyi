@@ -29,6 +29,7 @@ from .comparing import compare as compare
 from .comparing import recipes as recipes
 from .compressing import Quantiser as Quantiser
 from .compressing import Shared as Shared
+from .compressing import bits_within as bits_within
 from .compressing import quantise_ as quantise_
 from .compressing import share_ as share_
 from .costs import Tally as Tally

@@ -150,10 +150,14 @@ class Found:
             whole.masked_fill_(~self.mask.to(whole.device), 0)
         return Ternary.of(self.levels, self.quantiser.per, self.quantiser.thresholds, whole)
 
+    def kept(self) -> Tensor:
+        """The weight without what masks hold, float64."""
+        wide = self.weight.detach().double()
+        return wide if self.mask is None else torch.where(self.mask.to(wide.device), wide, 0.0)
+
     def error(self) -> float:
         """The root of the squared error, as a part of that of the squares of what is kept."""
-        kept = self.weight.detach().double()
-        kept = kept if self.mask is None else torch.where(self.mask.to(kept.device), kept, 0.0)
+        kept = self.kept()
         size = float(kept.square().sum())
         return float((self.levels.values().to(kept.device).double() - kept).square().sum() / size) ** 0.5 if size else 0.0
 
@@ -166,6 +170,7 @@ def found_levels(
     only: Selection | None,
     skip: Selection | None,
     example: Any,
+    told: bool = True,
 ) -> tuple[dict[str, Found], list[Skipped]]:
     """The levels of each weight that takes part, by parameter, and what is left alone; the model stays as it is."""
     require(who, "model", model, MODEL)
@@ -186,7 +191,8 @@ def found_levels(
         if is_sharded(weight):
             raise SecateursError(f"{who}: {name} is sharded over processes (fully_shard): give it its values before it is sharded")
         found[name] = Found(weight, mask, chosen[name], chosen[name](weight, mask, layer=name))
-    _tell_fewer(who, found)
+    if told:
+        _tell_fewer(who, found)
     return found, skipped
 
 

@@ -6,6 +6,7 @@ from secateurs.methods.bit_pruning import bit_pruning_
 from secateurs.methods.castellano import castellano_
 from secateurs.methods.collins_kohli import memory_bounded_
 from secateurs.methods.controls import dense_of_size_, random_start_, width_of_size
+from secateurs.methods.deep_compression import deep_compression_
 from secateurs.methods.depth import depth_
 from secateurs.methods.early_bird import early_bird_
 from secateurs.methods.energy_aware import energy_aware_
@@ -43,6 +44,7 @@ __all__ = [
     "autoprune_",
     "bit_pruning_",
     "castellano_",
+    "deep_compression_",
     "dense_of_size_",
     "depth_",
     "early_bird_",
