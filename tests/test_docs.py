@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ OTHERS = {
 """Pages that run other libraries, which may be missing, and whose warnings are theirs."""
 
 
+TRAINED = {"learned.md", "penalties.md", "regrowth.md"}
+"""Pages whose examples must come to something by training; the others are as well off with a fifth of the images."""
+
+
+@pytest.fixture
+def few_digits(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = import_module("secateurs.tasks.digits")
+    pixels, labels = task._load()
+    if page.name not in TRAINED:
+        monkeypatch.setattr(task, "_load", lambda: (pixels[::5], labels[::5]))
+        monkeypatch.setattr(task, "_HELD_OUT", 60)
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
@@ -30,6 +44,7 @@ def with_blocks(language: str, containing: str = "") -> list[Path]:
     return [page for page in PAGES if any(containing in block for block in blocks(page, language))]
 
 
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("page", with_blocks("python"), ids=lambda page: page.name)
 def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in OTHERS.get(page.name, ()):
@@ -42,6 +57,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_pat
     assert len(names) > 1
 
 
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("page", with_blocks("sh", "secateurs "), ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: a new one for each command would spend its time on imports. `test_cli` starts real ones."""
@@ -50,7 +66,7 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     warnings.simplefilter("ignore")  # others' warnings end no command
     for line in lines:
-        _, *arguments = shlex.split(line, comments=True)
+        _, *arguments = shlex.split(line.replace("--seconds 3", "--seconds 0.1"), comments=True)
         with pytest.raises(SystemExit) as end:
             app(arguments, exit_on_error=False, print_error=False)
         assert not end.value.code, line

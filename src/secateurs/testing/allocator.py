@@ -23,7 +23,7 @@ _COUPLINGS = (
     Channel(round_to=4),
     Channel(within="model", round_to=4),
 )
-_KEEPS = (0.15, 0.25, 0.4, 0.5, 0.55, 0.75, 0.9, 1.0)
+_KEEPS = (0.15, 0.4, 0.5, 0.55, 0.9, 1.0)
 _OUT_OF_RANGE: tuple[dict[str, float], ...] = (
     {"sparsity": 1.0},
     {"sparsity": -0.1},
