@@ -6,6 +6,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from secateurs.coding import Levels
 from secateurs.compressing import Quantiser, as_it_is, bits_within, importance, k_means, powers_of_two, ternary, uniform
 from secateurs.compressing.means import means_of, nearest
 from secateurs.recover import quantised
-from secateurs.types import Run
+from secateurs.types import Plan, Run
 
 WEIGHTS = ("0.weight", "2.weight")
 
@@ -266,6 +267,17 @@ def test_which_weights_take_part() -> None:
         sc.share_(model, gradient="max")
     with pytest.raises(sc.SecateursError, match=r"share_: 0\.weight is on the meta device"):
         sc.share_(problem()[0].to("meta"))
+
+
+def test_a_plan_may_say_the_bits() -> None:
+    model, task = problem()
+    plan = sc.prune_(copy.deepcopy(model), sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), task).plan
+    assert plan is not None
+    shares = {name: replace(share, bits=1 + int(name == "0")) for name, share in plan.shares.items()}
+    shared = sc.share_(model, Plan(shares))
+    assert {name: size.values for name, size in shared.sizes.items()} == {"0.weight": 4, "2.weight": 2}
+    with pytest.raises(sc.SecateursError, match="share_: this plan says of no number how many bits it takes"):
+        sc.share_(model, plan)
 
 
 def test_after_an_error_the_model_is_as_it_was() -> None:

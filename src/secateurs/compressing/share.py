@@ -23,7 +23,7 @@ from secateurs.patterns import Element, Selection, find_sites
 from secateurs.patterns.selection import means
 from secateurs.ranks import is_sharded
 from secateurs.recover.reparametrised import Learner
-from secateurs.types import Hook, SecateursError, Skipped
+from secateurs.types import Hook, Plan, SecateursError, Skipped
 
 QUANTISER = Kind(
     "a quantiser, for example k_means(bits=5), or a dict of layers with one each",
@@ -36,7 +36,7 @@ QUANTISER = Kind(
 
 def share_(
     model: nn.Module,
-    bits: int | Mapping[str, int] | None = 5,
+    bits: int | Mapping[str, int] | Plan | None = 5,
     *,
     clusters: int | Mapping[str, int] | None = None,
     masks: Masks | None = None,
@@ -51,9 +51,10 @@ def share_(
     """Give each weight few values, in place: the means of 2 ** ``bits`` clusters of its numbers, or of so many ``clusters``, beside zero.
 
     Deep Compression (1510.00149); `k_means` tells of ``per``, ``start`` and ``seed``. ``bits`` and ``clusters`` may be said by layer, name
-    or glob → number, the first that means a layer; layers that none means are left alone. Prunable weights take part as in `prune_`,
-    those of two dimensions or more and no embeddings, or those named in ``only=`` and not in ``skip=``; a weight that several layers have
-    is shared once. Weights that are zero, and what ``masks`` hold, stay zero and count for nothing.
+    or glob → number, the first that means a layer; layers that none means are left alone; of a plan, the bits of its numbers count.
+    Prunable weights take part as in `prune_`, those of two dimensions or more and no embeddings, or those named in ``only=`` and not in
+    ``skip=``; a weight that several layers have is shared once. Weights that are zero, and what ``masks`` hold, stay zero and count for
+    nothing.
 
     What is returned is a hook of `train_` that trains the values and tells the levels (`Shared`). ``gradient="mean"``: in a step
     each value goes where its weights would go on average, at the rates of single weights. "sum" is the paper's gradient of a value: so many
@@ -68,7 +69,7 @@ def share_(
     """
     if clusters is not None and bits not in (None, 5):
         raise SecateursError(f"share_: give bits={bits!r} or clusters={clusters!r}, not both")
-    word, asked = ("bits", bits) if clusters is None else ("clusters", clusters)
+    word, asked = ("bits", _of_plan(bits) if isinstance(bits, Plan) else bits) if clusters is None else ("clusters", clusters)
     if not isinstance(asked, Mapping):
         require("share_", word, asked, COUNT)
     by = asked if isinstance(asked, Mapping) else {"": asked}
@@ -80,6 +81,15 @@ def share_(
     _require_gradient("share_", gradient)
     found, skipped = found_levels("share_", model, chosen, masks, only, skip, example)
     return write_("share_", model, found, skipped, lambda each: each.fixed(gradient))
+
+
+def _of_plan(plan: Plan) -> dict[str, int]:
+    """Parameter → the bits of its numbers, where a plan says them."""
+    found = {name: plan.bits_of(name) for share in plan.shares.values() for name in share.elements}
+    told = {name: bits for name, bits in found.items() if bits is not None}
+    if not told:
+        raise SecateursError("share_: this plan says of no number how many bits it takes; give bits=5, or by layer bits={...}")
+    return told
 
 
 def quantise_(

@@ -64,11 +64,17 @@ class _Along(torch.autograd.Function):
 
 @dataclass(eq=False)
 class Fixed:
-    """Levels that stay as they are, and values that are trained (or, with ``held``, stay too)."""
+    """Levels that stay as they are, and values that are trained (or, with ``held``, stay too).
+
+    ``places`` are the numbers that are not zero, in the order of the flat weight, and ``group`` tells of which value each is: those of a
+    run stand together, ``width`` a run. Of a scale, one a run, ``factor`` tells the level. ``now`` are the values, float64.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     runs: int
+    width: int
+    places: Tensor
     group: Tensor
     factor: Tensor | None
     norms: Tensor
@@ -79,18 +85,17 @@ class Fixed:
 
     @staticmethod
     def of(levels: Levels, gradient: Gradient, held: bool) -> Fixed:
-        """A group for each value of each run, and one more in each run for its zeros; or, of a scale, one for each run."""
-        rows, runs = levels.numbers.reshape(levels.runs, -1).long(), levels.runs
-        row = torch.arange(runs, device=rows.device)[:, None]
+        """A group for each value of each run, or, of a scale, for each run."""
+        runs, flat = levels.runs, levels.numbers.reshape(-1).long()
+        places = flat.nonzero()[:, 0]
+        run, number = places // max(1, flat.numel() // runs), flat[places]
         if levels.table is None:
             assert levels.scale is not None
-            group, factor, now = row.expand(rows.shape), rows.double().reshape(-1), levels.scale.double()
+            width, group, factor, now = 1, run, number.double(), levels.scale.double()
         else:
-            width = levels.table.shape[1] + 1
-            group, factor = torch.where(rows != 0, rows - levels.lowest, width - 1) + row * width, None
-            now = torch.cat([levels.table.double(), levels.table.new_zeros(runs, 1).double()], 1).reshape(-1)
-        group = group.reshape(-1).contiguous()
-        tie = Fixed(levels.numbers.shape, levels.dtype, runs, group, factor, now, now, gradient, held)
+            width = levels.table.shape[1]
+            group, factor, now = run * width + number - levels.lowest, None, levels.table.double().reshape(-1)
+        tie = Fixed(levels.numbers.shape, levels.dtype, runs, width, places, group, factor, now, now, gradient, held)
         tie._weigh_()
         return tie
 
@@ -106,25 +111,20 @@ class Fixed:
         return sums.index_put_((self.group,), each, accumulate=True)  # in the same order each time, which scatter_add_ is not
 
     def _fitted(self, v: Tensor) -> Tensor:
-        """Aᵀv divided by AᵀA; zeros stay zero."""
-        flat = v.detach().reshape(-1).double()
-        found = self._summed(flat if self.factor is None else flat * self.factor) / torch.where(self.norms > 0, self.norms, 1)
-        if self.factor is None:
-            found.view(self.runs, -1)[:, -1] = 0
-        return found
+        """Aᵀv divided by AᵀA."""
+        there = v.detach().reshape(-1)[self.places].double()
+        return self._summed(there if self.factor is None else there * self.factor) / torch.where(self.norms > 0, self.norms, 1)
 
     def closest(self, v: Tensor) -> Tensor:
         """The weight of the values that come closest to v."""
-        if not self.held and v.numel():
+        if not self.held:
             fitted = self._fitted(v)
             self.now = fitted if self.factor is None else fitted.float().double()
-        return self._spread(self.now)
+        values = self.now.to(self.dtype if self.factor is None else torch.float32)[self.group]
+        return self._placed(values if self.factor is None else (self.factor.float() * values).to(self.dtype))
 
-    def _spread(self, values: Tensor) -> Tensor:
-        each = values.to(self.dtype if self.factor is None else torch.float32)[self.group]
-        if self.factor is not None:
-            each = (self.factor.float() * each).to(self.dtype) + 0.0  # no -0.0
-        return each.reshape(self.shape)
+    def _placed(self, each: Tensor) -> Tensor:
+        return each.new_zeros(self.shape.numel()).index_copy_(0, self.places, each).reshape(self.shape)
 
     def along(self, gradient: Tensor) -> Tensor:
         """The gradient of v: what the members of a value have in common, or their sum."""
@@ -134,7 +134,7 @@ class Fixed:
         if self.gradient == "sum":
             common = common * self.norms
         each = common[self.group]
-        return (each if self.factor is None else each * self.factor).reshape(gradient.shape).to(gradient.dtype)
+        return self._placed((each if self.factor is None else each * self.factor).to(gradient.dtype))
 
     # ------------------------------------------------------------ as a tie
 
@@ -145,47 +145,44 @@ class Fixed:
         return _Along.apply(v, self)  # type: ignore[no-untyped-call]
 
     def remove_(self, gone: Tensor) -> None:
-        flat = gone.reshape(-1)
-        if self.factor is not None:
-            new = flat & (self.factor != 0)
-        else:
-            width = len(self.now) // self.runs
-            zero = (self.group // width + 1) * width - 1
-            new = flat & (self.group != zero)
-        if not bool(new.any()):
+        stays = ~gone.reshape(-1)[self.places]
+        if bool(stays.all()):
             return
-        if self.factor is not None:
-            self.factor = torch.where(flat, 0.0, self.factor)
-        else:
-            self.group = torch.where(flat, zero, self.group)
+        self.places, self.group = self.places[stays], self.group[stays]
+        self.factor = None if self.factor is None else self.factor[stays]
         self._weigh_()
 
     def levels(self) -> Levels:
         if self.factor is None:
-            width = len(self.now) // self.runs
-            places, values = (self.group % width).reshape(self.runs, -1), self.now.reshape(self.runs, width)
-            return levelled(places.cpu(), values.to(self.dtype).cpu(), self.shape, zero=width - 1)
-        sign = torch.where(self.now < 0, -1.0, 1.0) * (self.now != 0)
-        numbers = (self.factor * sign[self.group]).to(torch.int32).reshape(self.shape)
+            inside = self._placed(self.group % self.width + 1).reshape(self.runs, -1).cpu()
+            values = self.now.reshape(self.runs, self.width).to(self.dtype).cpu()
+            return levelled(inside, torch.cat([values.new_zeros(self.runs, 1), values], 1), self.shape, zero=0)
+        numbers = self._placed((self.factor * torch.sign(self.now)[self.group]).to(torch.int32))
         return Levels(numbers.cpu(), scale=self.now.abs().float().cpu(), dtype=self.dtype)
 
     def to_(self, device: torch.device) -> None:
-        for name in ("group", "factor", "norms", "now"):
+        for name in ("places", "group", "factor", "norms", "now"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
 
     def state(self) -> dict[str, Any]:
-        return {"group": self.group, "factor": self.factor, "now": self.now}
+        return {"places": self.places, "group": self.group, "factor": self.factor, "now": self.now}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        here = self.state()
-        for name, value in here.items():
+        for name, value in self.state().items():
             saved = state.get(name)
             fits = saved is None if value is None else isinstance(saved, Tensor) and saved.dtype == value.dtype
-            if not fits or (value is not None and name != "now" and saved.shape != value.shape):  # type: ignore[union-attr]
+            if not fits or (name == "now" and saved.shape != value.shape):  # type: ignore[union-attr]
                 raise FileError(f"the checkpoint holds other levels ({name})")
-        self.group, self.factor, self.now = (state[name] for name in here)
+        places, group = state["places"], state["group"]
+        if len(places) != len(group) or not _within(places, self.shape.numel()) or not _within(group, len(self.now)):
+            raise FileError("the checkpoint holds other levels (places)")
+        self.places, self.group, self.factor, self.now = places, group, state["factor"], state["now"]
         self._weigh_()
+
+
+def _within(numbers: Tensor, below: int) -> bool:
+    return not numbers.numel() or (int(numbers.min()) >= 0 and int(numbers.max()) < below)
 
 
 class _Trained(torch.autograd.Function):
