@@ -2,6 +2,7 @@
 
 from secateurs.coding.coder import Coder
 from secateurs.coding.coders import context, fixed, huffman, mixed, rans
+from secateurs.coding.distortion import bits_of, rate_distortion
 from secateurs.coding.levels import Levels
 
-__all__ = ["Coder", "Levels", "context", "fixed", "huffman", "mixed", "rans"]
+__all__ = ["Coder", "Levels", "bits_of", "context", "fixed", "huffman", "mixed", "rans", "rate_distortion"]

@@ -61,13 +61,18 @@ def least_bytes(numbers: int) -> int:
     return max(0, -(-numbers // NUMBERS_A_BYTE) - FREE_BYTES)
 
 
-def encoded(levels: Numbers, name: str, plain: Callable[[Numbers, Shape], bytes]) -> bytes:
-    """The payload of levels (rows, columns, inner), by the compiled coder of that name, else by the plain one."""
+def require_levels(levels: Numbers) -> None:
+    """Raises `SecateursError` where they are no levels as coders take them."""
     if not isinstance(levels, np.ndarray) or levels.dtype != np.int32 or levels.ndim != 3 or not levels.flags.c_contiguous:
         given = f"{levels.dtype} of shape {levels.shape}" if isinstance(levels, np.ndarray) else type(levels).__name__
         raise SecateursError(
             f"a coder takes int32 levels (rows, columns, inner), C-contiguous, not {given}; np.ascontiguousarray helps"
         )
+
+
+def encoded(levels: Numbers, name: str, plain: Callable[[Numbers, Shape], bytes]) -> bytes:
+    """The payload of levels (rows, columns, inner), by the compiled coder of that name, else by the plain one."""
+    require_levels(levels)
     if native is not None:
         found: bytes = getattr(native, f"{name}_encode")(levels)
         return found

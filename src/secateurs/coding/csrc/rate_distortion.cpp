@@ -15,15 +15,21 @@ class Run {
 
     double value(int32_t level) const { return table_ ? double(table_[level - lowest_]) : double(float(level) * scale_); }
 
-    // Of two that are equally near, the one nearer to zero.
+    // Of those that are equally near, the one nearest to zero. Zero is in every table.
     int32_t nearest(float value) const {
         if (table_) {
             const int64_t above = std::lower_bound(table_, table_ + levels_, value) - table_; // the first that is not less
-            if (above == 0) return lowest_;
-            if (above == levels_) return lowest_ + int32_t(levels_) - 1;
-            const double over = double(table_[above]) - value, under = double(value) - table_[above - 1];
-            const bool up = over < under || (over == under && value < 0);
-            return lowest_ + int32_t(above) - !up;
+            int64_t at = above;
+            if (above == levels_) {
+                at = levels_ - 1;
+            } else if (above > 0) {
+                const double over = double(table_[above]) - value, under = double(value) - table_[above - 1];
+                if (!(over < under || (over == under && value < 0))) at = above - 1;
+            }
+            if (table_[at] == 0) return 0;
+            while (table_[at] > 0 && table_[at - 1] == table_[at]) --at;
+            while (table_[at] < 0 && table_[at + 1] == table_[at]) ++at;
+            return lowest_ + int32_t(at);
         }
         if (scale_ == 0) return 0;
         const double exact = double(value) / double(scale_), most = double(lowest_ + levels_ - 1);
