@@ -58,6 +58,13 @@ def cnn_task() -> Task:
     )
 
 
+@pytest.fixture
+def no_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what writes a report and is not about it: drawing takes most of the time. `test_report` looks at the drawings."""
+    for draw in ("metric_curve", "layer_bars", "training_curve"):
+        monkeypatch.setattr(f"secateurs.report.page.{draw}", lambda record, width: "")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave slow tests out where they are not asked for."""
     if item.get_closest_marker("slow") and os.environ.get("SECATEURS_ALL") != "1":

@@ -57,7 +57,7 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_pat
     assert len(names) > 1
 
 
-@pytest.mark.usefixtures("few_digits")
+@pytest.mark.usefixtures("few_digits", "no_drawings")
 @pytest.mark.parametrize("page", with_blocks("sh", "secateurs "), ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: a new one for each command would spend its time on imports. `test_cli` starts real ones."""

@@ -109,11 +109,17 @@ def svg(figure: Figure, prefix: str, title: str, named: Mapping[str, str] | None
     ``named`` gives parts of it, by their gid, names that browsers show where the pointer rests.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     matplotlib.rcParams["svg.hashsalt"] = prefix  # inside the context of styled: the same ids at each run
     file = io.StringIO()
+    FigureCanvasSVG(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's fonts draw the text, not matplotlib's
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+            figure.set_layout_engine(None)  # savefig would draw everything once more to find a place for it
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
     for element in list(root.iter()):

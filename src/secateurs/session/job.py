@@ -90,12 +90,14 @@ def prune_to_folder(
     dense_seconds: float | None = None,
     baselines: Sequence[Entry] = (),
     curves: Sequence[Curve] = (),
+    finish: Callable[[Record], Record] | None = None,
 ) -> Result:
     """Measure a model, prune it, save it, read it back, measure again, and write record and report into a folder.
 
     ``prune`` prunes the model in place and returns its training run; ``make`` builds the model's class anew for the reading back.
     The folder gets ``dense.safetensors``, ``pruned.safetensors`` (sparse layout), ``record.json`` and ``report.html``. ``watch`` is
-    the clock of a job that goes on after interruptions, whose hook ``prune`` hands to its training.
+    the clock of a job that goes on after interruptions, whose hook ``prune`` hands to its training. ``finish`` adds to the record
+    what is measured last.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def prune_to_folder(
         date=date,
         notes=notes,
     )
-    return _written(record, folder)
+    return _written(record if finish is None else finish(record), folder)
 
 
 def _gone(masks: Masks, model: nn.Module) -> str:
@@ -161,25 +163,26 @@ def shrink_to_folder(
         plans.append(run.masks.plan)
         return run
 
-    result = prune_to_folder(model, make, task, prune_and_shrink, out, **told)
-    dense = load(result.folder / DENSE, make).to(next(model.parameters()).device)
-    before, after = latencies((dense, model), task.example)
-    threads = torch.get_num_threads()
-    first, *others = result.record.entries
-    small = {layer.name: layer for layer in result.record.layers}
-    record = replace(
-        result.record,
-        entries=(
-            replace(first, latency_ms=before),
-            _planned(dense, task, plans[0]),
-            *masked,
-            *(replace(entry, latency_ms=after) if entry.name.startswith("pruned") else entry for entry in others),
-        ),
-        runtime=f"torch {torch.__version__.partition('+')[0]} on {threads} thread{'s' * (threads > 1)}",
-        layers=tuple(_of_dense(layer, small.get(layer.name)) for layer in layers(dense, task.example)),
-        notes=(*result.record.notes, _in_words(did[0]), f"Timed were forward passes of the example, {describe(task.example)}."),
-    )
-    return _written(record, result.folder)
+    def beside_the_dense(record: Record) -> Record:
+        dense = load(Path(out) / DENSE, make).to(next(model.parameters()).device)
+        before, after = latencies((dense, model), task.example)
+        threads = torch.get_num_threads()
+        first, *others = record.entries
+        small = {layer.name: layer for layer in record.layers}
+        return replace(
+            record,
+            entries=(
+                replace(first, latency_ms=before),
+                _planned(dense, task, plans[0]),
+                *masked,
+                *(replace(entry, latency_ms=after) if entry.name.startswith("pruned") else entry for entry in others),
+            ),
+            runtime=f"torch {torch.__version__.partition('+')[0]} on {threads} thread{'s' * (threads > 1)}",
+            layers=tuple(_of_dense(layer, small.get(layer.name)) for layer in layers(dense, task.example)),
+            notes=(*record.notes, _in_words(did[0]), f"Timed were forward passes of the example, {describe(task.example)}."),
+        )
+
+    return prune_to_folder(model, make, task, prune_and_shrink, out, finish=beside_the_dense, **told)
 
 
 def _of_dense(dense: Layer, small: Layer | None) -> Layer:
