@@ -30,7 +30,9 @@ from .comparing import recipes as recipes
 from .compressing import Quantiser as Quantiser
 from .compressing import Shared as Shared
 from .compressing import bits_within as bits_within
+from .compressing import price_within as price_within
 from .compressing import quantise_ as quantise_
+from .compressing import rate_distortion_ as rate_distortion_
 from .compressing import share_ as share_
 from .costs import Tally as Tally
 from .costs import Work as Work

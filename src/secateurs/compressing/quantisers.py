@@ -19,6 +19,7 @@ Per = Literal["layer", "channel"] | int
 """Which numbers share their values: all of a weight, those of each index of its first dimension, or so many that follow each other."""
 
 _MOST_BITS = 16
+_MOST_LEVELS = (1 << 23) - 1  # what float32 tells apart
 _LEAST_SCALE = 0.1  # of the one that reaches the largest number: what is tried where the mean squared error decides
 _SCALES = 24
 _MOST_SEEN = 1 << 16  # numbers of a row by which its scale is chosen
@@ -240,31 +241,39 @@ def ternary_signs(rows: Tensor, there: Tensor, threshold: float, of: Literal["me
 # ---------------------------------------------------------------- scales
 
 
-def uniform(*, bits: int = 8, per: Per = "layer", clip: Literal["max", "mse"] = "max") -> Quantiser:
-    """Whole numbers from −(2 ** (bits − 1) − 1) to as much, times a scale: as integer arithmetic has them, zero among them.
+def uniform(
+    *, bits: int | None = None, step: float | None = None, per: Per = "layer", clip: Literal["max", "mse"] = "max"
+) -> Quantiser:
+    """Whole numbers from −(2 ** (bits − 1) − 1) to as much, times a scale: as integer arithmetic has them, zero among them; 8 bits by
+    default.
 
     ``clip="max"``: the scale is such that the largest weight is the largest level. "mse": the scale from a tenth of that up to it with the
-    least squared error; larger weights become the largest level. Weights below half a scale become zero.
+    least squared error; larger weights become the largest level. Weights below half a scale become zero. ``step`` in place of bits is
+    the scale itself, of all weights, with as many levels as they need.
 
-    Raises `SecateursError` for fewer than 2 or more than 16 bits.
+    Raises `SecateursError` for fewer than 2 or more than 16 bits, and for a step of 0 or less, or one beside bits.
 
     >>> levels = uniform(bits=3)(torch.tensor([[0.6, -0.5, 0.05, 0.19]]))
     >>> levels.numbers, levels.scale
     (tensor([[ 3, -2,  0,  1]], dtype=torch.int32), tensor([0.2000]))
     """
-    most = (1 << (_require_bits("uniform", bits, 2) - 1)) - 1
+    if step is not None:
+        require("uniform", "step", step, NUMBER)
+        if not 0 < step < float("inf") or bits is not None or clip != "max":
+            raise SecateursError(f"uniform: step={step} must be above 0, and goes without bits= and clip=")
+    most = (1 << (_require_bits("uniform", 8 if bits is None else bits, 2) - 1)) - 1 if step is None else _MOST_LEVELS
     if clip not in ("max", "mse"):
         raise SecateursError(f'uniform: clip={clip!r} is neither "max" nor "mse"')
     _require_per("uniform", per)
 
     def choose(rows: Tensor, there: Tensor) -> Levels:
         largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-        full = largest / most
+        full = largest / most if step is None else torch.full_like(largest, step)
         scale = full.float() if clip == "max" or not rows.numel() else _least_error(rows, full, most)
         return Levels(multiples(rows, scale, most), scale=scale, dtype=torch.float64)
 
-    shown = None if clip == "max" else clip
-    return Quantiser(_named("uniform", per, bits=bits, clip=shown), choose, per)
+    shown = {"clip": None if clip == "max" else clip, "step": step}
+    return Quantiser(_named("uniform", per, bits=8 if bits is None and step is None else bits, **shown), choose, per)
 
 
 def multiples(rows: Tensor, scale: Tensor, most: int) -> Tensor:

@@ -78,7 +78,7 @@ def share_(
         require("share_", f"{word} of {name}" if name else word, number, COUNT)
         made[name] = k_means(**{word: number}, per=per, start=start, seed=seed)
     chosen = made if isinstance(asked, Mapping) else made[""]
-    _require_gradient("share_", gradient)
+    require_gradient("share_", gradient)
     found, skipped = found_levels("share_", model, chosen, masks, only, skip, example)
     return write_("share_", model, found, skipped, lambda each: each.fixed(gradient))
 
@@ -123,7 +123,7 @@ def quantise_(
     tensor(7, dtype=torch.int32)
     """
     require("quantise_", "quantiser", quantiser, QUANTISER)
-    _require_gradient("quantise_", gradient)
+    require_gradient("quantise_", gradient)
     found, skipped = found_levels("quantise_", model, quantiser, masks, only, skip, example)
     if not reassign:
         return write_("quantise_", model, found, skipped, lambda each: each.fixed(gradient, train_values), learner)
@@ -134,7 +134,11 @@ def quantise_(
     return write_("quantise_", model, found, skipped, Found.ternary, learner)
 
 
-def _require_gradient(who: str, gradient: str) -> None:
+def require_gradient(who: str, gradient: str) -> None:
+    """Raise `SecateursError` where something is no way to join gradients.
+
+    >>> require_gradient("mine", "sum")
+    """
     if gradient not in get_args(Gradient):
         raise SecateursError(f'{who}: gradient={gradient!r} is neither "mean" nor "sum"')
 
