@@ -30,8 +30,19 @@ PROGRESS = RESULTS / "attack" / "progress.json"
 BATCH_SECONDS = 900
 """What no batch may take."""
 
-SHARES = {"model": 18, "sparse": 16, "masks": 16, "shrunk": 16, "checkpoint": 2, "plan": 16, "record": 16, "measurements": 0.01}
-"""Of a hundred mutants, those of each kind; checkpoints take a step of training each, and measurements a compiled model."""
+SHARES = {
+    "model": 18,
+    "sparse": 16,
+    "masks": 16,
+    "shrunk": 16,
+    "compressed": 100,
+    "checkpoint": 2,
+    "plan": 16,
+    "record": 16,
+    "measurements": 0.01,
+}
+"""Of a hundred mutants, those of each kind, and as many again of compressed files; checkpoints take a step of training each, and
+measurements a compiled model."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,12 +253,9 @@ def finish(model: nn.Module, task: sc.Task, job: Job, factor: int, limit: int, s
     )
 
 
-def chained(job: Job, factors: tuple[int, ...], chain: Chain) -> None:
-    """Iterative pruning by magnitude: each round cuts what the one before left."""
-    if all(str(factor) in job.found() for factor in factors):
-        return
-    task = NETWORKS[job.network].task(job.seed)
-    model, masks, done, start = dense_of(job, task), None, 0, time.time()
+def rounds(job: Job, chain: Chain, task: sc.Task) -> Iterator[tuple[int, nn.Module, sc.Masks, int]]:
+    """Iterative pruning by magnitude: each round cuts what the one before left; yields each round's model, masks and epochs so far."""
+    model, masks, done = dense_of(job, task), None, 0
     teachers = [sc.distill(copy.deepcopy(model))] if job.way == "best" else []
     for factor, epochs in chain:
         limit = sum(parameter.numel() for parameter in model.parameters()) // factor
@@ -266,7 +263,17 @@ def chained(job: Job, factors: tuple[int, ...], chain: Chain) -> None:
         train(model, task, job, epochs, factor, *teachers, masks=masks)
         sc.zero_dead_(model, masks, task.example)
         done += epochs
+        yield factor, model, masks, done
+
+
+def chained(job: Job, factors: tuple[int, ...], chain: Chain) -> None:
+    """Measure each round of iterative pruning that is not there yet."""
+    if all(str(factor) in job.found() for factor in factors):
+        return
+    task, start = NETWORKS[job.network].task(job.seed), time.time()
+    for factor, model, _, done in rounds(job, chain, task):
         if str(factor) not in job.found():
+            limit = sum(parameter.numel() for parameter in model.parameters()) // factor
             finish(copy.deepcopy(model), task, job, factor, limit, time.time() - start, done)
         if factor >= max(factors):
             return

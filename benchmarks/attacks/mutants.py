@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from attacks.mutate import changed, damaged, rewritten
+from attacks.mutate import changed, damaged, recoded, rewritten
 from attacks.verdict import Verdict
 from secateurs.files import nested_state
 from secateurs.random_state import random_state
@@ -163,6 +163,19 @@ def _model_kind(folder: Path, how: str) -> Kind:
     return Kind((folder / how).read_bytes(), rewritten, _reads_model(model.state_dict()))
 
 
+def _compressed_kind(folder: Path) -> Kind:
+    """All the ways to code a tensor: by scales, tables, floats, as it is; zeros in patterns; masks that zeros do not tell."""
+    torch.manual_seed(0)
+    model = Little()
+    masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), sc.Task(EXAMPLE))
+    with torch.no_grad():
+        model.enter.weight.mul_(8).round_().div_(8)
+        model.hidden.weight.mul_(8).round_().sin_()
+        model.norm.running_mean.copy_(torch.randn(4))
+    sc.compress(model, folder / "compressed", masks, metric={"accuracy": 0.5}, seed=1)
+    return Kind((folder / "compressed").read_bytes(), recoded, _reads_model(model.state_dict()))
+
+
 # ---------------------------------------------------------------- checkpoints
 
 DATA = [(torch.linspace(-1, 1, 12).view(4, 3), torch.tensor([0, 1, 0, 1]))]
@@ -282,7 +295,7 @@ def _measurements_kind(folder: Path) -> Kind:
     return Kind(next(folder.glob("measured-*.json")).read_bytes(), _change_text, _reads_measurements)
 
 
-KINDS = ("model", "sparse", "masks", "shrunk", "checkpoint", "plan", "record", "measurements")
+KINDS = ("model", "sparse", "masks", "shrunk", "compressed", "checkpoint", "plan", "record", "measurements")
 
 
 @cache
@@ -294,6 +307,8 @@ def sound(name: str) -> Kind:
                 return _plan_kind()
             case "record":
                 return _record_kind()
+            case "compressed":
+                return _compressed_kind(Path(folder))
             case "checkpoint":
                 return _checkpoint_kind(Path(folder))
             case "measurements":

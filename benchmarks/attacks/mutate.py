@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import zlib
 from random import Random
 from typing import Any
 
@@ -110,3 +111,34 @@ def rewritten(content: bytes, chance: Random) -> bytes:
     if isinstance(plan, str) and chance.random() < 0.1:
         return whole(header, {**document, "plan": json.dumps(changed(json.loads(plan), chance))}, data)
     return whole(header, changed(document, chance), data)
+
+
+# ---------------------------------------------------------------- compressed files
+
+_HEAD = struct.Struct("<8sIIII")
+
+
+def recoded(content: bytes, chance: Random) -> bytes:
+    """A compressed file of which somebody has changed the index, or the bytes of a tensor, and made all checksums anew."""
+    magic, version, packed, size, _ = _HEAD.unpack(content[: _HEAD.size])
+    index = json.loads(zlib.decompress(content[_HEAD.size : _HEAD.size + packed]))
+    place, payloads = _HEAD.size + packed, []
+    for entry in index["tensors"]:
+        payloads.append(content[place : place + entry["bytes"]])
+        place += entry["bytes"] + 4
+    if chance.random() < 0.5:
+        which = chance.randrange(len(payloads))
+        payloads[which] = damaged(payloads[which], chance)
+        if chance.random() < 0.7:
+            index["tensors"][which]["bytes"] = len(payloads[which])
+    if chance.random() < 0.6:
+        which = chance.randrange(len(payloads))
+        index["tensors"][which] = changed(index["tensors"][which], chance)
+    if chance.random() < 0.2:
+        index = changed(index, chance)
+    text = json.dumps(index).encode("utf-8", "surrogatepass")
+    size = len(text) if chance.random() < 0.95 else chance.choice((0, size, 1 << 26, (1 << 32) - 1))
+    deflated = zlib.compress(text, chance.choice((1, 9)))
+    told = struct.pack("<III", version, len(deflated), size)
+    head = _HEAD.pack(magic, version, len(deflated), size, zlib.crc32(deflated, zlib.crc32(told)))
+    return head + deflated + b"".join(payload + struct.pack("<I", zlib.crc32(payload)) for payload in payloads)

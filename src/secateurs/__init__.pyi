@@ -1,3 +1,4 @@
+from . import coding as coding
 from . import export as export
 from . import methods as methods
 from . import models as models
@@ -27,12 +28,20 @@ from .comparing import Recipe as Recipe
 from .comparing import baselines as baselines
 from .comparing import compare as compare
 from .comparing import recipes as recipes
+from .compressing import Compressed as Compressed
+from .compressing import CompressedTensor as CompressedTensor
 from .compressing import Quantiser as Quantiser
 from .compressing import Shared as Shared
 from .compressing import bits_within as bits_within
+from .compressing import compress as compress
+from .compressing import compressed_bytes as compressed_bytes
+from .compressing import compressed_bytes_at as compressed_bytes_at
+from .compressing import decompress as decompress
 from .compressing import price_within as price_within
 from .compressing import quantise_ as quantise_
 from .compressing import rate_distortion_ as rate_distortion_
+from .compressing import read_compressed as read_compressed
+from .compressing import recode as recode
 from .compressing import share_ as share_
 from .costs import Tally as Tally
 from .costs import Work as Work

@@ -18,6 +18,7 @@ from torch import nn
 
 from secateurs import __version__, export, methods, patterns, report, session, targets
 from secateurs.cli.compared import recipes_of, trained_weights
+from secateurs.cli.files import compress_, extract, show_compressed
 from secateurs.cli.found import (
     NamedModel,
     NamedTask,
@@ -43,6 +44,7 @@ from secateurs.cli.scan import scan
 from secateurs.cli.shown import print_reasons, show_sites
 from secateurs.cli.smallest import smallest
 from secateurs.cli.terminal import command_line, plain, require_at_least, require_seed, require_threads, say, stopping, warn
+from secateurs.coding.file import is_compressed
 from secateurs.comparing import FailedJobsError, compare
 from secateurs.forward import run_example
 from secateurs.patterns import find_weights, misfit
@@ -65,6 +67,8 @@ app = App(
 app.command(llm)
 app.command(scan)
 app.command(smallest)
+app.command(compress_, name="compress")
+app.command(extract)
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
 
@@ -107,12 +111,13 @@ def inspect(
 ) -> None:
     """Show a row a layer: shape, parameters, nonzeros, MACs, and which patterns fit it, with the reason where not.
 
-    With --channels or --heads: what is coupled, a row a site, and what is left alone and why.
+    With --channels or --heads: what is coupled, a row a site, and what is left alone and why. Of a compressed file: a row a tensor, with
+    what it takes there.
 
     Parameters
     ----------
     model
-        A built-in model (lenet_5, resnet_50 …) or package.module:factory.
+        A built-in model (lenet_5, resnet_50 …) or package.module:factory; or a compressed file (small.scz).
     weights
         A safetensors file to load.
     task
@@ -126,6 +131,9 @@ def inspect(
     heads
         Show the attention heads alone.
     """
+    if is_compressed(model):
+        show_compressed(Path(model))
+        return
     network = with_weights(factory_named(model), weights)
     example = example_for(task, input_shape)
     if channels or heads:
@@ -611,8 +619,9 @@ def _finish(result: session.Result) -> None:
     say(report.table(result.record))
     for note in result.record.notes:
         say(note)
-    for name in ("pruned.safetensors", "record.json", "report.html"):
-        say(str(result.folder / name))
+    for name in ("pruned.safetensors", "compressed.scz", "record.json", "report.html"):
+        if (result.folder / name).exists():
+            say(str(result.folder / name))
 
 
 def _train(network: nn.Module, work: Task, lr: float, epochs: int, checkpoint: Path, watch: session.Stopwatch) -> None:

@@ -17,8 +17,8 @@ Numbers = NDArray[numpy.int32]
 class Coder:
     """A way to write whole numbers in few bytes; numbers are of shape (rows, columns, inner), as of a weight whose kernels are flat.
 
-    ``decode(data, rows, columns, inner)`` raises `FileError` where the data are not of so many numbers, never anything else; its time and its memory
-    are bounded by them.
+    ``decode(data, rows, columns, inner)`` raises `FileError` where the data are not of so many numbers, never anything else; its time
+    and its memory are bounded by them.
     """
 
     name: str

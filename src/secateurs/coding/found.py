@@ -26,8 +26,10 @@ def levels_in(tensor: Tensor) -> Levels | None:
 
     What is given back has exactly the tensor's bits. ``None`` where there is no such structure, and for NaN and infinities.
 
-    >>> levels_in(torch.tensor([[0.5, 0.0, -1.5], [2.0, 0.5, 0.0]] * 4)).table
-    tensor([[-1.5000,  0.0000,  0.5000,  2.0000]])
+    >>> levels_in(torch.tensor([[0.5, 0.0, -1.3], [2.0, 0.5, 0.0]] * 4)).table
+    tensor([[-1.3000,  0.0000,  0.5000,  2.0000]])
+    >>> levels_in(torch.tensor([0.5, 0.0, -1.5, 0.0])).scale
+    tensor([0.5000])
     >>> levels_in(torch.randn(100)) is None
     True
     """
@@ -40,6 +42,8 @@ def levels_in(tensor: Tensor) -> Levels | None:
     values = _few_values(tensor)
     if values is not None and (even := _even(tensor, values)) is not None:
         return even
+    if values is None and _by_scale(tensor.reshape(-1)[:4096], 1) is not None and (one := _by_scale(tensor, 1)) is not None:
+        return one
     channels = len(tensor) if tensor.ndim > 1 else 1
     found = [] if values is None else [_by_table(tensor, values)]
     if channels > 1 and _may_have_channels(tensor):
@@ -74,7 +78,9 @@ def _minus_zero(values: Tensor) -> bool:
 
 
 def _whole_numbers(tensor: Tensor) -> Levels | None:
-    if tensor.dtype.is_complex or int(tensor.min()) < -(1 << 24) or int(tensor.max()) > 1 << 24:
+    if tensor.dtype.is_complex or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # for which torch has no arithmetic
+        return None
+    if int(tensor.min()) < -(1 << 24) or int(tensor.max()) > 1 << 24:
         return None
     return Levels(tensor.to(torch.int32), dtype=tensor.dtype)
 

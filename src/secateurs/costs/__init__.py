@@ -5,7 +5,7 @@ from secateurs.costs.busy import activation_density
 from secateurs.costs.counts import file_bytes, macs, nonzero_macs, nonzero_params, params, tensor_bytes
 from secateurs.costs.dataflow import Accesses, Dataflow, Levels, NoLocalReuse, RowStationary, Shape, shape_of
 from secateurs.costs.elements import checked, elements
-from secateurs.costs.formats import CSC, CSR, Bitmap, Cheapest, Dense, Format, Grouped, Relative, cheapest, fillers
+from secateurs.costs.formats import CSC, CSR, Bitmap, Cheapest, Dense, EntropyCoded, Format, Grouped, Relative, cheapest, fillers
 from secateurs.costs.hierarchy import EYERISS, Accelerator, Hierarchy, Technology, energy, energy_on
 from secateurs.costs.references import memory_references
 from secateurs.costs.sequences import active_params, kv_cache_bytes
@@ -24,6 +24,7 @@ __all__ = [
     "Cheapest",
     "Dataflow",
     "Dense",
+    "EntropyCoded",
     "Format",
     "Grouped",
     "Hierarchy",

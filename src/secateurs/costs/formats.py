@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, exp, lgamma, prod
+from math import ceil, exp, lgamma, log, prod
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -218,6 +218,27 @@ class Grouped:
                 f"NofM({self.n}, {self.m}), or let cheapest({self!r}, Dense()) choose"
             )
         return rows * (whole * self.n * (width + (self.m - 1).bit_length()) + rest * width)
+
+
+@dataclass(frozen=True)
+class EntropyCoded:
+    """The units that are there, and the least that tells which they are where that is chance: log2 of how many choices there are.
+
+    What an entropy coder comes to within a per cent of, and gets below where zeros lie in rows or columns (`secateurs.compress`).
+
+    >>> round(EntropyCoded().bits(Work("fc", "fc.weight", 1, 100, 10, (), 1, 100, 10, nonzeros=50), width=8), 1)
+    682.3
+    """
+
+    unit: Tiling | None = None
+
+    def __post_init__(self) -> None:
+        require("EntropyCoded", "unit", self.unit, UNIT)
+
+    def bits(self, work: Work, width: int) -> float:
+        units = units_of(work, self.unit, "EntropyCoded")
+        choices = lgamma(units.count + 1) - lgamma(units.kept + 1) - lgamma(units.count - units.kept + 1)
+        return choices / log(2) + units.kept * units.size * width
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from secateurs.coding import file
+from secateurs.documents import DEEPEST, nests_too_deep
 from secateurs.replacing import replacing
 from secateurs.types import FileError, SecateursError
 
@@ -23,9 +25,6 @@ FORMAT = 1
 
 _TORCH = (".pt", ".pth")
 """What files are called that torch.save wrote."""
-
-_DEEPEST = 100
-"""How many lists and objects may stand in each other in a document: many times what is ever written, far from Python's own limit."""
 
 
 # ---------------------------------------------------------------- tensors and a document
@@ -39,8 +38,8 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], document: Mapping[str
     _require_storable(tensors)
     plain = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
     whole = {"format": FORMAT, **document, "checksums": {name: _checksum(tensor) for name, tensor in plain.items()}}
-    if _nests_too_deep(whole):
-        raise SecateursError(f"could not write {path}: lists and dicts nest more than {_DEEPEST} deep in what is to be saved")
+    if nests_too_deep(whole):
+        raise SecateursError(f"could not write {path}: lists and dicts nest more than {DEEPEST} deep in what is to be saved")
     text = _sealed(json.dumps(whole))
     with replacing(path) as temporary:
         save_file(plain, temporary, metadata={_KEY: text})
@@ -75,6 +74,9 @@ def read(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict
     """
     if _is_torchs(path):
         return _torch_state(path), {}
+    if file.is_compressed(path):
+        with file.opened(path, verify) as reader:
+            return dict(reader.tensors()), _of_format(path, reader.document)
     with _opened(path) as opened:
         metadata = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
@@ -89,6 +91,9 @@ def read_document(path: str | Path, verify: bool = True) -> dict[str, Any]:
     if _is_torchs(path):
         _torch_state(path)
         return {}
+    if file.is_compressed(path):
+        with file.opened(path, verify) as reader:
+            return _of_format(path, reader.document)
     with _opened(path) as opened:
         metadata = opened.metadata() or {}
     return _document(path, metadata, verify)[0]
@@ -140,29 +145,26 @@ def _document(path: str | Path, metadata: Mapping[str, str], verify: bool) -> tu
     text = metadata[_KEY]
     try:
         document = json.loads(text)
-        version = document["format"]
+        document["format"]
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         raise FileError(f"{path}: its secateurs document is damaged ({type(error).__name__})") from error
-    if not isinstance(document, dict) or type(version) is not int:
-        raise FileError(f"{path}: its secateurs document is damaged (its format is no number)")
-    if version != FORMAT:
-        raise FileError(f"{path} is of format {str(version)[:20]}; this version reads format {FORMAT}: update secateurs")
-    if _nests_too_deep(document):
-        raise FileError(f"{path}: its secateurs document is damaged (it nests more than {_DEEPEST} deep)")
+    _of_format(path, document)
+    if nests_too_deep(document):
+        raise FileError(f"{path}: its secateurs document is damaged (it nests more than {DEEPEST} deep)")
     if verify and "checksum" in document and text != _sealed(text[:_UNSEALED] + "}"):
         raise FileError(f"{path}: its secateurs document {_NOT_AS_WRITTEN}")
     document.pop("checksum", None)
     return document, document.pop("checksums", None)
 
 
-def _nests_too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_DEEPEST):
-        inside = (item for each in level for item in (each.values() if isinstance(each, dict) else each))
-        level = [item for item in inside if isinstance(item, (dict, list, tuple))]
-        if not level:
-            return False
-    return True
+def _of_format(path: str | Path, document: Any) -> dict[str, Any]:
+    """A document, if this version can read it."""
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int:
+        raise FileError(f"{path}: its secateurs document is damaged (its format is no number)")
+    if version != FORMAT:
+        raise FileError(f"{path} is of format {str(version)[:20]}; this version reads format {FORMAT}: update secateurs")
+    return cast(dict[str, Any], document)
 
 
 def _require_storable(tensors: Mapping[str, Tensor]) -> None:

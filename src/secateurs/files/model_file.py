@@ -27,9 +27,13 @@ from secateurs.shrink.undo import Undo
 from secateurs.types import FileError, Plan, PlanError, SecateursError, WriteError
 
 Model = TypeVar("Model", bound=nn.Module)
+Told = TypeVar("Told")
 
 WEIGHTS = "model.safetensors"
 """The file with the weights in a folder of a Hugging Face model."""
+
+COMPRESSED = "model.scz"
+"""The same, where they were compressed."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,52 @@ def save(
     ...     dense // save(model, f"{folder}/sparse.safetensors", masks, sparse=True)
     5
     """
-    require("save(model, path)", "model", model, MODEL)
-    require("save(model, path)", "path", path, PATH)
+    contents = contents_of("save", model, path, masks, sparse=sparse, metric=metric, seed=seed)
+
+    def write(target: Path) -> int:
+        container.write(target, contents.stored, contents.document)
+        return target.stat().st_size
+
+    return contents.put(write, WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a model's file is to hold, and where it goes: into a folder with these configurations, where it has any."""
+
+    model: nn.Module
+    path: Path
+    stored: dict[str, Tensor]
+    document: dict[str, Any]
+    configs: tuple[Any, ...] | None
+
+    def put(self, write: Callable[[Path], Told], name: str) -> Told:
+        """Have the file written, under `name` where it goes into a folder; by one process, where several hold the model."""
+
+        def put() -> Told:
+            if self.configs is None:
+                return write(self.path)
+            return _into_folder(self.path / name, write, self.configs)
+
+        return by_first(put) if any_sharded(self.model.parameters()) else put()
+
+
+def contents_of(
+    who: str,
+    model: nn.Module,
+    path: str | Path,
+    masks: Masks | None = None,
+    *,
+    sparse: bool = False,
+    metric: Mapping[str, float] | None = None,
+    seed: int | None = None,
+) -> Contents:
+    """What the file of a model holds, as `save` writes it and as `compress` does; raises what these raise for their arguments."""
+    require(f"{who}(model, path)", "model", model, MODEL)
+    require(f"{who}(model, path)", "path", path, PATH)
     for argument, value, kind in (("masks", masks, MASKS), ("metric", metric, METRIC), ("seed", seed, COUNT)):
         if value is not None:
-            require("save", argument, value, kind)
+            require(who, argument, value, kind)
     if masks is not None:
         masks.require_of(model)
     origin = masks.origin if masks is not None else UNKNOWN
@@ -96,18 +141,10 @@ def save(
         seed=seed,
         steps=[step.to_document() for step in steps_of(model)],
     )
-    target, config = Path(path), None
+    configs = None
     if is_folder(model, path):
-        target, config = target / WEIGHTS, _config_for(model, path, document, tensors)
-
-    def write() -> int:
-        if config is None:
-            container.write(target, stored, document)
-        else:
-            _write_folder(target, stored, document, [config, *_of_generation(model)])
-        return target.stat().st_size
-
-    return by_first(write) if any_sharded(model.parameters()) else write()
+        configs = (_config_for(model, path, document, tensors), *_of_generation(model))
+    return Contents(model, Path(path), stored, document, configs)
 
 
 def _laid_out(
@@ -144,18 +181,19 @@ def _of_generation(model: Any) -> list[Any]:
     return [own] if hasattr(own, "save_pretrained") else []
 
 
-def _write_folder(target: Path, stored: Mapping[str, Tensor], document: Mapping[str, Any], configs: Sequence[Any]) -> None:
+def _into_folder(target: Path, write: Callable[[Path], Told], configs: Sequence[Any]) -> Told:
     """Write the weights and ``config.json`` to a folder, which is made if it is not there, and not left behind empty."""
     folder, made = target.parent, not target.parent.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        container.write(target, stored, document)
+        told = write(target)
         for config in configs:
             config.save_pretrained(folder)
     except OSError as error:
         if made and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise WriteError(f"could not write {folder}: {error}") from error
+    return told
 
 
 def document_of(
@@ -184,7 +222,10 @@ def document_of(
 
 def _weights_in(path: str | Path) -> Path:
     """The file itself, or the one with the weights in a folder as Hugging Face's ``save_pretrained`` makes it."""
-    return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    return folder / (COMPRESSED if not (folder / WEIGHTS).exists() and (folder / COMPRESSED).exists() else WEIGHTS)
 
 
 def _made(model: Any, path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -21,13 +21,13 @@ from secateurs.recover import geometric, train_
 from secateurs.report import Curve, Entry, curve, measure
 from secateurs.run.clock.timing import torch_threads
 from secateurs.session.folder import begin, require_free
-from secateurs.session.job import Result, prune_to_folder, validation
+from secateurs.session.job import Result, compress_to_folder, prune_to_folder, validation
 from secateurs.session.trial import quickest_threads
 from secateurs.solve import TopK
 from secateurs.tasks import digits
 from secateurs.types import Run, Task
 
-_ROUNDS, _EPOCHS = 6, 6
+_ROUNDS, _EPOCHS, _BITS = 6, 6, 4
 
 
 def demo_job(
@@ -50,7 +50,7 @@ def demo_job(
         _train(dense, task, 4 * _EPOCHS, "a dense network")
         dense_seconds = time.perf_counter() - start
         baselines, curves = _baselines(dense, task, seed, sparsity, width)
-        return prune_to_folder(
+        result = prune_to_folder(
             dense,
             digits_cnn,
             task,
@@ -63,6 +63,8 @@ def demo_job(
             baselines=baselines,
             curves=curves,
         )
+        optimizer = torch.optim.Adam(dense.parameters(), lr=1e-3)
+        return compress_to_folder(result, dense, digits_cnn, task, optimizer, bits=_BITS, epochs=_EPOCHS)
 
 
 def _width(sparsity: float) -> float:

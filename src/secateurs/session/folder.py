@@ -12,9 +12,9 @@ from secateurs.types import FileError, SecateursError
 
 RUN = "run.json"
 DENSE_CHECKPOINT, CHECKPOINT = "dense-checkpoint.safetensors", "checkpoint.safetensors"
-DENSE, PRUNED = "dense.safetensors", "pruned.safetensors"
+DENSE, PRUNED, COMPRESSED = "dense.safetensors", "pruned.safetensors", "compressed.scz"
 RECORD, PAGE = "record.json", "report.html"
-FILES = (RUN, DENSE_CHECKPOINT, CHECKPOINT, DENSE, PRUNED, RECORD, PAGE)
+FILES = (RUN, DENSE_CHECKPOINT, CHECKPOINT, DENSE, PRUNED, COMPRESSED, RECORD, PAGE)
 """All that a run writes into its folder; nothing else in it is ever touched."""
 
 FORMAT = "secateurs run"

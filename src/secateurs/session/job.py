@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from secateurs.compressing import compress, decompress, share_
 from secateurs.costs import macs, nonzero_params, params
-from secateurs.files import bytes_, load, save
+from secateurs.files import bytes_, load, load_masks, save
 from secateurs.forward import describe
 from secateurs.masks import Masks
-from secateurs.recover import evaluate
+from secateurs.progress import is_watched, waiting
+from secateurs.recover import evaluate, train_
 from secateurs.report import (
     Curve,
     Entry,
@@ -32,7 +35,7 @@ from secateurs.report import (
     write_record,
 )
 from secateurs.report.words import percent
-from secateurs.session.folder import DENSE, PAGE, PRUNED, RECORD
+from secateurs.session.folder import COMPRESSED, DENSE, PAGE, PRUNED, RECORD
 from secateurs.shrink import Shrunk, shrink_
 from secateurs.types import Hook, Plan, Run, Task
 
@@ -183,6 +186,32 @@ def shrink_to_folder(
         )
 
     return prune_to_folder(model, make, task, prune_and_shrink, out, finish=beside_the_dense, **told)
+
+
+def compress_to_folder(
+    result: Result, model: nn.Module, make: Callable[[], nn.Module], task: Task, optimizer: Optimizer, *, bits: int, epochs: int
+) -> Result:
+    """Give a job's pruned model 2 ** ``bits`` values a layer, train these, and write it compressed: one more row of the table.
+
+    ``model`` is the pruned one of `result`, which the optimizer trains. The folder gets ``compressed.scz``; record and report are
+    written again, with what a model read back from it scores.
+    """
+    start, path = time.perf_counter(), result.folder / COMPRESSED
+    masks = load_masks(result.folder / PRUNED, model)
+    shared = share_(model, bits, masks=masks)
+    with waiting(f"sharing {2**bits} values a layer, and training them: {epochs} epochs"):
+        train_(model, task, optimizer, epochs, masks=masks, hooks=[shared], show=is_watched())
+    told = compress(model, path, masks, seed=result.record.seed)
+    seconds = time.perf_counter() - start
+    name = f"pruned, {2**bits} values a layer, compressed"
+    entry = measure(name, decompress(path, make).to(next(model.parameters()).device), task, path, seconds)
+    pruned = max(place for place, each in enumerate(result.record.entries) if each.name.startswith("pruned"))
+    entries = [*result.record.entries[: pruned + 1], entry, *result.record.entries[pruned + 1 :]]
+    note = (
+        f"The compressed file, {told.bytes:,} bytes: {told.dense:,} dense, {told.pruned:,} once zeros are left out, {told.shared:,} with "
+        f"{2**bits} values a layer, {told.coded:,} entropy coded, and the rest names, masks and the plan."
+    )
+    return _written(replace(result.record, entries=tuple(entries), notes=(*result.record.notes, note)), result.folder)
 
 
 def _of_dense(dense: Layer, small: Layer | None) -> Layer:
