@@ -6,8 +6,8 @@
     SECATEURS_DATA=... python benchmarks/compress.py beside                  # gzip, zstd, xz, nncodec where they are installed
     python benchmarks/compress.py report                                     # only the page and the pictures, from what is there
 
-What is there already is not measured again. LeNets: pruned in rounds with a teacher (recover.py), values shared by k-means, the values
-trained for some epochs. How far to prune and how many bits is chosen by validation images, errors are those of the 10,000 test images; every
+What is there already is not measured again. LeNets: pruned in rounds with a teacher (recover.py), values shared by k-means, then trained
+for some epochs. How far to prune and how many bits is chosen by validation images, errors are those of the 10,000 test images; every
 byte of the file counts. Figures: no training after pruning or quantising; BatchNorm's statistics as they were.
 """
 

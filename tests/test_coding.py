@@ -141,7 +141,7 @@ def test_ascending_numbers_take_about_two_bits_more_than_they_must(numbers: set[
 
 
 @pytest.mark.parametrize(
-    "kind, data",
+    ("kind", "data"),
     [
         (positions.bitmap(), b"\xff"),
         (positions.bitmap(), b"\xff\xff\xff\x01"),
@@ -232,5 +232,5 @@ def test_levels_that_are_known_are_taken_and_must_be_those_of_the_tensor() -> No
 
 
 def test_what_has_no_name_in_the_format_is_refused() -> None:
-    with pytest.raises(SecateursError, match="w is torch.bits8"):
+    with pytest.raises(SecateursError, match=r"w is torch\.bits8"):
         encode("w", torch.zeros(4, dtype=torch.uint8).view(torch.bits8))

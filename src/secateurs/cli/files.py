@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secateurs.cli.found import factory_named, with_weights
 from secateurs.cli.terminal import say
-from secateurs.coding import FAST, SMALLEST
+from secateurs.coding import FAST
 from secateurs.coding.file import is_compressed
 from secateurs.compressing import compress, read_compressed, recode
 from secateurs.types import SecateursError
@@ -27,11 +27,11 @@ def compress_(source: str, out: Path, *, weights: Path | None = None, fast: bool
     weights
         A file to load into the model, where SOURCE is one.
     fast
-        Only coders that are read at 100 MB of float32 a second and more.
+        Only coders that are read at 100 MB of float32 a second and more, as for models of more than 16 million numbers anyway.
     """
     if out.suffix == _PLAIN:
         raise SecateursError(f"{out}: a compressed file does not end in {_PLAIN}; name one that ends in .scz")
-    codecs = FAST if fast else SMALLEST
+    codecs = FAST if fast else None
     if Path(source).is_file():
         if weights is not None:
             raise SecateursError(f"--weights {weights}: {source} is a file, and has weights of its own; give one of them")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from secateurs.coding import Codecs, Levels, file
+from secateurs.coding import FAST, SMALLEST, Codecs, Levels, file
 from secateurs.coding.bits import BITS_OF
 from secateurs.coding.file import Section
 from secateurs.files import container, load
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_SMALL = 1 << 24
+"""Numbers of a model that the slowest coders take some seconds for."""
 
 _WIDE = 120
 _FOR_WIDE = ("shape", "pruned", "shared")
@@ -145,7 +148,8 @@ def compress(
     where they are many; floats of any values lose only what repeats itself in their exponents. Masks, plan, metric, seed and what
     `shrink_` did are in the file as `save` has them, tied weights once, and `load` reads it as it does a ``.safetensors``. Of a Hugging
     Face model, a path without a suffix is a folder. ``levels`` are those of quantised weights by their names in the model, where they
-    are known (``Shared.levels``); ``codecs`` what is tried: `coding.SMALLEST`, or `coding.FAST` to be read at 100 MB a second and more.
+    are known (``Shared.levels``); ``codecs`` what is tried: `coding.SMALLEST`, or `coding.FAST` to be read at 100 MB a second and more;
+    by default the first for models of up to 16 million numbers, which are read in some seconds, and the second for larger ones.
 
     Raises `SecateursError` for a model without values or with tensors that have no name in the format, for masks of another model, and
     for levels that are not a weight's; `WriteError` where the file cannot be written: the old one stays.
@@ -178,14 +182,16 @@ def _written(
     levels: Mapping[str, Levels] = MappingProxyType({}),
 ) -> Compressed:
     told: list[CompressedTensor] = []
+    if codecs is None:
+        codecs = SMALLEST if sum(tensor.numel() for tensor in tensors.values()) <= _SMALL else FAST
 
     def one(section: Section, tensor: Tensor, found: Levels | None) -> None:
         told.append(_tensor(section, tensor, found))
         minus = int(((tensor == 0) & torch.signbit(tensor)).sum()) if tensor.dtype in BITS_OF else 0
         if minus > tensor.numel() / 100:
             warnings.warn(
-                f"{section.name} has {minus:,} minus zeros, as a product with a mask leaves them; they come back, and cost bytes: add_(0.0) "
-                "makes them zeros",
+                f"{section.name} has {minus:,} minus zeros, as a product with a mask leaves them; they come back, and cost bytes: "
+                "add_(0.0) makes them zeros",
                 UserWarning,
                 stacklevel=2,
             )
