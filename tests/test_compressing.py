@@ -108,42 +108,6 @@ def test_cells_of_numbers_come_close_to_the_best(monkeypatch: pytest.MonkeyPatch
 
 # ---------------------------------------------------------------- quantisers
 
-QUANTISERS: list[Callable[..., Quantiser]] = [
-    lambda per: k_means(bits=2, per=per),
-    lambda per: k_means(clusters=3, per=per, start="linear"),
-    lambda per: k_means(clusters=1, per=per, start="random", seed=3),
-    lambda per: powers_of_two(bits=3, per=per),
-    lambda per: ternary(per=per),
-    lambda per: ternary(per=per, threshold=0.05, of="max"),
-    lambda per: uniform(bits=4, per=per),
-    lambda per: uniform(bits=3, per=per, clip="mse"),
-    lambda per: as_it_is(),
-]
-
-
-@pytest.mark.parametrize("number", range(len(QUANTISERS)))
-@settings(max_examples=12, deadline=None)
-@given(st.data())
-def test_levels_keep_the_laws(number: int, data: st.DataObject) -> None:
-    """Zero at 0 and only where it may be, signs, order within a row, the dtype; and each value is that of its own weights' row."""
-    quantiser = QUANTISERS[number](data.draw(st.sampled_from(["layer", "channel", 4])))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]))
-    numbers = data.draw(st.lists(st.sampled_from([0.0, 0.5, -0.5, 1.0, 1.25, -3.0, 7.0, -0.01, 100.0]), min_size=8, max_size=8))
-    weight = torch.tensor(numbers, dtype=dtype).reshape(2, 4)
-    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=8, max_size=8))).reshape(2, 4)
-    levels = quantiser(weight, mask)
-    values = levels.values()
-    assert levels.numbers.dtype == torch.int32 and levels.numbers.shape == values.shape == weight.shape and values.dtype == dtype
-    gone = ~mask | (weight == 0)
-    assert not levels.numbers[gone].any() and not values[gone].any()
-    assert torch.equal(levels.numbers.sign(), values.sign().int()) and not torch.signbit(values[values == 0]).any()
-    if repr(quantiser).startswith(("k_means", "as_it_is")):
-        assert bool((values[~gone] * weight[~gone] != 0).all()) or repr(quantiser) == "k_means(clusters=1, start='random', seed=3)"
-    for row, level in zip(values.reshape(levels.runs, -1), levels.numbers.reshape(levels.runs, -1), strict=True):
-        order = level.argsort()
-        assert bool((row.double()[order].diff() >= 0).all())
-        assert all((level[a] == level[b]) == (row[a] == row[b]) for a, b in itertools.combinations(range(len(row)), 2))
-
 
 def test_each_quantiser_does_what_it_says() -> None:
     torch.manual_seed(0)

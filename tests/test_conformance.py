@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from math import inf
 
@@ -23,6 +24,8 @@ from secateurs.allocate import (
     uniform,
     within_budget,
 )
+from secateurs.compressing import Quantiser, as_it_is, k_means, powers_of_two, ternary
+from secateurs.compressing import uniform as evenly
 from secateurs.costs import (
     Bitmap,
     active_params,
@@ -74,6 +77,7 @@ from secateurs.testing import (
     check_coupling,
     check_criterion,
     check_pattern,
+    check_quantiser,
     check_solver,
 )
 from secateurs.types import (
@@ -378,3 +382,56 @@ def test_the_memory_of_keys_and_values_keeps_its_laws_where_there_are_any():
 def test_bytes_keep_their_laws_on_models_that_are_larger_than_a_header():
     large = Specimen("large perceptron", lambda: nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 32)), torch.zeros(2, 64))
     assert check_cost(bytes_, on=[large]) is None
+
+
+# ---------------------------------------------------------------- quantisers
+
+QUANTISERS = (
+    k_means(bits=2),
+    k_means(clusters=3, per="channel"),
+    k_means(clusters=1, start="random", seed=3),
+    k_means(bits=1, start="linear", per=4),
+    evenly(bits=4),
+    evenly(bits=3, per="channel", clip="mse"),
+    evenly(step=0.25),
+    powers_of_two(bits=3),
+    powers_of_two(bits=8, per="channel"),
+    ternary(),
+    ternary(per=4, threshold=0.05, of="max"),
+    as_it_is(),
+)
+
+
+@pytest.mark.parametrize("quantiser", QUANTISERS, ids=repr)
+def test_each_quantiser_keeps_its_laws(quantiser):
+    check_quantiser(quantiser, scales="step" not in repr(quantiser))
+
+
+def test_what_breaks_a_law_of_quantisers_is_told():
+    def broken(change, message, **how):
+        made = evenly(bits=4).choose
+        with pytest.raises(AssertionError, match=message):
+            check_quantiser(Quantiser("broken", lambda rows, there: change(made(rows, there), rows, there)), **how)
+
+    def shifted(levels, rows, there):
+        return replace(levels, numbers=levels.numbers + 1)
+
+    def drawn(levels, rows, there):
+        return replace(levels, numbers=torch.where(torch.rand(rows.shape) > 0.5, levels.numbers, 0))
+
+    def coarse(levels, rows, there):
+        return replace(levels, scale=3 * levels.scale)
+
+    def flipped(levels, rows, there):
+        return replace(levels, scale=-levels.scale)
+
+    def rounded(levels, rows, there):
+        return replace(levels, scale=levels.scale.clamp(min=0.2))
+
+    broken(shifted, "what is zero or masked has levels other than 0|the values are further")
+    broken(drawn, "asked again, it gives other levels")
+    broken(coarse, "the values are further from the weight than zeros are")
+    broken(flipped, "level 0 is not 0")
+    broken(rounded, "twice the weight does not give twice the values")
+    with pytest.raises(AssertionError, match="it takes no weight"):
+        check_quantiser(evenly(per=1000))

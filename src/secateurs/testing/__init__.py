@@ -11,6 +11,7 @@ from secateurs.testing.cost import check_cost
 from secateurs.testing.coupling import check_coupling
 from secateurs.testing.criterion import check_criterion
 from secateurs.testing.pattern import check_pattern
+from secateurs.testing.quantiser import check_quantiser
 from secateurs.testing.solver import check_solver
 from secateurs.testing.specimens import COUPLED, LAYERS, NETWORKS, Specimen
 
@@ -24,5 +25,6 @@ __all__ = [
     "check_coupling",
     "check_criterion",
     "check_pattern",
+    "check_quantiser",
     "check_solver",
 ]
