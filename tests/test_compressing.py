@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import secateurs as sc
+from secateurs import methods
 from secateurs.coding import Levels
 from secateurs.compressing import Quantiser, as_it_is, bits_within, importance, k_means, powers_of_two, ternary, uniform
 from secateurs.compressing.means import means_of, nearest
@@ -436,6 +437,15 @@ def test_a_model_that_is_no_longer_the_same_is_told() -> None:
     twin = copy.deepcopy(model)
     sc.train_(twin, task, sgd(twin), 1, hooks=[shared])  # a copy is as good
     assert torch.equal(shared.levels["0.weight"].values(), twin[0].weight)
+
+
+def test_deep_compression_prunes_shares_trains_and_writes(tmp_path: Path) -> None:
+    model, task = problem()
+    path, how = tmp_path / "small.scz", {"rounds": 2, "epochs_per_round": 1, "epochs": 1, "show": False}
+    run, shared = methods.deep_compression_(model, task, sgd(model), sparsity=0.6, bits={"0": 2, "2": 1}, path=path, **how)
+    assert 0.6 <= run.masks.sparsity < 0.8 and run.history[-1]["sparsity"] == run.masks.sparsity
+    assert {name: size.values for name, size in shared.sizes.items()} == {"0.weight": 4, "2.weight": 2}
+    assert same(states(model), states(sc.decompress(path, lambda: problem()[0])))
 
 
 # ---------------------------------------------------------------- ternary
