@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateurs.coding.coders import by_mixing, by_neighbours, fixed_width, numeral_system, payload, prefix_code, tokens
+from secateurs.coding.coders import native as native_module
 from secateurs.coding.coders.native import native
 from secateurs.coding.coders.payload import Malformed, Shape, least_bytes, most_numbers
 from secateurs.coding.coders.ranges import RangeEncoder
@@ -147,8 +148,14 @@ def test_few_bytes_cannot_ask_for_much_memory(coder):
         coder.decode(b"", 600, 1000, 1)
     with pytest.raises(FileError, match="at most"):
         coder.decode(data, -1, -1, 1)
-    with pytest.raises(FileError, match="bytes are left over"):
-        coder.decode(data + b"\0", *zeros.shape)
+    for wrong in (data + b"\0", data[:-1] + b"\1"):
+        with pytest.raises(
+            FileError, match=r"bytes are left over|not filled with zeros|do not end where they began|it ends too early"
+        ):
+            coder.decode(wrong, *zeros.shape)
+    if coder in (fixed_width, by_neighbours, by_mixing):
+        with pytest.raises(Malformed, match="bytes are left over"):
+            coder.decode_plain(data[:-1] + b"\1", Shape(*zeros.shape))
 
 
 def bits_at(data: bytes, **bytes_: int) -> bytes:
@@ -214,6 +221,17 @@ def test_without_compiled_coders_the_plain_ones_work_and_say_so_once(monkeypatch
         assert np.array_equal(coder.decode(data, *levels.shape), levels)
         assert coder.decode(coder.encode(levels[:0]), 0, 5, 4).shape == (0, 5, 4)
     assert len(fixed_width.encode(np.zeros((600, 1000, 1), np.int32))) == 10
+
+
+def test_another_build_is_loaded_where_one_is_named(monkeypatch):
+    monkeypatch.setenv(native_module.BUILD_VARIABLE, "notes.txt")
+    with pytest.raises(SecateursError, match=r"SECATEURS_CODING_NATIVE=notes.txt: that is no extension module"):
+        native_module._extension()
+    monkeypatch.setenv(native_module.BUILD_VARIABLE, "none")
+    assert native_module._extension() is None
+    if native is not None:
+        monkeypatch.setenv(native_module.BUILD_VARIABLE, native.__file__)
+        assert native_module._extension().mixed_encode(structured(1, 2, 3)) == by_mixing.encode(structured(1, 2, 3))
 
 
 def test_huffman_lengths_are_the_best():
