@@ -40,8 +40,8 @@ def say_that_there_is_none() -> None:
     """Warns, once, that coding takes hundreds of times as long as it need."""
     if os.environ.get(BUILD_VARIABLE) != "none":
         warnings.warn(
-            "secateurs was installed without its coders (no C++ compiler at that time): coding is done in Python, hundreds of times slower, "
-            "and gives the same bytes; install a compiler and reinstall",
+            "secateurs was installed without its coders (no C++ compiler at that time): coding is done in Python, hundreds of times "
+            "slower, and gives the same bytes; install a compiler and reinstall",
             RuntimeWarning,
             stacklevel=5,
         )
