@@ -39,7 +39,7 @@ sanitize: $(VENV)/.installed-dev
 	$(call sanitized,$(SANITIZED),_native,-O2 -g -DNDEBUG,SECATEURS_NATIVE,$(SANITIZED),-n auto tests/test_kernels.py tests/test_gemv.py)
 
 sanitize-coding: $(VENV)/.installed-dev
-	$(call sanitized,$(SANITIZED)-coding,coding_native,-O0,SECATEURS_CODING_NATIVE,$(SANITIZED)-coding/coding,tests/test_coders.py -k "not squeezenet")
+	$(call sanitized,$(SANITIZED)-coding,coding_native,-O0,SECATEURS_CODING_NATIVE,$(SANITIZED)-coding/coding,tests/test_coders.py tests/test_rate_distortion.py -k "not squeezenet")
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -231,7 +231,7 @@ def blocks(height: int, width: int, coder: Coder) -> Positions:
         return spread.reshape(-1).nonzero()[0]
 
     def encode(there: There) -> tuple[bytes, Places]:
-        whole = cut(there).any((1, 3))
+        whole = numpy.asarray(cut(there).any((1, 3)), dtype=numpy.bool_)
         return coder.encode(whole.astype(numpy.int32)[:, :, None]), places(whole, there.shape)  # type: ignore[arg-type]
 
     def decode(data: memoryview, shape: Shape) -> Places:
