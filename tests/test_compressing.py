@@ -22,6 +22,7 @@ from secateurs import methods
 from secateurs.coding import Levels
 from secateurs.compressing import Quantiser, as_it_is, bits_within, importance, k_means, powers_of_two, ternary, uniform
 from secateurs.compressing.means import means_of, nearest
+from secateurs.compressing.tied import Fixed
 from secateurs.recover import quantised
 from secateurs.types import Plan, Run
 
@@ -380,11 +381,46 @@ def test_a_loop_of_ones_own_and_a_second_training() -> None:
             mine.epoch_end(run)
         mine.end(run)
     assert same(states(model), states(own)) and len(model[0].weight.unique()) == 4
+    cross_entropy(own(task.example), torch.tensor([0])).backward()
     optimizer.step()  # it has let go of the optimizer
     with pytest.raises(
         sc.SecateursError, match=r"0\.weight is not what it was computed to be: something else has changed it since"
     ):
         mine.levels  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("quantiser", "reassign"),
+    [
+        (k_means(bits=2), False),
+        (uniform(bits=4, per="channel"), False),
+        (ternary(), False),
+        (ternary(), True),
+        (powers_of_two(), False),
+    ],
+)
+def test_an_earlier_state_may_be_loaded_and_training_that_broke_off_goes_on(quantiser: Quantiser, reassign: bool) -> None:
+    model, task = problem()
+    shared, kept = sc.quantise_(model, quantiser, reassign=reassign), dict[str, Tensor]()
+    best = sc.Hook("best", epoch_end=lambda run: kept.update(states(model)) if run.epoch == 0 else 1 / (run.epoch < 2) and None)
+    with pytest.raises(ZeroDivisionError):
+        sc.train_(model, task, sgd(model), 3, hooks=[shared, best])
+    assert all(torch.equal(levels.values(), model.get_parameter(name)) for name, levels in shared.levels.items())
+    model.load_state_dict(kept)
+    assert all(torch.equal(levels.values(), kept[name]) for name, levels in shared.levels.items())
+    twin = copy.deepcopy(model)
+    sc.train_(twin, task, torch.optim.SGD(twin.parameters(), lr=0.0), 1, hooks=[shared])
+    assert all(torch.equal(levels.values(), twin.get_parameter(name)) for name, levels in shared.levels.items())
+    assert reassign or same(states(twin), kept)
+
+
+def test_scales_are_found_again_to_the_bit() -> None:
+    torch.manual_seed(0)
+    levels = uniform(bits=9, per="channel")(torch.randn(400, 2))
+    tie = Fixed.of(levels, "mean", held=False)
+    tie.now = 2 * tie.now
+    assert tie.adopt(levels.values()) and torch.equal(tie.levels().values(), levels.values())
+    assert not tie.adopt(levels.values() + 1e-3)
 
 
 def test_what_is_removed_while_it_trains_leaves_its_mean() -> None:
@@ -423,14 +459,20 @@ def test_what_is_not_trained_stays_and_tied_weights_are_trained_once() -> None:
     assert list(shared.levels) == ["0.weight"] and len(tied[2].weight.unique()) == 4 and tied[2].weight is tied[0].weight
 
 
-def test_a_model_that_is_no_longer_the_same_is_told() -> None:
+def test_a_model_that_is_no_longer_the_same_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = problem()
     shared = sc.share_(model, 2)
     with torch.no_grad():
         model[0].weight[0, 0] += 1
     with pytest.raises(sc.SecateursError, match=r"0\.weight is not what it was computed to be"):
         sc.train_(model, task, sgd(model), 1, hooks=[shared])
+    with pytest.raises(sc.SecateursError, match=r"0\.weight is not what it was computed to be"):
+        sc.train_(model, task, sgd(model), 1, hooks=[sc.share_(problem()[0], 2)])
     shared = sc.share_(model, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("secateurs.compressing.shared.is_sharded", lambda tensor: True)
+        with pytest.raises(sc.SecateursError, match=r"0\.weight is sharded over processes \(fully_shard\): train its values"):
+            shared.levels  # noqa: B018
     other = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
     with pytest.raises(sc.SecateursError, match=r"0\.weight: it has shape \(8, 6\) in the model that was shared, and this Seq"):
         sc.train_(other, task, sgd(other), 1, hooks=[shared])

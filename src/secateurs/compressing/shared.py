@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from math import ceil, log2
 from typing import Any
@@ -15,6 +16,7 @@ from secateurs.coding.found import entropy
 from secateurs.compressing.tied import Tie
 from secateurs.forward import parameters_in
 from secateurs.patterns import Element
+from secateurs.ranks import is_sharded
 from secateurs.recover.inner import inside
 from secateurs.recover.reparametrised import Beside, Chance, Learner, Reparametrised, Values, Where
 from secateurs.recover.strength import Strength
@@ -68,7 +70,7 @@ class Shared(Hook):
     (see `share_`). Zeros stay zero, and what masks remove while it trains joins them. In a loop of one's own: ``shared.start(run)`` with a
     `Run` of model, task, optimizer and epochs, then train as ever, ``shared.epoch_end(run)`` after each epoch and ``shared.end(run)`` at
     the end. Printed, it is a table: numbers and those that are not zero, values (of the row with the most), the bits a number takes at the
-    least where each is coded on its own, the root of the squared error as a part of the weights', and bytes with the tables.
+    least where each is coded on its own, the root of the squared error at first as a part of the weights', and bytes with the tables.
     ``skipped`` is what was left alone, and why.
 
     >>> from secateurs.compressing import share_
@@ -85,9 +87,9 @@ class Shared(Hook):
     def levels(self) -> dict[str, Levels]:
         """Parameter name → its levels, on the CPU; their values are the model's weights to the bit.
 
-        Raises `SecateursError` where a weight has been changed by something else.
+        Raises `SecateursError` where a weight has been changed by something else, other than an earlier state of it that was loaded.
         """
-        return {name: self.weights.levels_of(name) for name in self.weights.ties}
+        return {name: self.weights.tie_now(name).levels() for name in self.weights.ties}
 
     @property
     def sizes(self) -> dict[str, Size]:
@@ -127,17 +129,26 @@ class Weights:
     ties: dict[str, Tie]
     errors: dict[str, float]
 
-    def levels_of(self, name: str) -> Levels:
-        levels, here = self.ties[name].levels(), self.parameters[name].detach().cpu()
-        if not torch.equal(levels.values(), here):
-            zeroed = Levels(torch.where(here == 0, 0, levels.numbers), levels.table, levels.lowest, levels.scale, levels.dtype)
-            if not torch.equal(zeroed.values(), here):
-                raise SecateursError(
-                    f"{name} is not what it was computed to be: something else has changed it since it was shared (training without this "
-                    "hook, weights that were loaded); share it anew, or train with hooks=[shared]"
-                )
-            return zeroed
-        return levels
+    def tie_now(self, name: str) -> Tie:
+        """What a weight is computed by as it is now: as it was last, or where an earlier state was loaded or masks were applied since."""
+        tie, here = self.ties[name], self.parameters[name].detach()
+        if is_sharded(here):
+            raise SecateursError(
+                f"{name} is sharded over processes (fully_shard): train its values, and ask for levels, before it is"
+            )
+        here = here.cpu()
+        if here.shape == tie.shape:
+            if torch.equal(tie.levels().values(), here):
+                return tie
+            tie = copy(tie)
+            tie.to_(here.device)
+            tie.remove_(here == 0)
+            if tie.adopt(here):
+                return tie
+        raise SecateursError(
+            f"{name} is not what it was computed to be: something else has changed it since it was shared (training without this hook, "
+            "weights that were loaded, shrinking); share it anew, or train with hooks=[shared]"
+        )
 
     # ------------------------------------------------------------ the hook
 
@@ -174,9 +185,9 @@ class Weights:
         self.parameters = {name: parameters[name] for name in self.ties}
         known = {id(each) for group in run.optimizer.param_groups for each in group["params"]}
         trained = [name for name, each in self.parameters.items() if each.requires_grad and id(each) in known]
+        self.ties = {name: self.tie_now(name) for name in self.ties}
         for name, tie in self.ties.items():
             here = self.parameters[name].detach()
-            self.levels_of(name)
             tie.to_(here.device)
             tie.remove_(here == 0)
         return trained

@@ -23,10 +23,13 @@ from secateurs.types import FileError
 
 Gradient = Literal["mean", "sum"]
 
+_ULPS = 3
+
 
 class Tie(Protocol):
     """How one weight is computed of whole numbers v, and of values that are learned beside them."""
 
+    shape: torch.Size
     latent: Tensor | None
 
     def values(self) -> Tensor | None:
@@ -40,6 +43,9 @@ class Tie(Protocol):
 
     def levels(self) -> Levels:
         """The levels that the weight had when it was computed last."""
+
+    def adopt(self, weight: Tensor) -> bool:
+        """Have the values of a weight whose numbers share them in the same way: an earlier state, say. Whether it is such a one."""
 
     def to_(self, device: torch.device) -> None:
         """Be where a weight is."""
@@ -160,6 +166,21 @@ class Fixed:
         numbers = self._placed((self.factor * torch.sign(self.now)[self.group]).to(torch.int32))
         return Levels(numbers.cpu(), scale=self.now.abs().float().cpu(), dtype=self.dtype)
 
+    def adopt(self, weight: Tensor) -> bool:
+        if self.held or not weight.numel():
+            return torch.equal(self.levels().values(), weight)
+        self.closest(weight)
+        fitted = self.now
+        if self.factor is None:
+            return torch.equal(self.levels().values(), weight)
+        best = torch.zeros_like(fitted)
+        for ulps in sorted(range(-_ULPS, _ULPS + 1), key=abs, reverse=True):  # of least squares, which rounding may have moved
+            self.now = (fitted.float().view(torch.int32) + ulps).view(torch.float32).double()
+            fits = (self.levels().values() == weight).reshape(self.runs, -1).all(1)
+            best = torch.where(fits, self.now, best)
+        self.now = best
+        return torch.equal(self.levels().values(), weight)
+
     def to_(self, device: torch.device) -> None:
         for name in ("places", "group", "factor", "norms", "now"):
             value = getattr(self, name)
@@ -264,6 +285,13 @@ class Ternary:
         values = (self.first * self.parts.double()).to(self.dtype).cpu()
         table = torch.stack([values[:, 0], torch.zeros_like(values[:, 0]), values[:, 1]], 1)
         return levelled(self.signs.long().cpu() + 1, table, self.shape, zero=1)
+
+    def adopt(self, weight: Tensor) -> bool:
+        rows = in_rows(weight.double(), self.per)
+        low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+        found = torch.stack([torch.where(low < 0, low, self.first[:, 0]), torch.where(high > 0, high, self.first[:, 1])], 1)
+        self.first, self.parts, self.signs = found, torch.ones_like(self.parts), rows.sign()
+        return torch.equal(self.levels().values(), weight)
 
     def to_(self, device: torch.device) -> None:
         self.first, self.parts, self.signs = (each.to(device) for each in (self.first, self.parts, self.signs))
