@@ -51,7 +51,7 @@ def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     path = CELLS / f"{name}.json"
     if not path.exists():
         told = make()
-        CELLS.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(told, indent=1))
         print(name, told, flush=True)
     return json.loads(path.read_text())
