@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ from torch import Tensor, nn
 import secateurs as sc
 from secateurs import coding
 from secateurs.coding import file
-from secateurs.compressing import Quantiser, k_means, uniform
+from secateurs.compressing import Quantiser, coded_bytes, importance, k_means, price_within, rate_distortion_, uniform
 from secateurs.tasks.images import data_file
 
 CELLS = RESULTS / "compress"
@@ -71,6 +72,8 @@ GRID: dict[str, dict[int, tuple[int, ...]]] = {
     "lenet_5": {12: (3, 5), 24: (2, 3, 4, 5), 50: (3, 4, 5)},
 }
 EPOCHS = {"lenet_300_100": 5, "lenet_5": 2}
+TIMES = {"lenet_300_100": {12: (40, 60, 80), 24: (80, 100)}, "lenet_5": {12: (60, 80, 100), 24: (100, 130)}}
+"""Times fewer bytes, for each number of parameters, that levels by error and bits together are to take."""
 
 
 def lenets(networks: list[str], seeds: list[int]) -> None:
@@ -79,6 +82,7 @@ def lenets(networks: list[str], seeds: list[int]) -> None:
         for network in networks:
             grid = GRID[network]
             names = [f"lenets/{network}-{seed}-{factor}-{bits}" for factor, all_ in grid.items() for bits in all_]
+            names += [f"priced/{network}-{seed}-{factor}-{times}" for factor, all_ in TIMES[network].items() for times in all_]
             if all((CELLS / f"{name}.json").exists() for name in names):
                 continue
             about, job = NETWORKS[network], Job(network, "best", seed, 20)
@@ -89,38 +93,61 @@ def lenets(networks: list[str], seeds: list[int]) -> None:
                 for bits in grid.get(factor, ()):
                     make = partial(shared, network, model, masks, task, seed, bits)
                     kept(f"lenets/{network}-{seed}-{factor}-{bits}", make)
+                for times in TIMES[network].get(factor, ()):
+                    kept(f"priced/{network}-{seed}-{factor}-{times}", partial(priced, network, model, masks, task, seed, times))
                 if factor >= max(grid):
                     break
 
 
 def shared(network: str, model: nn.Module, masks: sc.Masks, task: sc.Task, seed: int, bits: int) -> dict[str, Any]:
     """Errors and bytes of a pruned network once its weights share values."""
-    model, about = copy.deepcopy(model), NETWORKS[network]
+    model = copy.deepcopy(model)
     masks = masks.bind(model)
     pruned = errors(model, task)
     dense = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     only_pruned = size_of(model)
     hook = sc.share_(model, bits, masks=masks)
     untrained = errors(model, task)
-    optimizer = torch.optim.SGD(model.parameters(), lr=about.lr / 10, momentum=0.9, nesterov=True)
-    cosine = sc.per_step(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS[network] * len(task.train)))  # type: ignore[arg-type]
-    plain = sc.Task(task.example, train=task.train, loss=task.loss)
-    sc.train_(
-        model, plain, optimizer, EPOCHS[network], masks=masks, hooks=[sc.clip_gradients(1.0), cosine, hook], seed=seed, show=False
-    )
-    paper = {index: size_of(model, coding.deep_compression(index)) for index in (4, 5, 8)}
-    theirs = min(paper.values(), key=lambda each: each.bytes)
+    train_values(network, model, masks, task, seed, hook)
+    theirs = min(size_of(model, coding.deep_compression(index)).bytes for index in (4, 5, 8))
     ours = size_of(model)
     return {
         "dense": dense,
         "P": only_pruned.pruned,
         "PQ": ours.shared,
-        "PQH": theirs.bytes,
+        "PQH": theirs,
         "ours": ours.bytes,
         "pruned": pruned,
         "untrained": untrained,
         "shared": errors(model, task),
     }
+
+
+def priced(network: str, model: nn.Module, masks: sc.Masks, task: sc.Task, seed: int, times: int) -> dict[str, Any]:
+    """Errors and bytes with levels by error and bits together, for so many times fewer bytes; more weights become zero."""
+    model = copy.deepcopy(model)
+    masks = masks.bind(model)
+    dense = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    rest = size_of(model)
+    others = rest.bytes - sum(each.coded for each in rest.tensors if each.name.endswith("weight"))
+    batches = islice(task.train or (), 4)
+    some = [(inputs[at : at + 8], target[at : at + 8]) for inputs, target in batches for at in range(0, len(inputs), 8)]
+    matters = importance(model, sc.Task(task.example, train=some, calibration=some, loss=task.loss))
+    told: dict[str, Any] = {"masks": masks, "importance": matters}
+    price = price_within(model, k_means(bits=4), limit=dense / times - others, show=False, **told)
+    hook = rate_distortion_(model, k_means(bits=4), price=price, **told)
+    untrained = errors(model, task)
+    train_values(network, model, sc.Masks.of_zeros(model), task, seed, hook)
+    return {"dense": dense, "ours": size_of(model).bytes, "untrained": untrained, "shared": errors(model, task), "price": price}
+
+
+def train_values(network: str, model: nn.Module, masks: sc.Masks, task: sc.Task, seed: int, hook: sc.Hook) -> None:
+    """Some epochs in which the values of levels learn, and the biases."""
+    epochs, lr = EPOCHS[network], NETWORKS[network].lr / 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
+    cosine = sc.per_step(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(task.train)))  # type: ignore[arg-type]
+    plain = sc.Task(task.example, train=task.train, loss=task.loss)
+    sc.train_(model, plain, optimizer, epochs, masks=masks, hooks=[sc.clip_gradients(1.0), cosine, hook], seed=seed, show=False)
 
 
 def errors(model: nn.Module, task: sc.Task) -> dict[str, float]:
@@ -135,7 +162,7 @@ def squeezenet() -> None:
     """The pruned SqueezeNet of Deep Compression's authors, without loss, and with no loss of accuracy."""
     state = load_file(data_file("squeezenet_v1_0_pruned.safetensors"))
     for name, codecs in (("smallest", coding.SMALLEST), ("fast", coding.FAST), ("relative 4, Huffman", coding.deep_compression(4))):
-        kept(f"squeezenet/{name}", lambda codecs=codecs: lossless(state, codecs))
+        kept(f"squeezenet/{name}", partial(lossless, state, codecs))
 
 
 def lossless(state: dict[str, Tensor], codecs: coding.Codecs) -> dict[str, Any]:
@@ -168,6 +195,8 @@ QUANTISERS: dict[str, Callable[[int], Quantiser]] = {
     "k-means": lambda bits: k_means(bits=bits),
     "uniform": lambda bits: uniform(bits=bits, per="channel", clip="mse"),
 }
+PRICED = "k-means, by error and bits"
+WAYS = (*QUANTISERS, PRICED)
 
 
 def smollm2(folder: Path) -> solvers.Network:
@@ -215,6 +244,8 @@ def figures(folder: Path, networks: list[str]) -> None:
             for how, make in QUANTISERS.items():
                 for bits in BITS:
                     kept(f"{cell}-{how}-{bits}", partial(quantised, name, about, make(bits)))
+            for bits in BITS:
+                kept(f"{cell}-{PRICED}-{bits}", partial(as_small, name, about, bits))
 
 
 def pruned_(name: str, about: solvers.Network) -> None:
@@ -231,6 +262,16 @@ def quantised(name: str, about: solvers.Network, quantiser: Quantiser) -> dict[s
     """A network whose weights have few values; nothing is trained."""
     model = copy.deepcopy(about.model)
     sc.quantise_(model, quantiser, only=about.only)
+    return point(model, name, about)
+
+
+def as_small(name: str, about: solvers.Network, bits: int) -> dict[str, Any]:
+    """A network with levels by error and bits together, for as many bytes as k-means takes with so many bits."""
+    plain = copy.deepcopy(about.model)
+    limit = sum(map(coded_bytes, sc.quantise_(plain, k_means(bits=bits), only=about.only).levels.values()))
+    model, finer = copy.deepcopy(about.model), k_means(bits=bits + 1)
+    price = price_within(model, finer, limit=limit, tries=5, only=about.only, show=False)
+    rate_distortion_(model, finer, price=price, only=about.only)
     return point(model, name, about)
 
 
@@ -261,10 +302,10 @@ def beside() -> None:
     for name, program in programs.items():
         kept(
             f"beside/{name}",
-            lambda program=program: {"float32": program(b"".join(floats(state))), "levels": program(numbers(state))},
+            partial(packed, state, program),
         )
     for name, codecs in (("smallest", coding.SMALLEST), ("fast", coding.FAST), ("deep", coding.deep_compression(4))):
-        kept(f"beside/ours, {name}", lambda codecs=codecs: {"float32": 0, "levels": coded(state, codecs)})
+        kept(f"beside/ours, {name}", partial(coded, state, codecs))
     if importlib.util.find_spec("nncodec"):
         kept("beside/nncodec", lambda: nncodec(state))
 
@@ -284,11 +325,16 @@ def numbers(state: dict[str, Tensor]) -> bytes:
     return b"".join(found)
 
 
-def coded(state: dict[str, Tensor], codecs: coding.Codecs) -> int:
+def packed(state: dict[str, Tensor], program: Callable[[bytes], int]) -> dict[str, int]:
+    """Bytes that a program makes of the numbers, and of levels and tables."""
+    return {"float32": program(b"".join(floats(state))), "levels": program(numbers(state))}
+
+
+def coded(state: dict[str, Tensor], codecs: coding.Codecs) -> dict[str, int]:
     """Bytes of a whole file of ours."""
     with TemporaryDirectory() as folder:
         file.write(Path(folder) / "model.scz", state, {"format": 1}, codecs)
-        return (Path(folder) / "model.scz").stat().st_size
+        return {"float32": 0, "levels": (Path(folder) / "model.scz").stat().st_size}
 
 
 def nncodec(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -394,6 +440,21 @@ def all_lenets() -> str:
     )
 
 
+def of_prices() -> str:
+    """Levels by error and bits together."""
+    rows, found = [], cells("priced")
+    for network in PAPER:
+        dense = spread(dense_errors(network)["test"] or [0.0])
+        for factor, times in ((factor, times) for factor, all_ in TIMES[network].items() for times in all_):
+            some = [cell for name, cell in found.items() if name.startswith(f"{network}-") and name.endswith(f"-{factor}-{times}")]
+            if some:
+                tests = [spread([cell[stage]["test"] for cell in some]) for stage in ("untrained", "shared")]
+                size = statistics.mean(cell["ours"] for cell in some)
+                less = f"{some[0]['dense'] / size:.1f}x"
+                rows.append([NETWORKS[network].title, f"{factor}x", dense, *tests, f"{size:,.0f}", less])
+    return markdown(("network", "pruned", "dense error", "error", "values trained", "bytes", "times fewer"), rows)
+
+
 def spread(errors_: list[float]) -> str:
     """Mean and deviation, and of how many."""
     about = f" ± {statistics.stdev(errors_):.2f}" if len(errors_) > 1 else ""
@@ -423,7 +484,7 @@ def of_figures() -> str:
     for network in PLAIN:
         found = {name: cell for name, cell in cells("figures").items() if name.startswith(f"{network}-")}
         for half in ("dense", "half"):
-            for how in QUANTISERS:
+            for how in WAYS:
                 points = [found.get(f"{network}-{half}-{how}-{bits}") for bits in BITS]
                 if any(points):
                     rest = found.get(f"{network}-{half}-float-32")
@@ -445,7 +506,7 @@ def draw() -> None:
     panels = figure.subplots(2, len(there), squeeze=False)
     for column, network in enumerate(there):
         found = {name: cell for name, cell in cells("figures").items() if name.startswith(f"{network}-")}
-        for number, (half, how) in enumerate((half, how) for half in ("dense", "half") for how in QUANTISERS):
+        for number, (half, how) in enumerate((half, how) for half in ("dense", "half") for how in WAYS):
             points = [(bits, found[name]) for bits in BITS if (name := f"{network}-{half}-{how}-{bits}") in found]
             style: dict[str, Any] = {
                 "marker": MARKERS[number],
@@ -475,6 +536,8 @@ def report() -> None:
         "P, P+Q, P+Q+H: pruned, values shared, both coded by relative indices and Huffman's code as in Deep Compression "
         "(1510.00149), from the same network; in brackets, how many seeds. Errors are of the test images.",
         "### All that was tried\n\nMean errors in %, of test images but for the last.\n\n" + all_lenets(),
+        "### Levels by error and bits together\n\nk-means of 4 bits, then each weight to the level that costs least in error, by the "
+        "squared gradient, and bits, at the price that gives the wanted size.\n\n" + of_prices(),
         "## The pruned SqueezeNet, to the bit\n\n" + of_squeezenet(),
         "### Beside other programs: its weights alone\n\n" + of_others(),
         "## Pruning and bits\n\n" + of_figures(),

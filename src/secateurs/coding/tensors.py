@@ -29,11 +29,13 @@ _LARGE = 1 << 20
 class Codecs:
     """What is tried to make a tensor small; the smallest is taken.
 
-    ``whole``: coders of all numbers, zeros too. ``numbers``: coders of the numbers that are left once their positions are written.
-    ``positions``: the ways to write these, of where numbers are; ``always``: whether of large tensors too.
+    ``whole``: coders of all numbers, zeros too; ``sparse``: the same, where four of five are zero. ``numbers``: coders of the numbers
+    that are left once their positions are written. ``positions``: the ways to write these, of where numbers are; ``always``: whether of
+    large tensors too.
     """
 
     whole: tuple[Coder, ...]
+    sparse: tuple[Coder, ...] = ()
     numbers: tuple[Coder, ...] = ()
     positions: Callable[[There], Iterator[Positions]] = lambda there: iter(())
     always: bool = False
@@ -140,8 +142,9 @@ def _raw(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
 def _encode_levels(levels: Levels, codecs: Codecs) -> Coded:
     numbers = numpy.ascontiguousarray(levels.numbers.reshape(shape_of(tuple(levels.numbers.shape))).numpy())
     values, table = encode_table(levels, codecs.whole)
-    found = [(None, coder, [coder.encode(numbers)]) for coder in codecs.whole]
     there = numbers != 0
+    whole = (*codecs.whole, *codecs.sparse) if numpy.count_nonzero(there) <= numbers.size / 5 else codecs.whole
+    found = [(None, coder, [coder.encode(numbers)]) for coder in whole]
     few = codecs.always or numbers.size <= _LARGE
     for positions in codecs.positions(there) if few else structured(there):
         data, places = positions.encode(there)
@@ -234,7 +237,7 @@ def every(there: There) -> Iterator[Positions]:
 SMALLEST = Codecs(whole=(mixed, context, huffman, fixed), numbers=(mixed, huffman, fixed), positions=every)
 """The smallest file that there is; a network of some millions of numbers takes a second or two to be read."""
 
-FAST = Codecs(whole=(context, rans, fixed), numbers=(rans, fixed), positions=every)
+FAST = Codecs(whole=(rans, huffman, fixed), sparse=(context,), numbers=(rans, fixed), positions=every)
 """Read at 100 MB of float32 a second and more on one core."""
 
 

@@ -277,7 +277,7 @@ def _bytes_of_places(there: Tensor, kept: int) -> int:
     count = len(there)
     if kept == count:
         return 0
-    gaps = there.nonzero().reshape(-1).diff(prepend=there.new_full((1,), -1, dtype=int))
+    gaps = there.nonzero().reshape(-1).diff(prepend=there.new_full((1,), -1, dtype=torch.int64))
     return min(ceil(count / 8), ceil(int(((gaps + 15) // 16).sum()) / 2))
 
 

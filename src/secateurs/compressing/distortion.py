@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.coding import Levels, bits_of, rate_distortion
+from secateurs.coding.tensors import shape_of
 from secateurs.compressing.levelled import levelled
 from secateurs.compressing.quantisers import Quantiser
 from secateurs.compressing.share import QUANTISER, Found, found_levels, require_gradient, write_
@@ -172,17 +173,10 @@ def coded_bytes(levels: Levels) -> int:
     >>> coded_bytes(Levels(torch.zeros(64, 64, dtype=torch.int32), scale=torch.ones(1)))
     5
     """
-    shape = _shape(levels.numbers.shape)
+    shape = shape_of(levels.numbers.shape)
     bits = bits_of(np.ascontiguousarray(levels.numbers.cpu().numpy()).reshape(shape)) if levels.numbers.numel() else 0.0
     values = 32 * levels.runs if levels.table is None else 8 * levels.table.element_size() * int((levels.table != 0).sum())
     return math.ceil((bits + values) / 8)
-
-
-def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A weight's shape as coders see it: rows, columns, and what is within."""
-    if len(shape) < 2:
-        return 1, math.prod(shape), 1
-    return shape[0], shape[1], math.prod(shape[2:])
 
 
 @dataclass(frozen=True)
@@ -230,7 +224,7 @@ class _Weighing:
         return self.counts[name].to(like.device) if name in self.counts else torch.ones_like(like)
 
     def _chosen(self, name: str, kept: Tensor, levels: Levels, price: float) -> Levels:
-        values = kept.float().reshape(_shape(kept.shape)).contiguous().numpy()
+        values = kept.float().reshape(shape_of(kept.shape)).contiguous().numpy()
         counts = self._counts(name, kept).float().reshape(values.shape).contiguous().numpy() if name in self.counts else None
         if levels.table is None:
             assert levels.scale is not None
