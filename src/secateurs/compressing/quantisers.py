@@ -23,6 +23,7 @@ _MOST_LEVELS = (1 << 23) - 1  # what float32 tells apart
 _LEAST_SCALE = 0.1  # of the one that reaches the largest number: what is tried where the mean squared error decides
 _SCALES = 24
 _MOST_SEEN = 1 << 16  # numbers of a row by which its scale is chosen
+_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True, repr=False)
@@ -288,22 +289,28 @@ def multiples(rows: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _least_error(rows: Tensor, full: Tensor, most: int) -> Tensor:
     """The scale of each row with the least squared error: of some, and then of some around the best of these."""
-    seen = rows[:, :: max(1, rows.shape[1] // _MOST_SEEN)]
+    seen = rows[:, :: max(1, rows.shape[1] // _MOST_SEEN)].float()
+    at_once = max(1, _AT_ONCE // seen.shape[1])
+    parts = [_best_part(some, of.float(), most) for some, of in zip(seen.split(at_once), full.split(at_once), strict=True)]
+    return (torch.cat(parts) * full).float()
+
+
+def _best_part(rows: Tensor, full: Tensor, most: int) -> Tensor:
+    """The part of the full scale that each row is best served with; so few rows at once that they stay in the processor's cache."""
     best, least = torch.ones_like(full), torch.full_like(full, torch.inf)
 
     def try_(part: Tensor) -> None:
         nonlocal best, least
-        scale = (part * full).float()
-        error = (multiples(seen, scale, most).double().mul_(scale.double()[:, None]) - seen).square_().sum(1)
+        scale = (part * full).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        error = (rows / scale).round_().clamp_(-most, most).mul_(scale).sub_(rows).square_().sum(1)
         best, least = torch.where(error < least, part, best), torch.minimum(error, least)
 
-    coarse = torch.linspace(_LEAST_SCALE, 1, _SCALES, dtype=torch.float64)
-    for part in coarse.tolist():
+    for part in torch.linspace(_LEAST_SCALE, 1, _SCALES).tolist():
         try_(torch.full_like(full, part))
     around, step = best, (1 - _LEAST_SCALE) / (_SCALES - 1)
-    for part in torch.linspace(-0.8, 0.8, 9, dtype=torch.float64).tolist():
+    for part in torch.linspace(-0.8, 0.8, 9).tolist():
         try_((around + part * step).clamp(max=1))
-    return (best * full).float()
+    return best
 
 
 # ---------------------------------------------------------------- as it is

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.coding import Levels
-from secateurs.coding.found import entropy
 from secateurs.compressing.tied import Tie
 from secateurs.forward import parameters_in
 from secateurs.patterns import Element
@@ -43,13 +42,16 @@ class Size:
         >>> Size.of(Levels(torch.tensor([[0, 1, 1, 0]], dtype=torch.int32), scale=torch.ones(1)))
         Size(numbers=4, kept=2, values=1, coded=4.0, table=32)
         """
-        numbers = levels.numbers
+        flat = levels.numbers.reshape(-1)
+        counts = torch.bincount(flat.long() - int(flat.min())) if flat.numel() else torch.zeros(1, dtype=torch.int64)
+        counts, kept = counts[counts > 0].double(), int(torch.count_nonzero(flat))
+        coded = float((counts * (flat.numel() / counts).log2()).sum()) if flat.numel() else 0.0
         if levels.table is None:
-            values, table = len(torch.unique(numbers[numbers != 0])), 32 * levels.runs
+            values, table = len(counts) - int(kept < flat.numel()), 32 * levels.runs
         else:
             each = (levels.table != 0).sum(1)
             values, table = int(each.max()), int(each.sum()) * 8 * levels.table.element_size()
-        return Size(numbers.numel(), int(torch.count_nonzero(numbers)), values, entropy(numbers), table)
+        return Size(flat.numel(), kept, values, coded, table)
 
     @property
     def bytes(self) -> int:

@@ -24,6 +24,7 @@ from secateurs.types import FileError
 Gradient = Literal["mean", "sum"]
 
 _ULPS = 3
+_NONE = torch.empty(0)
 
 
 class Tie(Protocol):
@@ -73,37 +74,44 @@ class Fixed:
     """Levels that stay as they are, and values that are trained (or, with ``held``, stay too).
 
     ``places`` are the numbers that are not zero, in the order of the flat weight, and ``group`` tells of which value each is: those of a
-    run stand together, ``width`` a run. Of a scale, one a run, ``factor`` tells the level. ``now`` are the values, float64.
+    run stand together, ``width`` a run. Of a scale, one a run, ``factor`` tells the level. ``now`` are the values, float64. ``untouched``:
+    the levels, as long as nobody has asked for any of these.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     runs: int
-    width: int
-    places: Tensor
-    group: Tensor
-    factor: Tensor | None
-    norms: Tensor
-    now: Tensor
     gradient: Gradient
     held: bool
+    untouched: Levels | None = None
+    width: int = 1
+    places: Tensor = _NONE
+    group: Tensor = _NONE
+    factor: Tensor | None = None
+    norms: Tensor = _NONE
+    now: Tensor = _NONE
     latent: Tensor | None = None
 
     @staticmethod
     def of(levels: Levels, gradient: Gradient, held: bool) -> Fixed:
-        """A group for each value of each run, or, of a scale, for each run."""
-        runs, flat = levels.runs, levels.numbers.reshape(-1).long()
-        places = flat.nonzero()[:, 0]
-        run, number = places // max(1, flat.numel() // runs), flat[places]
+        """A group for each value of each run, or, of a scale, for each run; told apart when they are first asked for."""
+        return Fixed(levels.numbers.shape, levels.dtype, levels.runs, gradient, held, levels)
+
+    def _open_(self) -> None:
+        """Tell the groups apart: several times the memory of levels, for which many never ask."""
+        if self.untouched is None:
+            return
+        levels, self.untouched = self.untouched, None
+        flat = levels.numbers.reshape(-1).long()
+        self.places = flat.nonzero()[:, 0]
+        run, number = self.places // max(1, flat.numel() // self.runs), flat[self.places]
         if levels.table is None:
             assert levels.scale is not None
-            width, group, factor, now = 1, run, number.double(), levels.scale.double()
+            self.group, self.factor, self.now = run, number.double(), levels.scale.double()
         else:
-            width = levels.table.shape[1]
-            group, factor, now = run * width + number - levels.lowest, None, levels.table.double().reshape(-1)
-        tie = Fixed(levels.numbers.shape, levels.dtype, runs, width, places, group, factor, now, now, gradient, held)
-        tie._weigh_()
-        return tie
+            self.width = levels.table.shape[1]
+            self.group, self.now = run * self.width + number - levels.lowest, levels.table.double().reshape(-1)
+        self._weigh_()
 
     def _weigh_(self) -> None:
         ones = torch.ones_like(self.group, dtype=torch.float64) if self.factor is None else self.factor.square()
@@ -123,6 +131,7 @@ class Fixed:
 
     def closest(self, v: Tensor) -> Tensor:
         """The weight of the values that come closest to v."""
+        self._open_()
         if not self.held:
             fitted = self._fitted(v)
             self.now = fitted if self.factor is None else fitted.float().double()
@@ -151,6 +160,7 @@ class Fixed:
         return _Along.apply(v, self)  # type: ignore[no-untyped-call]
 
     def remove_(self, gone: Tensor) -> None:
+        self._open_()
         stays = ~gone.reshape(-1)[self.places]
         if bool(stays.all()):
             return
@@ -159,6 +169,10 @@ class Fixed:
         self._weigh_()
 
     def levels(self) -> Levels:
+        if self.untouched is not None:
+            found = self.untouched
+            table, scale = (None if each is None else each.cpu() for each in (found.table, found.scale))
+            return Levels(found.numbers.cpu(), table, found.lowest, scale, found.dtype)
         if self.factor is None:
             inside = self._placed(self.group % self.width + 1).reshape(self.runs, -1).cpu()
             values = self.now.reshape(self.runs, self.width).to(self.dtype).cpu()
@@ -182,11 +196,13 @@ class Fixed:
         return torch.equal(self.levels().values(), weight)
 
     def to_(self, device: torch.device) -> None:
+        self._open_()
         for name in ("places", "group", "factor", "norms", "now"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
 
     def state(self) -> dict[str, Any]:
+        self._open_()
         return {"places": self.places, "group": self.group, "factor": self.factor, "now": self.now}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -38,9 +38,8 @@ def deep_compression_(
     convolutions and 5 for linear layers there). `compress` writes the model to ``path``, if there is one, with Huffman coding or whatever
     is smaller. Returns the run of the values, whose masks are those of the pruning, and their levels. ``training`` goes to both trainings.
 
-    >>> from secateurs.models import digits_cnn
     >>> from secateurs.tasks import digits
-    >>> model, task = digits_cnn(), digits()
+    >>> model, task = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), digits()
     >>> adam = torch.optim.Adam(model.parameters())
     >>> run, shared = deep_compression_(model, task, adam, sparsity=0.9, bits=3, rounds=1, epochs_per_round=1, epochs=1)
     >>> run.masks.sparsity >= 0.9, {size.values for size in shared.sizes.values()}
