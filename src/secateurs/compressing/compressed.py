@@ -156,7 +156,7 @@ def compress(
 
     >>> import tempfile, torch
     >>> model = nn.Linear(64, 64)
-    >>> _ = model.weight.data.mul_(4).round_().div_(4)
+    >>> _ = model.weight.data.mul_(4).round_().div_(4).add_(0.0)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     told = compress(model, f"{folder}/small.scz")
     ...     again = decompress(f"{folder}/small.scz", lambda: nn.Linear(64, 64))
