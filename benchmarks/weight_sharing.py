@@ -89,7 +89,7 @@ def prices() -> None:
     batches: Iterable[Any] = () if task.train is None else islice(task.train, 4)
     images, labels = (torch.cat(each)[:400] for each in zip(*batches, strict=True))
     weighs = importance(model, replace(task, calibration=list(zip(images.split(1), labels.split(1), strict=True))))
-    for quantiser in (k_means(bits=5), k_means(bits=3), uniform(bits=5), uniform(bits=4)):
+    for quantiser in (k_means(bits=5), k_means(bits=3), k_means(bits=2), uniform(bits=5), uniform(bits=4)):
         for limit in (14_000, 10_000):
             price = price_within(model, quantiser, limit=limit, importance=weighs, masks=masks, show=False)
             tried = copy.deepcopy(model)
