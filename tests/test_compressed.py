@@ -19,6 +19,7 @@ from secateurs.cli.commands import app
 from secateurs.coding import Levels, file
 from secateurs.coding.bits import same
 from secateurs.files import container
+from secateurs.models import digits_cnn
 from secateurs.types import FileError, KindError, SecateursError, WriteError
 
 HEAD = struct.Struct("<8sIIII")
@@ -318,11 +319,14 @@ def test_the_command_line_compresses_looks_and_extracts(tmp_path: Path, capsys: 
     run("inspect", small)
     run("extract", small, plain)
     run("compress", plain, tmp_path / "again.scz", "--fast")
+    run("compress", "digits_cnn", tmp_path / "shared.scz", "--weights", small, "--bits", "3")
+    assert len(sc.load(tmp_path / "shared.scz", digits_cnn).conv2.weight.unique()) == 8
     said = capsys.readouterr().out
-    assert said.count("conv1.weight") == 3 and f"{plain}: {plain.stat().st_size:,} bytes" in said.replace("\n", "")
+    assert said.count("conv1.weight") == 4 and f"{plain}: {plain.stat().st_size:,} bytes" in said.replace("\n", "")
     for words, problem in (
         (("compress", plain, tmp_path / "x.safetensors"), "does not end in"),
         (("compress", plain, tmp_path / "x.scz", "--weights", plain), "is a file, and has weights"),
+        (("compress", plain, tmp_path / "x.scz", "--bits", "3"), "told by their model; name it"),
         (("extract", plain, tmp_path / "x.safetensors"), "no compressed file"),
         (("extract", small, tmp_path / "x.scz"), "ends in .safetensors"),
     ):

@@ -24,7 +24,7 @@ from secateurs.allocate import (
     uniform,
     within_budget,
 )
-from secateurs.compressing import Quantiser, as_it_is, k_means, powers_of_two, ternary
+from secateurs.compressing import Quantiser, as_it_is, compressed_bytes, compressed_bytes_at, k_means, powers_of_two, ternary
 from secateurs.compressing import uniform as evenly
 from secateurs.costs import (
     Bitmap,
@@ -381,7 +381,8 @@ def test_the_memory_of_keys_and_values_keeps_its_laws_where_there_are_any():
 
 def test_bytes_keep_their_laws_on_models_that_are_larger_than_a_header():
     large = Specimen("large perceptron", lambda: nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 32)), torch.zeros(2, 64))
-    assert check_cost(bytes_, on=[large]) is None
+    for cost in (bytes_, compressed_bytes, compressed_bytes_at(4)):
+        assert check_cost(cost, on=[large]) is None
 
 
 # ---------------------------------------------------------------- quantisers

@@ -8,13 +8,13 @@ from secateurs.cli.found import factory_named, with_weights
 from secateurs.cli.terminal import say
 from secateurs.coding import FAST
 from secateurs.coding.file import is_compressed
-from secateurs.compressing import compress, read_compressed, recode
+from secateurs.compressing import compress, read_compressed, recode, share_
 from secateurs.types import SecateursError
 
 _PLAIN = ".safetensors"
 
 
-def compress_(source: str, out: Path, *, weights: Path | None = None, fast: bool = False) -> None:
+def compress_(source: str, out: Path, *, weights: Path | None = None, bits: int | None = None, fast: bool = False) -> None:
     """Write a model, or a file with weights, in the fewest bytes from which it comes back to the bit, and show what each tensor takes.
 
     Parameters
@@ -26,6 +26,9 @@ def compress_(source: str, out: Path, *, weights: Path | None = None, fast: bool
         The file to write, such as small.scz.
     weights
         A file to load into the model, where SOURCE is one.
+    bits
+        Give each weight of the model 2 to the power of so many values first, by k-means, beside zero. Nothing is trained: see
+        `secateurs.share_` for that.
     fast
         Only coders that are read at 100 MB of float32 a second and more, as for models of more than 16 million numbers anyway.
     """
@@ -35,9 +38,16 @@ def compress_(source: str, out: Path, *, weights: Path | None = None, fast: bool
     if Path(source).is_file():
         if weights is not None:
             raise SecateursError(f"--weights {weights}: {source} is a file, and has weights of its own; give one of them")
+        if bits is not None:
+            raise SecateursError(
+                f"--bits {bits}: which weights may share values is told by their model; name it, with --weights {source}"
+            )
         told = recode(source, out, codecs=codecs)
     else:
-        told = compress(with_weights(factory_named(source), weights), out, codecs=codecs)
+        model = with_weights(factory_named(source), weights)
+        if bits is not None:
+            share_(model, bits)
+        told = compress(model, out, codecs=codecs)
     say(told)  # type: ignore[arg-type]
 
 
