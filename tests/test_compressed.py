@@ -106,6 +106,14 @@ def test_what_each_stage_takes_is_told(tmp_path: Path) -> None:
     assert "weight" in str(told) and f"{told.bytes:,} bytes" in str(told)
 
 
+def test_what_is_read_tells_the_same_as_what_was_written(tmp_path: Path) -> None:
+    model = nn.Module()
+    for name, tensor in {"one": torch.tensor(2.0), "two": torch.ones(2), "small": torch.zeros(64).to(torch.float8_e5m2)}.items():
+        model.register_buffer(name, tensor)  # raw and floats are as small as levels, and of few values all the same
+    told = sc.compress(model, tmp_path / "small.scz")
+    assert sc.read_compressed(tmp_path / "small.scz").tensors == told.tensors
+
+
 def test_a_file_becomes_another_without_a_model(tmp_path: Path) -> None:
     model, masks = pruned()
     sc.save(model, tmp_path / "a.safetensors", masks, metric={"accuracy": 0.5})
@@ -193,6 +201,21 @@ def test_a_model_of_zeros_is_filled_up_to_what_a_reader_takes(tmp_path: Path) ->
         sc.read_compressed(tmp_path / "small.scz")
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "numbers"),
+    [
+        ("330a12b2b", "0676320122030503016076657240046980934104586158222", 545_408),
+        ("00bba1aaa", "8109497440423869781587841557388779034464300432", 496_917),
+    ],
+)
+def test_a_head_that_tells_of_zeros_may_be_shorter_than_one_that_does_not(
+    name: str, said: str, numbers: int, tmp_path: Path
+) -> None:
+    file.write(tmp_path / "small.scz", {name: torch.zeros(numbers, dtype=torch.bool)}, {"x": said}, sc.coding.FAST)
+    with file.opened(tmp_path / "small.scz") as reader:  # which refuses a file that is too short for its numbers
+        assert reader.padding and reader.sections[name].numbers == numbers
+
+
 CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda index: index["tensors"].append(index["tensors"][0]), "there twice"),
     (lambda index: index["tensors"][0].update(dtype="float3"), "float3, which this version does not know"),
@@ -249,6 +272,16 @@ def test_what_cannot_be_compressed_is_told_and_the_old_file_stays(small: Path, m
         sc.compress(network(), small, levels={"9.weight": Levels(torch.zeros(1, dtype=torch.int32))})
     with pytest.raises(SecateursError, match=r"0\.weight: its levels do not give"):
         sc.compress(network(), small, levels={"0.weight": Levels(torch.zeros(3, 2, 2, 2, dtype=torch.int32), scale=torch.ones(1))})
+    wrong = Levels(torch.full((3, 2, 2, 2), 3, dtype=torch.int32).tril(), table=torch.tensor([[0.0, 1.0]]))
+    with pytest.raises(SecateursError, match=r"levels go from 0 to 3, and their table from 0 to 1: give a value to each"):
+        sc.compress(network(), small, levels={"0.weight": wrong})
+    with pytest.raises(KindError, match=r"codecs is 'fast', but must be what coding\.FAST"):
+        sc.compress(network(), small, codecs="fast")  # type: ignore[arg-type]
+    with pytest.raises(KindError, match=r"codecs is 'fast', but must be what coding\.FAST"):
+        sc.recode(small, small, codecs="fast")  # type: ignore[arg-type]
+    for levels in (None, {"0.weight": 3}):
+        with pytest.raises(KindError, match=r"levels is .*, but must be levels by the names of their weights"):
+            sc.compress(network(), small, levels=levels)  # type: ignore[arg-type]
     monkeypatch.setattr(file, "_head", lambda *given: b"x" * 100_000_000)
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", full_disk)
@@ -329,6 +362,11 @@ def test_the_command_line_compresses_looks_and_extracts(tmp_path: Path, capsys: 
         (("compress", plain, tmp_path / "x.scz", "--bits", "3"), "told by their model; name it"),
         (("extract", plain, tmp_path / "x.safetensors"), "no compressed file"),
         (("extract", small, tmp_path / "x.scz"), "ends in .safetensors"),
+        (("extract", tmp_path, tmp_path / "x.safetensors"), "is a folder: name the file in it"),
+        (("extract", tmp_path / "none.scz", tmp_path / "x.safetensors"), "there is no file .*none.scz"),
+        (("compress", tmp_path / "none.safetensors", tmp_path / "x.scz"), "there is no file .*none.safetensors"),
+        (("compress", tmp_path, tmp_path / "x.scz"), "is a folder, no model; compress takes a file in it, such as .*safetensors"),
+        (("inspect", plain), "is a file, no model: name the model, and --weights"),
     ):
         with pytest.raises(SecateursError, match=problem):
             run(*words)

@@ -262,6 +262,15 @@ def test_after_an_error_the_model_is_as_it_was() -> None:
         sc.quantise_(problem()[0], ternary(), reassign=True, train_values=False)
 
 
+def test_expanded_weights_are_told_before_any_is_written() -> None:
+    model, _ = problem()
+    model[2].weight = nn.Parameter(torch.randn(1, 1).expand(model[2].weight.shape))
+    before = states(model)
+    with pytest.raises(sc.SecateursError, match=r"share_: 2\.weight is expanded, many of its numbers in one place.*clone\(\)"):
+        sc.share_(model, 2)
+    assert torch.equal(before["0.weight"], model[0].weight)
+
+
 def test_fewer_values_than_asked_for_are_told() -> None:
     model, _ = problem()
     with torch.no_grad():

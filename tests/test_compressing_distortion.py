@@ -152,11 +152,15 @@ def test_the_price_meets_bytes_and_losses(capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_be_met_or_makes_no_sense_is_told() -> None:
     model, _ = problem()
     before = states(model)
-    with pytest.raises(sc.PlanError, match="price_within: no price is enough: the tables alone take more"):
+    with pytest.raises(sc.PlanError, match="price_within: no price is enough: the tables alone take more: raise limit="):
         price_within(model, uniform(bits=4), limit=1, show=False)
     with pytest.raises(sc.PlanError, match="no price is enough: it is more without any price: take a quantiser with more bits"):
         price_within(model, uniform(bits=4), measure=lambda of: 1.0, most=0.5, show=False)
     assert price_within(model, uniform(bits=4), limit=10_000, show=False) < 1e-8
+    with pytest.raises(sc.KindError, match="price_within: limit is '1 kB', but must be a number"):
+        price_within(model, uniform(bits=4), limit="1 kB")  # type: ignore[arg-type]
+    with pytest.raises(sc.KindError, match="price_within: measure is 3, but must be a function of the model"):
+        price_within(model, uniform(bits=4), measure=3, most=1)  # type: ignore[arg-type]
     for given in ({}, {"limit": 3, "measure": len, "most": 1}, {"measure": len}, {"limit": 3, "most": 1}):
         with pytest.raises(sc.SecateursError, match=r"price_within: give limit=\.\.\., a number of bytes, or measure="):
             price_within(model, uniform(), **given)

@@ -63,7 +63,9 @@ def extract(source: Path, out: Path) -> None:
     """
     if out.suffix != _PLAIN:
         raise SecateursError(f"{out}: name a file that ends in {_PLAIN}")
-    if source.is_file() and not is_compressed(source):
+    if not source.is_file():
+        raise SecateursError(f"{source} is a folder: name the file in it" if source.is_dir() else f"there is no file {source}")
+    if not is_compressed(source):
         raise SecateursError(f"{source} is no compressed file: there is nothing to extract")
     say(f"{out}: {recode(source, out):,} bytes")
 

@@ -25,6 +25,8 @@ from secateurs.types import SecateursError, Task
 
 Made = TypeVar("Made")
 
+_OF_FILES = (".scz", ".safetensors", ".pt", ".pth", ".bin")
+
 
 def with_weights(make: Callable[[], nn.Module], weights: Path | None) -> nn.Module:
     """A model, with the weights of a file where one is given."""
@@ -98,11 +100,24 @@ def _blamed(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line} ({place.filename}, line {place.lineno})"
 
 
+def _require_no_file(name: str) -> None:
+    """Raise `SecateursError` where what is named as a model is a file or a folder, or would be one."""
+    path = Path(name)
+    if path.is_dir():
+        raise SecateursError(f"{name} is a folder, no model; compress takes a file in it, such as {path / 'model.safetensors'}")
+    if path.is_file():
+        raise SecateursError(f"{name} is a file, no model: name the model, and --weights {name}")
+    if path.suffix in _OF_FILES:
+        raise SecateursError(f"there is no file {name}")
+
+
 def _found(name: str, built_in: ModuleType, what: str) -> Any:
     """A function of ours by its name, or anybody's as package.module:function."""
     if ":" not in name:
         own = [each for each in built_in.__all__ if each.islower() and each not in ("accuracy",)]
         if name not in own:
+            if what == "model":
+                _require_no_file(name)
             close = difflib.get_close_matches(name, own, n=3) or own
             raise SecateursError(
                 f"there is no built-in {what} {name!r}; did you mean {', '.join(close)}? "

@@ -92,10 +92,7 @@ def write(
             sections.append(Section(name, plain.dtype, tuple(plain.shape), coded.document, len(coded.payload), start))
             told(sections[-1], plain, coded.levels)
             start += len(coded.payload) + _CHECKSUM.size
-        needed = -(-sum(each.numbers for each in sections) // NUMBERS_A_BYTE)
-        head = _head(document, sections, 0)
-        padding = max(0, needed - start - len(head))
-        head = _head(document, sections, padding) if padding else head
+        head, padding = _filled(document, sections, -(-sum(each.numbers for each in sections) // NUMBERS_A_BYTE) - start)
         spool.seek(0)
         with open(temporary, "wb") as out:
             out.write(head)
@@ -126,6 +123,15 @@ def _head(document: Mapping[str, Any], sections: list[Section], padding: int) ->
         )
     packed = zlib.compress(text, 9)
     return _HEAD.pack(MAGIC, VERSION, len(packed), len(text), _checksum(len(packed), len(text), packed)) + packed
+
+
+def _filled(document: Mapping[str, Any], sections: list[Section], needed: int) -> tuple[bytes, int]:
+    """The head, and how many zeros bring the file to what its numbers need: a head that tells of more may be shorter once it is packed."""
+    head, padding = _head(document, sections, 0), 0
+    while needed - len(head) > padding:
+        padding = needed - len(head)
+        head = _head(document, sections, padding)
+    return head, padding
 
 
 def _checksum(packed: int, size: int, index: bytes) -> int:

@@ -57,9 +57,15 @@ class Levels:
         return 1 if given is None else len(given)
 
     def values(self) -> Tensor:
-        """The tensor; raises `IndexError` where a number has no place in the table."""
+        """The tensor; raises `SecateursError` where a number has no place in the table."""
         flat = self.numbers.reshape(self.runs, -1)
         if self.table is not None:
+            least, largest = map(int, flat.aminmax()) if flat.numel() else (self.lowest, self.lowest)
+            if not self.lowest <= least <= largest < self.lowest + self.table.shape[1]:
+                raise SecateursError(
+                    f"levels go from {least} to {largest}, and their table from {self.lowest} to "
+                    f"{self.lowest + self.table.shape[1] - 1}: give a value to each"
+                )
             found = self.table.gather(1, (flat - self.lowest).long())
         elif self.scale is not None:
             found = (flat.float() * self.scale.float()[:, None]).to(self.dtype)

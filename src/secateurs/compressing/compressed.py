@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from secateurs.coding import FAST, SMALLEST, Codecs, Levels, file
 from secateurs.coding.bits import BITS_OF
 from secateurs.coding.file import Section
+from secateurs.coding.found import levels_in
 from secateurs.files import container, load
 from secateurs.files.model_file import COMPRESSED, contents_of
-from secateurs.given import MODEL_OR_MAKER, PATH, require
+from secateurs.given import MODEL_OR_MAKER, PATH, Kind, require
 from secateurs.masks.masks import Masks
 from secateurs.types import FileError, SecateursError
 
@@ -29,6 +30,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _SMALL = 1 << 24
 """Numbers of a model that the slowest coders take some seconds for."""
+
+CODECS = Kind("what coding.FAST or coding.SMALLEST is", lambda value: isinstance(value, Codecs))
+LEVELS = Kind(
+    "levels by the names of their weights, for example Shared.levels",
+    lambda value: isinstance(value, Mapping) and all(isinstance(each, Levels) for each in value.values()),
+)
 
 _WIDE = 120
 _FOR_WIDE = ("shape", "pruned", "shared")
@@ -164,6 +171,9 @@ def compress(
     (True, True)
     """
     contents = contents_of("compress", model, path, masks, metric=metric, seed=seed)
+    require("compress", "levels", levels, LEVELS)
+    if codecs is not None:
+        require("compress", "codecs", codecs, CODECS)
     unknown = sorted(levels.keys() - contents.stored.keys() - contents.document["tied"].keys())
     if unknown:
         raise SecateursError(
@@ -218,8 +228,14 @@ def read_compressed(path: str | Path, *, verify: bool = True) -> Compressed:
     """What is in a compressed file: its tensors are decoded one by one, and what each takes is told."""
     require("read_compressed", "path", path, PATH)
     with file.opened(path, verify) as reader:
-        tensors = tuple(_tensor(section, *reader.decoded(name)) for name, section in reader.sections.items())
+        tensors = tuple(_tensor(section, *_with_levels(*reader.decoded(name))) for name, section in reader.sections.items())
         return Compressed(Path(path), reader.bytes, tensors, reader.document)
+
+
+def _with_levels(tensor: Tensor, levels: Levels | None) -> tuple[Tensor, Levels | None]:
+    """The levels that a tensor is of, as when it was written, though it may be coded otherwise."""
+    small_floats = tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1  # are whole numbers to the coders
+    return tensor, levels if levels is not None else levels_in(tensor.view(torch.uint8) if small_floats else tensor)
 
 
 def recode(source: str | Path, target: str | Path, *, codecs: Codecs | None = None) -> Compressed | int:
@@ -232,6 +248,8 @@ def recode(source: str | Path, target: str | Path, *, codecs: Codecs | None = No
     """
     require("recode(source, target)", "source", source, PATH)
     require("recode(source, target)", "target", target, PATH)
+    if codecs is not None:
+        require("recode", "codecs", codecs, CODECS)
     tensors, document = container.read(source)
     document = {"format": container.FORMAT, **document}
     if Path(target).suffix == ".safetensors":

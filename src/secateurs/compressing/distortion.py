@@ -19,11 +19,13 @@ from secateurs.compressing.quantisers import Quantiser
 from secateurs.compressing.share import QUANTISER, Found, found_levels, require_gradient, write_
 from secateurs.compressing.shared import Shared
 from secateurs.compressing.tied import Gradient
-from secateurs.given import COUNT, NUMBER, require
+from secateurs.given import COUNT, NUMBER, Kind, require
 from secateurs.masks import Masks
 from secateurs.patterns import Selection
 from secateurs.progress import tell, track
 from secateurs.types import PlanError, SecateursError
+
+MEASURE = Kind("a function of the model that gives a number, a loss say", callable)
 
 _DAMPING = 1.0
 _WIDER = 8.0
@@ -114,6 +116,11 @@ def price_within(
         raise SecateursError(f"{who}: give limit=..., a number of bytes, or measure=... and most=..., what it may be")
     require(who, "quantiser", quantiser, QUANTISER)
     require(who, "tries", tries, COUNT)
+    for argument, number in (("limit", limit), ("most", most)):
+        if number is not None:
+            require(who, argument, number, NUMBER)
+    if measure is not None:
+        require(who, "measure", measure, MEASURE)
     found, _ = found_levels(who, model, quantiser, masks, only, skip, example, told=False)
     weighing = _Weighing.of(who, found, importance, damping, rounds)
 
@@ -125,7 +132,7 @@ def price_within(
         return size <= (limit or 0.0) if value is None else value <= (0.0 if most is None else most)
 
     cheap, dear = _bracket(who, weighing.typical(), good, rising=measure is None)
-    with closing(track(range(tries), "price of a bit", show=show)) as steps:
+    with closing(track(range(tries if cheap < dear else 0), "price of a bit", show=show)) as steps:
         for _ in steps:
             middle = math.sqrt(cheap * dear)
             if good(middle) is (measure is None):
@@ -146,7 +153,8 @@ def _bracket(who: str, price: float, good: Callable[[float], bool], rising: bool
         price = other
     if first:
         return price, price
-    what = "the tables alone take more" if rising else "it is more without any price: take a quantiser with more bits"
+    most_words = "the tables alone take more: raise limit=, or take a quantiser with fewer values, or skip= layers"
+    what = most_words if rising else "it is more without any price: take a quantiser with more bits"
     raise PlanError(f"{who}: no price is enough: {what}")
 
 

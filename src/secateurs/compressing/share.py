@@ -204,6 +204,10 @@ def found_levels(
         weight, mask = parameters[name], kept.get(name)
         if is_sharded(weight):
             raise SecateursError(f"{who}: {name} is sharded over processes (fully_shard): give it its values before it is sharded")
+        if any(size > 1 and not step for size, step in zip(weight.shape, weight.stride(), strict=True)):
+            raise SecateursError(
+                f"{who}: {name} is expanded, many of its numbers in one place of memory; give it its own, with clone()"
+            )
         found[name] = Found(weight, mask, chosen[name], chosen[name](weight, mask, layer=name))
     if told:
         _tell_fewer(who, found)
