@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 import zlib
@@ -252,6 +253,30 @@ def test_an_index_that_unpacks_to_more_than_it_says_is_refused(small: Path) -> N
     small.write_bytes(HEAD.pack(content[:8], 1, len(data), 100, checksum) + data)
     with pytest.raises(FileError, match="its index is damaged"):
         sc.read_compressed(small)
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # as /dev/null is, in the place of which the superuser would get a file
+    for path, what in ((tmp_path / "pipe", "a device or a pipe"), (tmp_path, "a folder")):
+        with pytest.raises(WriteError, match=f"could not write .*: it is {what}"):
+            file.write(path, {}, {})
+    assert (tmp_path / "pipe").is_fifo() and [each.name for each in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_of_two_files_in_a_folder_the_compressed_one_is_named(small: Path) -> None:
+    small.rename(small.parent / "model.scz")
+    assert_same(sc.decompress(small.parent, network), sc.load(small.parent, network))
+    sc.save(network(), small.parent / "model.safetensors")
+    with pytest.raises(FileError, match=r"has model\.safetensors too, which is what is loaded of a folder; name the file: .*scz"):
+        sc.decompress(small.parent, network)
+    sc.decompress(small.parent / "model.scz", network)
+
+
+def test_deep_compression_has_indices_of_one_bit_to_sixteen() -> None:
+    with pytest.raises(SecateursError, match="deep_compression: bits=17 must be from 1 to 16"):
+        sc.coding.deep_compression(17)
+    with pytest.raises(KindError, match="deep_compression: bits is '5', but must be a whole number"):
+        sc.coding.deep_compression("5")  # type: ignore[arg-type]
 
 
 def test_what_is_no_compressed_file_is_not_decompressed(tmp_path: Path) -> None:

@@ -24,10 +24,13 @@ if sys.platform != "win32":
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well; otherwise what was there stays.
 
-    Raises `WriteError` where the disk is full or the folder is missing or read-only.
+    Raises `WriteError` where the disk is full or the folder is missing or read-only, and where the path is that of a folder or a device.
     """
     target = Path(path)
     try:
+        if target.exists() and not target.is_file():  # the superuser would get a file in the place of /dev/null
+            what = "a folder" if target.is_dir() else "a device or a pipe"
+            raise OSError(f"it is {what}, and what is written takes the place of files only; name a file")
         with beside(target) as folder:
             temporary = folder / target.name
             with open(temporary, "wb") as probe:  # the umask's permissions; safetensors would let nobody but the owner read

@@ -19,6 +19,7 @@ from secateurs.coding.found import levels_in
 from secateurs.coding.levels import Levels
 from secateurs.coding.positions import Positions, There, bitmap, blocks, elias_fano, gaps, n_of_m, relative
 from secateurs.coding.tables import decode_table, encode_table
+from secateurs.given import COUNT, require
 from secateurs.types import FileError, SecateursError
 
 _LARGE = 1 << 20
@@ -242,7 +243,13 @@ FAST = Codecs(whole=(rans, huffman, fixed), sparse=(context,), numbers=(rans, fi
 
 
 def deep_compression(bits: int) -> Codecs:
-    """What Deep Compression's files are made of: relative indices of so many bits, Huffman's code for them and for levels (1510.00149)."""
+    """What Deep Compression's files are made of: relative indices of so many bits, Huffman's code for them and for levels (1510.00149).
+
+    Raises `SecateursError` where ``bits`` are not from 1 to 16, which is what a file may tell.
+    """
+    require("deep_compression", "bits", bits, COUNT)
+    if not 1 <= bits <= 16:
+        raise SecateursError(f"deep_compression: bits={bits} must be from 1 to 16")
     return Codecs(whole=(huffman,), numbers=(huffman,), positions=lambda there: iter((relative(bits, huffman),)), always=True)
 
 

@@ -14,12 +14,17 @@ from secateurs.compressing.quantisers import Quantiser, k_means
 from secateurs.compressing.share import Found, found_levels
 from secateurs.compressing.shared import Size
 from secateurs.evidence import observe, squared_gradient
-from secateurs.given import NUMBER, TASK, require
+from secateurs.given import NUMBER, TASK, Kind, require
 from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_sites
 from secateurs.progress import track
 from secateurs.ranks import whole
 from secateurs.types import PlanError, SecateursError, Task
+
+BITS = Kind(
+    "numbers of bits to choose from, for example (2, 3, 4)",
+    lambda value: isinstance(value, Iterable) and not isinstance(value, str),
+)
 
 _STATES = 20_000
 
@@ -77,6 +82,7 @@ def bits_within(
     {'0.weight': 2, '2.weight': 5}
     """
     require("bits_within", "limit", limit, NUMBER)
+    require("bits_within", "bits", bits, BITS)
     numbers = sorted(set(bits))
     if not numbers:
         raise SecateursError("bits_within: bits= names no number of bits to choose from")

@@ -25,6 +25,10 @@ from secateurs.patterns import Selection
 from secateurs.progress import tell, track
 from secateurs.types import PlanError, SecateursError
 
+IMPORTANCE = Kind(
+    "tensors by parameter, as secateurs.compressing.importance(model, task) makes them",
+    lambda value: isinstance(value, Mapping) and all(isinstance(each, Tensor) for each in value.values()),
+)
 MEASURE = Kind("a function of the model that gives a number, a loss say", callable)
 
 _DAMPING = 1.0
@@ -197,6 +201,8 @@ class _Weighing:
 
     @staticmethod
     def of(who: str, found: Mapping[str, Found], importance: Mapping[str, Tensor] | None, damping: float, rounds: int) -> _Weighing:
+        if importance is not None:
+            require(who, "importance", importance, IMPORTANCE)
         require(who, "rounds", rounds, COUNT)
         require(who, "damping", damping, NUMBER)
         if rounds < 1 or not damping >= 0:
