@@ -593,6 +593,8 @@ def test_importance_is_the_mean_squared_gradient_and_bad_limits_are_told() -> No
         bits_within(model, 3, show=False)
     with pytest.raises(sc.SecateursError, match="bits= names no number of bits"):
         bits_within(model, 100, bits=())
+    with pytest.raises(sc.NonFiniteError, match=r"bits_within: measure\(model\) gave NaN; have it give a number"):
+        bits_within(model, 100, measure=lambda of: float("nan"), show=False)
     with pytest.raises(sc.KindError, match="bits is 3, but must be numbers of bits to choose from"):
         bits_within(model, 100, bits=3)  # type: ignore[arg-type]
     with pytest.raises(sc.KindError, match="limit is '1 kB', but must be a number"):

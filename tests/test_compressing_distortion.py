@@ -161,6 +161,8 @@ def test_what_cannot_be_met_or_makes_no_sense_is_told() -> None:
         price_within(model, uniform(bits=4), limit="1 kB")  # type: ignore[arg-type]
     with pytest.raises(sc.KindError, match="rate_distortion_: importance is 3, but must be tensors by parameter"):
         rate_distortion_(model, uniform(), price=1, importance=3)  # type: ignore[arg-type]
+    with pytest.raises(sc.NonFiniteError, match=r"price_within: measure\(model\) gave NaN"):
+        price_within(model, uniform(bits=4), measure=lambda of: torch.tensor(torch.nan), most=1, show=False)  # type: ignore[arg-type, return-value]
     with pytest.raises(sc.KindError, match="price_within: measure is 3, but must be a function of the model"):
         price_within(model, uniform(bits=4), measure=3, most=1)  # type: ignore[arg-type]
     for given in ({}, {"limit": 3, "measure": len, "most": 1}, {"measure": len}, {"limit": 3, "most": 1}):

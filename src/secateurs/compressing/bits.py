@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import closing
 
@@ -19,7 +20,7 @@ from secateurs.masks import Masks
 from secateurs.patterns import Element, Selection, find_sites
 from secateurs.progress import track
 from secateurs.ranks import whole
-from secateurs.types import PlanError, SecateursError, Task
+from secateurs.types import NonFiniteError, PlanError, SecateursError, Task
 
 BITS = Kind(
     "numbers of bits to choose from, for example (2, 3, 4)",
@@ -116,12 +117,20 @@ def _error(found: Found, weighs: Tensor | None) -> float:
     return float((error if weighs is None else error * weighs.to(error.device)).sum())
 
 
+def number_of(who: str, measured: float) -> float:
+    """What was measured of a model, as a number; raises `NonFiniteError` where it is NaN, which is neither less nor more than any other."""
+    number = float(measured)
+    if math.isnan(number):
+        raise NonFiniteError(f"{who}: measure(model) gave NaN; have it give a number, which may be infinite")
+    return number
+
+
 @torch.no_grad()
 def _measured(model: nn.Module, found: Found, measure: Callable[[nn.Module], float]) -> float:
     """The loss with one weight on its levels."""
     before = found.weight.detach().clone()
     try:
         found.weight.copy_(found.levels.values())
-        return float(measure(model))
+        return number_of("bits_within", measure(model))
     finally:
         found.weight.copy_(before)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateurs.coding import Levels, bits_of, rate_distortion
 from secateurs.coding.tensors import shape_of
+from secateurs.compressing.bits import number_of
 from secateurs.compressing.levelled import levelled
 from secateurs.compressing.quantisers import Quantiser
 from secateurs.compressing.share import QUANTISER, Found, found_levels, require_gradient, write_
@@ -170,7 +171,7 @@ def _measured(
     try:
         for name, each in found.items():
             each.weight.copy_(levels[name].values())
-        return float(measure(model))
+        return number_of("price_within", measure(model))
     finally:
         for name, each in found.items():
             each.weight.copy_(before[name])
