@@ -113,8 +113,9 @@ class Compressed:
             table.add_row(*(Text(cell) for heading, cell in row.items() if options.max_width >= _WIDE or heading not in _FOR_WIDE))
         yield table
         rest = self.bytes - self.coded
+        compared = f"{_times(self.dense, self.bytes)} smaller" if self.bytes <= self.dense else "larger"
         yield Text(
-            f"{self.path}: {self.bytes:,} bytes, {_times(self.dense, self.bytes)} smaller than {self.dense:,} dense; "
+            f"{self.path}: {self.bytes:,} bytes, {compared} than {self.dense:,} dense; "
             f"pruned {self.pruned:,}, shared {self.shared:,}, coded {self.coded:,}, index and checksums {rest:,}"
         )
 
