@@ -18,7 +18,7 @@ from secateurs.coding.bits import BITS_OF
 from secateurs.coding.file import Section
 from secateurs.coding.found import levels_in
 from secateurs.files import container, load
-from secateurs.files.model_file import COMPRESSED, WEIGHTS, contents_of
+from secateurs.files.model_file import COMPRESSED, contents_of
 from secateurs.given import MODEL_OR_MAKER, PATH, Kind, require
 from secateurs.masks.masks import Masks
 from secateurs.types import FileError, SecateursError
@@ -222,8 +222,6 @@ def decompress(path: str | Path, model: Model | Callable[[], Model], *, verify: 
     within = Path(path) / COMPRESSED if Path(path).is_dir() else Path(path)
     if within.exists() and not file.is_compressed(within):
         raise FileError(f"{path} is no compressed file; load(path, model) reads safetensors and the weights in .pt files")
-    if within != Path(path) and within.exists() and (Path(path) / WEIGHTS).exists():
-        raise FileError(f"{path} has {WEIGHTS} too, which is what is loaded of a folder; name the file: {within}")
     return load(path, model, verify=verify)
 
 

@@ -225,7 +225,13 @@ def _weights_in(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         return folder
-    return folder / (COMPRESSED if not (folder / WEIGHTS).exists() and (folder / COMPRESSED).exists() else WEIGHTS)
+    if not (folder / COMPRESSED).exists():
+        return folder / WEIGHTS
+    if (folder / WEIGHTS).exists():
+        raise FileError(
+            f"{folder} has {WEIGHTS} and {COMPRESSED}, which may hold different weights: name one of them, or remove the other"
+        )
+    return folder / COMPRESSED
 
 
 def _made(model: Any, path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
