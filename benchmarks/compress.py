@@ -74,7 +74,7 @@ GRID: dict[str, dict[int, tuple[int, ...]]] = {
 CLOSE = 0.1
 """Points of validation error that count as none: five of the 5,000 images."""
 EPOCHS = {"lenet_300_100": 5, "lenet_5": 2}
-TIMES = {"lenet_300_100": {12: (50, 80), 24: (100,)}, "lenet_5": {12: (60,), 24: (100,)}}
+TIMES: dict[str, dict[int, tuple[int, ...]]] = {"lenet_300_100": {12: (50, 80), 24: (100,)}, "lenet_5": {12: (60,), 24: (100,)}}
 """Times fewer bytes, for each number of parameters, that levels by error and bits together are to take."""
 
 

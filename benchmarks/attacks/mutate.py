@@ -134,9 +134,12 @@ def recoded(content: bytes, chance: Random) -> bytes:
     if chance.random() < 0.6:
         which = chance.randrange(len(payloads))
         index["tensors"][which] = changed(index["tensors"][which], chance)
-    if chance.random() < 0.2:
-        index = changed(index, chance)
-    text = json.dumps(index).encode("utf-8", "surrogatepass")
+    try:
+        if chance.random() < 0.2:
+            index = changed(index, chance)
+        text = json.dumps(index).encode("utf-8", "surrogatepass")
+    except RecursionError:  # nested twice, beyond what can be copied or written here
+        return damaged(content, chance)
     size = len(text) if chance.random() < 0.95 else chance.choice((0, size, 1 << 26, (1 << 32) - 1))
     deflated = zlib.compress(text, chance.choice((1, 9)))
     told = struct.pack("<III", version, len(deflated), size)
