@@ -64,7 +64,8 @@ void quantise(const Values &values, std::optional<Table> table, std::optional<Sc
 
 NB_MODULE(_native, module) {
     using namespace secateurs::coding;
-    nb::exception<Malformed>(module, "Malformed", PyExc_ValueError);
+    // What C++ throws is this type for as long as the process lives, also where the module is loaded twice and one of the two is gone.
+    nb::exception<Malformed>(module, "Malformed", PyExc_ValueError).inc_ref();
     add_coder(module, "fixed", fixed::encode, fixed::decode);
     add_coder(module, "huffman", huffman::encode, huffman::decode);
     add_coder(module, "rans", rans::encode, rans::decode);
