@@ -546,8 +546,7 @@ def report() -> None:
         "squared gradient, and bits, at the price that gives the wanted size.\n\n" + of_prices(),
         "## The pruned SqueezeNet, to the bit\n\n" + of_squeezenet(),
         "### Beside other programs: its weights alone\n\n" + of_others(),
-        "## Pruning and bits\n\n" + of_figures(),
-        "![score against bits and bytes](compress.png)",
+        *(("## Pruning and bits\n\n" + of_figures(), "![score against bits and bytes](compress.png)") if cells("figures") else ()),
     )
     draw()
 
