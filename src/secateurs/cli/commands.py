@@ -76,7 +76,7 @@ Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 def demo(
     out: Path = Path("secateurs-demo"), *, seed: int = 0, sparsity: float = 0.96, force: bool = False, threads: int | None = None
 ) -> None:
-    """Train, prune, save, reload and report a small network on real digits, in about half a minute.
+    """Train, prune, save, reload and report a small network on real digits, in less than a minute.
 
     Parameters
     ----------

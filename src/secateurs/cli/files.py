@@ -30,7 +30,7 @@ def compress_(source: str, out: Path, *, weights: Path | None = None, bits: int 
         Give each weight of the model 2 to the power of so many values first, by k-means, beside zero. Nothing is trained: see
         `secateurs.share_` for that.
     fast
-        Only coders that are read at 100 MB of float32 a second and more, as for models of more than 16 million numbers anyway.
+        Only coders that are read at some 100 MB of float32 a second, as for models of more than 16 million numbers anyway.
     """
     if out.suffix == _PLAIN:
         raise SecateursError(f"{out}: a compressed file does not end in {_PLAIN}; name one that ends in .scz")

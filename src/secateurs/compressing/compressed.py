@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=nn.Module)
 
 _SMALL = 1 << 24
-"""Numbers of a model that the slowest coders take some seconds for."""
+"""Numbers of a model that the slowest coders take a quarter of a minute for."""
 
 CODECS = Kind("what coding.FAST or coding.SMALLEST is", lambda value: isinstance(value, Codecs))
 LEVELS = Kind(
@@ -156,8 +156,8 @@ def compress(
     where they are many; floats of any values lose only what repeats itself in their exponents. Masks, plan, metric, seed and what
     `shrink_` did are in the file as `save` has them, tied weights once, and `load` reads it as it does a ``.safetensors``. Of a Hugging
     Face model, a path without a suffix is a folder. ``levels`` are those of quantised weights by their names in the model, where they
-    are known (``Shared.levels``); ``codecs`` what is tried: `coding.SMALLEST`, or `coding.FAST` to be read at 100 MB a second and more;
-    by default the first for models of up to 16 million numbers, which are read in some seconds, and the second for larger ones.
+    are known (``Shared.levels``). ``codecs`` is what is tried: `coding.SMALLEST`, of which a million numbers are read in a second, or
+    `coding.FAST`, some 100 MB a second; by default the first for models of up to 16 million numbers, and the second for larger ones.
 
     Raises `SecateursError` for a model without values or with tensors that have no name in the format, for masks of another model, and
     for levels that are not a weight's; `WriteError` where the file cannot be written: the old one stays.
