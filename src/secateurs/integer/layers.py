@@ -175,8 +175,12 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """Of each place, over its channels: exp(x - largest) / sum. int8: ``table[largest - q]`` holds exponentials times 2^16, uint32, and the
-    result is (e * 256 + sum / 2) / sum - 128, at most 127, with the scale 1 / 256 and zero -128. int16: as float32, of what is meant."""
+    """Of each place, over its channels: exp(x - largest) / sum.
+
+    int8: ``table[largest - q]`` holds exponentials times 2^16, and the result is (e * 256 + sum / 2) / sum - 128, at most 127, with the scale
+    1 / 256 and zero -128. int16: exponentials times 2^15, 256 of the upper eight bits of largest - q and 256 of the lower ones, whose product
+    is shifted right by 15; the result is (e * 32768 + sum / 2) / sum, at most 32767, with the scale 1 / 32768.
+    """
 
     name: str
     x: Array
@@ -186,13 +190,14 @@ class Softmax:
 
 @dataclass(frozen=True, eq=False)
 class Pad:
-    """Zeros around: (top, bottom, left, right), where no convolution could take them in."""
+    """A number around: (top, bottom, left, right) and channels before and after, where no convolution could take it in."""
 
     name: str
     x: Array
     y: Array
     padding: tuple[int, int, int, int]
     value: int | float = 0
+    channels: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,13 +259,26 @@ Layer = Conv | Pool | Mean | Add | Multiply | Concat | Table | Softmax | Pad | C
 
 @dataclass(frozen=True)
 class Face:
-    """How a tensor that the model takes or gives lies in an array: of the tensor of ``shape`` (one sample, without batch where the model
-    has one), the dimensions in the order ``order`` are what the array holds."""
+    """How a tensor that the model takes or gives lies in an array: its dimensions in the order ``order``.
 
+    ``shape`` is the tensor's for one sample; where ``batched``, its first dimension counts samples.
+    """
+
+    name: str
     array: Array
     shape: tuple[int, ...]
     order: tuple[int, ...]
-    name: str = ""
+    batched: bool
+
+    def packed(self, tensor: Numbers) -> Numbers:
+        """Numbers of the model's shape, of any number of samples, as (samples, height, width, channels)."""
+        return np.ascontiguousarray(tensor.transpose(self.order)).reshape(-1, *self.array.shape)
+
+    def unpacked(self, numbers: Numbers) -> Numbers:
+        """The opposite of `packed`."""
+        shape = tuple(self.shape[dim] for dim in self.order)
+        shape = (-1, *shape[1:]) if self.batched else shape
+        return numbers.reshape(shape).transpose(tuple(np.argsort(self.order)))
 
 
 @dataclass(frozen=True)
@@ -291,7 +309,7 @@ def read(layer: Layer) -> tuple[Array, ...]:
     if isinstance(layer, (Add, Multiply)):
         return layer.x, layer.other
     if isinstance(layer, Recurrent):
-        return layer.x, *(each for each in layer.start if each is not None)
+        return (layer.x, *(each for each in layer.start if each is not None))
     return (layer.x,)
 
 
@@ -313,5 +331,8 @@ def with_arrays(layer: Layer, of: dict[str, Array]) -> Layer:
 
 def with_layers(network: Network, layers: Sequence[Layer], of: dict[str, Array]) -> Network:
     """A network of other layers, its faces on other arrays, found by their names."""
-    faces = [tuple(replace(face, array=of.get(face.array.name, face.array)) for face in each) for each in (network.inputs, network.outputs)]
+    faces = [
+        tuple(replace(face, array=of.get(face.array.name, face.array)) for face in each)
+        for each in (network.inputs, network.outputs)
+    ]
     return Network(faces[0], faces[1], tuple(with_arrays(layer, of) for layer in layers))
