@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from secateurs.answers import alike
 from secateurs.forward import describe, run_example
-from secateurs.integer.layers import Array, Conv, Face, Layer, Network, Pad, View, read, written
+from secateurs.integer.functions import function_of
+from secateurs.integer.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
 from secateurs.integer.lower import Building, build
 from secateurs.integer.placed import lying
 from secateurs.nested import Value, changed, leaves, tensors_in
@@ -36,7 +38,8 @@ def built(model: nn.Module, example: Any) -> Network:
     Raises `UnsupportedError` that lists all layers without kernels, or tensors of whole numbers; `CompileError` where what the model does
     depends on the numbers of the input; `TaskError` where it rejects the example.
 
-    >>> network = built(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), torch.zeros(5, 1, 4, 4))
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    >>> network = built(model, torch.zeros(5, 1, 4, 4))
     >>> [type(layer).__name__ for layer in network.layers], network.layers[0].low, network.inputs[0].array.shape
     (['Conv', 'View', 'Conv'], 0.0, (4, 4, 1))
     """
@@ -147,7 +150,8 @@ def _output(to: Building, value: Value, name: str, batched: bool) -> Face:
 
 
 def _tidy(network: Network) -> Network:
-    """Paddings of zeros go into the convolutions that read them; views of views become one; what nobody reads is left out."""
+    """Clamps go into the sums before them, paddings of zeros into the convolutions behind them; what nobody reads is left out."""
+    network = _clamped(network)
     layers = list(network.layers)
     pads = {layer.y.name: layer for layer in layers if isinstance(layer, Pad) and layer.value == 0 and not any(layer.channels)}
     for place, layer in enumerate(layers):
@@ -162,6 +166,28 @@ def _tidy(network: Network) -> Network:
             needed.update(array.name for array in read(layer))
             kept.append(layer)
     return replace(network, layers=tuple(kept[::-1]))
+
+
+def _clamped(network: Network) -> Network:
+    """The same with clamps taken into the convolutions and sums that they alone read."""
+    readers = Counter(array.name for layer in network.layers for array in read(layer))
+    readers.update(face.array.name for face in network.outputs)
+    kept: list[Layer] = []
+    of: dict[str, Array] = {}
+    places: dict[str, int] = {}
+    for layer in network.layers:
+        if isinstance(layer, Table) and layer.function.startswith("clamp ") and readers[layer.x.name] == 1:
+            place = places.get(of.get(layer.x.name, layer.x).name)
+            if place is not None:
+                before, limit = kept[place], function_of(layer.function)
+                assert isinstance(before, (Conv, Add))
+                low, high = limit(np.array([before.low, before.high])).tolist()
+                kept[place], of[layer.y.name] = replace(before, low=low, high=high), before.y
+                continue
+        if isinstance(layer, (Conv, Add)):
+            places[layer.y.name] = len(kept)
+        kept.append(layer)
+    return with_layers(network, kept, of)
 
 
 def folded(layers: tuple[Layer, ...]) -> dict[str, Array]:

@@ -153,12 +153,8 @@ def _finished(to: Building, node: Any, placed: Placed) -> None:
 def _activated(to: Building, placed: Placed, activation: Activation | None) -> Placed:
     if activation is None:
         return placed
-    last = to.layers[-1]
-    if activation.kind == "clamp" and isinstance(last, (Conv, Add)) and last.y is placed.array:
-        to.layers[-1] = replace(last, low=max(last.low, activation.low), high=min(last.high, activation.high))
-        return placed
     y = to.array(f"{placed.array.name}.{activation.kind}", placed.array.shape)
-    function = f"clamp {activation.low:g} {activation.high:g}" if activation.kind == "clamp" else activation.kind
+    function = f"clamp {activation.low:.9g} {activation.high:.9g}" if activation.kind == "clamp" else activation.kind
     to.layers.append(Table(y.name, placed.array, y, function))
     return replace(placed, array=y)
 
