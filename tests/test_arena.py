@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import permutations, product
+from random import Random
 from time import perf_counter
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateurs.firmware.arena import Arena, Place, Step, arena_of, lay_out, steps_of
+from secateurs.firmware import packing
+from secateurs.firmware.arena import Arena, Slot, Step, arena_of, lay_out, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.packing import Box, first_fit, most_alive, pack
-from secateurs.integer.layers import Add, Array, Conv, Face, Network, Table, View
+from secateurs.firmware.packing import Box, most_alive, pack
+from secateurs.integer.layers import Array, Conv, Face, Network, Table, View
 
 
 @st.composite
@@ -123,7 +125,7 @@ def check(arena: Arena, steps, sizes, inputs, outputs, alignment):
     for name, place in arena.places.items():
         assert place.offset % alignment == 0
         assert place.bytes == sizes[name]
-        assert place == Place(arena.places[root[name]].offset, sizes[name], *spans[root[name]])
+        assert place == Slot(arena.places[root[name]].offset, sizes[name], *spans[root[name]])
         there[root[name]] = place
     for number, step in enumerate(steps):
         if step.scratch:
@@ -180,3 +182,166 @@ def test_boxes_lie_as_close_as_they_can(given_boxes):
     assert size == max(at + box.bytes for box, at in zip(boxes, offsets, strict=True))
     assert size >= most_alive(boxes)
     assert size == most_alive(boxes) or not fits([(box.bytes, box.first, box.last) for box in boxes], size - 1)
+
+
+GAP = [
+    (2, 0, 0),
+    (3, 0, 1),
+    (1, 1, 2),
+    (1, 2, 2),
+    (1, 1, 3),
+    (2, 2, 3),
+    (2, 3, 4),
+    (3, 4, 4),
+]  # at each step 5 bytes, yet 5 are too few
+
+
+@st.composite
+def full(draw):
+    """Boxes that leave no byte free at any step."""
+    random, boxes = Random(draw(st.integers(0, 10**6))), []
+
+    def parts(total, first):
+        while total:
+            alive.append((min(total, random.randint(1, 3)), first))
+            total -= alive[-1][0]
+
+    alive, last = [], random.randint(1, 3)
+    parts(random.randint(3, 5), 0)
+    for step in range(1, last + 1):
+        gone = random.sample(alive, random.randint(1, min(2, len(alive))))
+        alive = [each for each in alive if not any(each is other for other in gone)]
+        boxes += [(size, first, step - 1) for size, first in gone]
+        parts(sum(size for size, _ in gone), step)
+    return boxes + [(size, first, last) for size, first in alive]
+
+
+@settings(max_examples=100, deadline=None)
+@given(full())
+def test_the_search_alone_finds_what_trying_all_offsets_finds(boxes):
+    made = [Box(*box) for box in boxes]
+    offsets, size = packing._Search(made, most_alive(made), [], 10**9).found()
+    assert size == max(at + box.bytes for box, at in zip(made, offsets, strict=True))
+    assert fits(boxes, size)
+    assert not fits(boxes, size - 1)
+
+
+def test_an_arena_may_have_to_be_larger_than_what_is_alive():
+    made = [Box(*box) for box in GAP]
+    assert most_alive(made) == 5
+    assert pack(made)[1] == 6
+    assert not fits(GAP, 5)
+
+
+def test_changes_to_the_sequence_find_what_no_first_sequence_does():
+    boxes = [Box(size, first, min(31, first + more)) for size, first, more in zip(*numbers(32), strict=True)]
+    together = [[j for j, b in enumerate(boxes) if j != i and b.first <= a.last and a.first <= b.last] for i, a in enumerate(boxes)]
+    tops = [packing.first_fit(boxes, each, together)[1] for each in packing._sequences(boxes)]
+    assert min(tops) > most_alive(boxes) == pack(boxes)[1]
+
+
+def numbers(count):
+    random = Random(0)
+    return [[random.randrange(*limits) for _ in range(count)] for limits in ((1, 10), (0, count), (0, 4))]
+
+
+def test_branches_run_in_the_order_that_needs_least():
+    """Two branches, each of which grows before it shrinks: one after the other, not side by side."""
+    steps, sizes = [], {"x": 10, "y": 2}
+    for branch in "ab":
+        steps += [
+            Step(f"grow {branch}", ("x",), (f"big {branch}",)),
+            Step(f"shrink {branch}", (f"big {branch}",), (f"small {branch}",)),
+        ]
+        sizes |= {f"big {branch}": 100, f"small {branch}": 1}
+    side_by_side = [steps[0], steps[2], steps[1], steps[3], Step("join", ("small a", "small b"), ("y",))]
+    arena = lay_out(side_by_side, sizes, ["x"], ["y"], alignment=1)
+    assert arena.bytes == arena.bound == 10 + 1 + 100
+    assert lay_out(side_by_side, sizes, ["x"], ["y"], alignment=1, reorder=False).bytes == 10 + 2 * 100
+
+
+@pytest.mark.parametrize("width", [1, 4, 12])
+def test_a_hundred_steps_are_planned_well_and_fast(width):
+    random, names, sizes, steps = Random(width), ["x"], {"x": 3000}, []
+    for number in range(100):
+        reads = tuple(random.sample(names[-width:], min(len(names[-width:]), random.choice([1, 1, 2]))))
+        steps.append(Step(f"s{number}", reads, (f"a{number}",), random.randrange(300), reads[:1]))
+        names.append(f"a{number}")
+        sizes[names[-1]] = random.randrange(10, 5000)
+    begin = perf_counter()
+    arena = lay_out(steps, sizes, ["x"], names[-1:])
+    assert perf_counter() - begin < (5 if width > 1 else 1)  # here a fifth of that, on a machine with nothing else to do
+    check(arena, steps, sizes, ["x"], names[-1:], 4)
+    assert arena.bytes <= 1.3 * arena.bound
+
+
+def network():
+    x, a, b, y = (
+        Array("x", (4, 4, 3), "int8"),
+        Array("a", (4, 4, 8), "int8"),
+        Array("b", (4, 4, 8), "int8"),
+        Array("y", (1, 1, 128), "int8"),
+    )
+    weight = np.zeros((8, 1, 1, 3), np.int8)
+    layers = (Conv("conv", x, a, weight, np.zeros(8, np.int32)), Table("relu", a, b, "relu"), View("flatten", b, y))
+    return Network((Face("x", x, (3, 4, 4), (1, 2, 0), True),), (Face("y", y, (128,), (0,), True),), layers)
+
+
+def test_a_network_needs_less_where_layers_overwrite():
+    net = network()
+    calls = [
+        Call(layer, (), (), "", scratch, in_place)
+        for layer, scratch, in_place in zip(net.layers, (16, 0, 0), (None, "x", None), strict=True)
+    ]
+    assert [step_of(layer, calls).in_place for layer in net.layers] == [(), ("a",), ()]
+    assert [step_of(layer, calls).view for layer in net.layers] == [False, False, True]
+    plain, overwriting = arena_of(net), arena_of(net, calls)
+    assert (plain.bytes, overwriting.bytes) == (128 + 128, 48 + 16 + 128)
+    assert len({overwriting.places[name].offset for name in "aby"}) == 1
+    assert overwriting.scratch == {"conv": Slot(overwriting.scratch["conv"].offset, 16, 0, 0)}
+    assert [overwriting.alive(moment) for moment in range(3)] == [192, 128, 128]
+
+
+def test_nothing_to_do():
+    assert lay_out([], {"x": 5}, ["x"], ["x"]) == Arena((), {"x": Slot(0, 5, 0, 0)}, {}, 8, 8)
+    assert lay_out([], {}, [], []).bytes == 0
+    empty = lay_out([Step("s", ("x",), ("y",))], {"x": 0, "y": 0}, ["x"], ["y"])
+    assert (empty.bytes, empty.places["y"]) == (0, Slot(0, 0, 0, 0))
+
+
+def test_an_input_that_nobody_reads_is_never_overwritten():
+    arena = lay_out(
+        [Step("s", ("x",), ("y",)), Step("t", ("y",), ("z",))], {"x": 4, "unread": 4, "y": 4, "z": 4}, ["x", "unread"], ["z"]
+    )
+    assert arena.places["unread"].last == 1
+    assert arena.bytes == 12
+
+
+SIZES = {"x": 4, "y": 4, "z": 8}
+ONE = Step("one", ("x",), ("y",))
+
+
+@pytest.mark.parametrize(
+    ("steps", "outputs", "changed", "message"),
+    [
+        (
+            [Step("two", ("y",), ("z",)), ONE],
+            ["z"],
+            {},
+            "two: reads 'y', which is no input and is written by none of the steps before",
+        ),
+        ([ONE, Step("two", ("x",), ("y",))], ["y"], {}, "two: writes 'y', which is there already"),
+        ([ONE, Step("two", ("y",), ("x",))], ["y"], {}, "two: writes 'x', which is there already"),
+        ([ONE, Step("one", ("y",), ("z",))], ["z"], {}, "two steps are called 'one'"),
+        ([ONE], ["z"], {}, "the output 'z' is no input and is written by no step"),
+        ([Step("one", ("x",), ("w",))], ["w"], {}, "sizes=None of 'w'"),
+        ([Step("one", ("x",), ("y",), scratch=-1)], ["y"], {}, "one: scratch=-1"),
+        ([ONE, Step("two", ("x",), ("z",), in_place=("y",))], ["z"], {}, "two: in_place='y', but it reads x"),
+        ([Step("one", ("x",), ("z",), view=True)], ["z"], {}, "one: a view has as many bytes as what it views, 4"),
+        ([ONE], ["y"], {"alignment": 3}, "alignment=3, but must be a power of two"),
+        ([ONE], ["y"], {"inputs": ["x", "x"]}, "'x' is an input twice"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(steps, outputs, changed, message):
+    with pytest.raises(FirmwareError, match=message):
+        lay_out(**{"steps": steps, "sizes": SIZES, "inputs": ["x"], "outputs": outputs, **changed})

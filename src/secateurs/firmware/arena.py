@@ -38,7 +38,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where something lies in the arena, from the first to the last moment that it is needed: numbers of steps in the order they run."""
 
     offset: int
@@ -53,8 +53,8 @@ class Arena:
     each step that needs some. ``bytes`` is the size, and no plan's is below ``bound``."""
 
     order: tuple[int, ...]
-    places: Mapping[str, Place]
-    scratch: Mapping[str, Place]
+    places: Mapping[str, Slot]
+    scratch: Mapping[str, Slot]
     bytes: int
     bound: int
 
@@ -81,7 +81,7 @@ def lay_out(
     >>> chain = [Step("conv", ("x",), ("a",)), Step("relu", ("a",), ("b",), in_place=("a",)), Step("pool", ("b",), ("y",))]
     >>> arena = lay_out(chain, {"x": 100, "a": 400, "b": 400, "y": 10}, ["x"], ["y"])
     >>> arena.bytes, arena.places["a"].offset == arena.places["b"].offset, arena.places["y"]
-    (500, True, Place(offset=400, bytes=10, first=2, last=2))
+    (500, True, Slot(offset=400, bytes=10, first=2, last=2))
     """
     if alignment < 1 or alignment & (alignment - 1):
         raise FirmwareError(f"lay_out: alignment={alignment}, but must be a power of two, for example 4")
@@ -107,25 +107,21 @@ def _other_orders(graph: Graph, best: _Placed, bound: int) -> _Placed:
     return best
 
 
-def steps_of(calls: Sequence[Call]) -> tuple[Step, ...]:
-    """The steps of layers as C."""
-    return tuple(
-        _step(call.layer, call.scratch, () if call.in_place is None else (getattr(call.layer, call.in_place).name,))
-        for call in calls
-    )
+def step_of(layer: Layer, calls: Sequence[Call] = ()) -> Step:
+    """The step of a layer: with what it needs and may overwrite, where one of some calls is that of this layer."""
+    reads, writes = (tuple(array.name for array in each(layer)) for each in (read, written))
+    call = next((call for call in calls if call.layer.name == layer.name), None)
+    scratch = 0 if call is None else call.scratch
+    in_place = () if call is None or call.in_place is None else (getattr(layer, call.in_place).name,)
+    return Step(layer.name, reads, writes, scratch, in_place, isinstance(layer, View))
 
 
 def arena_of(network: Network, calls: Sequence[Call] = (), alignment: int = 4) -> Arena:
     """The arena of a network, with what its layers need beside their arrays where they are C already."""
-    steps = steps_of(calls) if calls else tuple(_step(layer) for layer in network.layers)
+    steps = [step_of(layer, calls) for layer in network.layers]
     sizes = {name: array.bytes for name, array in network.arrays.items()}
     inputs, outputs = ([face.array.name for face in faces] for faces in (network.inputs, network.outputs))
     return lay_out(steps, sizes, inputs, outputs, alignment)
-
-
-def _step(layer: Layer, scratch: int = 0, in_place: tuple[str, ...] = ()) -> Step:
-    reads, writes = (tuple(array.name for array in each(layer)) for each in (read, written))
-    return Step(layer.name, reads, writes, scratch, in_place, isinstance(layer, View))
 
 
 def _pieces(steps: Sequence[Step], sizes: Mapping[str, int], inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:
@@ -273,8 +269,8 @@ def _packed(graph: Graph, order: Order, spans: Sequence[tuple[int, int]], lies_i
 
 
 def _named(found: _Placed, steps: Sequence[Step], pieces: Mapping[str, int], sizes: Mapping[str, int], bound: int) -> Arena:
-    def place(where: tuple[int, int, int], size: int) -> Place:
-        return Place(where[0], size, *where[1:])
+    def place(where: tuple[int, int, int], size: int) -> Slot:
+        return Slot(where[0], size, *where[1:])
 
     places = {name: place(found.pieces[piece], sizes[name]) for name, piece in pieces.items()}
     scratch = {step.name: place(found.own[number], step.scratch) for number, step in enumerate(steps) if step.scratch}

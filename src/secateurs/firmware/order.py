@@ -69,7 +69,7 @@ def peak(graph: Graph, order: Order) -> int:
     return most
 
 
-def best_order(graph: Graph, sets: int = 4000, beam: int = 48) -> tuple[Order, int]:
+def best_order(graph: Graph, sets: int = 20_000, beam: int = 96) -> tuple[Order, int]:
     """An order with the smallest peak, and what no order's peak is below.
 
     Both belong together where at most so many ``sets`` of steps had to be looked at; else the order is the best that a search with so

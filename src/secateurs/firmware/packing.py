@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-EXACT, NODES, CHANGES = 40, 20_000, 20_000  # boxes at most, nodes and steps of the searches
+EXACT, NODES, CHANGES = 40, 20_000, 60_000  # boxes at most, nodes and steps of the searches
 
 
 @dataclass(frozen=True)
