@@ -64,7 +64,7 @@ def test_scalpels_order_comes_out_on_a_microcontroller(make):
 
 def test_what_does_not_fit_into_memory_is_told():
     model, example = perceptron()
-    small = microcontroller(flash=7_000, ram=100)
+    small = microcontroller(flash=7_000, sram=100)
     found = recommend(model, small, example, sparsity=0.5)
     assert all(
         len(option.over) >= 1 and ", 100 are there" in option.over[-1] and "activation_memory" in option.over[-1]

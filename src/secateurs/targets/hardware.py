@@ -11,6 +11,7 @@ from secateurs.costs import Bitmap, Dense, Relative, Sum, activation_memory, sto
 from secateurs.costs.accelerators import Scalar, TensorCores
 from secateurs.costs.elements import times
 from secateurs.costs.formats import Format
+from secateurs.firmware.cores import core_of
 from secateurs.patterns import Block, Channel, Element, NofM, Vector
 from secateurs.run.forecast.latency import latency
 from secateurs.run.kernels.machine import instruction_set
@@ -41,7 +42,9 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Microcontroller:
-    """A small core without caches: ``flash`` and ``ram`` in bytes, weights and activations of ``bits``, ``mhz``.
+    """A small core without caches: ``flash`` and ``sram`` in bytes, weights and activations of ``bits``, ``mhz``.
+
+    ``cpu`` is the core for which `export.c` writes code: cortex-m4, cortex-m0 …
 
     Little runs side by side, so that skipping single weights already pays where most are gone, and groups of the width of its SIMD
     instructions pay earlier: they share an index, and fill the lanes.
@@ -49,13 +52,14 @@ class Microcontroller:
 
     name: str = "microcontroller"
     flash: int = 1_000_000
-    ram: int = 256_000
+    sram: int = 256_000
     bits: int = 8
     mhz: float = 80.0
     core: Scalar = field(default_factory=Scalar)
+    cpu: str = "cortex-m4"
 
     def __post_init__(self) -> None:
-        for name in ("flash", "ram", "bits", "mhz"):
+        for name in ("flash", "sram", "bits", "mhz"):
             if not getattr(self, name) > 0:
                 raise SecateursError(f"targets.microcontroller: {name}={getattr(self, name)!r}, but must be above 0")
 
@@ -81,15 +85,15 @@ class Microcontroller:
         return Cost("milliseconds", "ms", prepare)
 
     def limits(self, pattern: Pattern | None) -> tuple[Budget, ...]:
-        """Weights in flash, as bitmaps or relative indices where they are sparse, and the peak of activations in RAM."""
+        """Weights in flash, as bitmaps or relative indices where they are sparse, and the peak of activations in SRAM."""
         return (
             Budget(stored_bytes(_format(pattern), value_bits=self.bits), limit=float(self.flash)),
-            Budget(activation_memory(element_bytes=max(1, self.bits // 8)), limit=float(self.ram)),
+            Budget(activation_memory(element_bytes=max(1, self.bits // 8)), limit=float(self.sram)),
         )
 
     def why(self, pattern: Pattern) -> str:
         if pattern.removable:
-            return "narrower layers stay dense: no index, and RAM for fewer numbers"
+            return "narrower layers stay dense: no index, and SRAM for fewer numbers"
         size = self.group.length or 1
         if pattern == self.group:
             return f"{size} weights share an index and fill the {self.core.lanes} lanes"
@@ -160,18 +164,26 @@ class Gpu:
 
 
 def microcontroller(
-    *, flash: int = 1_000_000, ram: int = 256_000, bits: int = 8, mhz: float = 80.0, lanes: int = 2, name: str = "microcontroller"
+    *,
+    flash: int = 1_000_000,
+    sram: int = 256_000,
+    bits: int = 8,
+    mhz: float = 80.0,
+    lanes: int = 2,
+    name: str = "microcontroller",
+    cpu: str = "cortex-m4",
 ) -> Microcontroller:
-    """A microcontroller of the kind of Arm's Cortex-M4: 2 lanes of 16 bits, 1 MB of flash, 256 kB of RAM.
+    """A microcontroller of the kind of Arm's Cortex-M4: 2 lanes of 16 bits, 1 MB of flash, 256 kB of SRAM.
 
-    Raises `SecateursError` for sizes that are none.
+    ``cpu`` is the core that `export.c` writes for. Raises `SecateursError` for sizes that are none, and cores that nothing is written for.
 
     >>> microcontroller(lanes=4).group
     Vector('inputs', length=4, tail='keep')
     """
     if lanes < 1:
         raise SecateursError(f"targets.microcontroller: lanes={lanes}, but must be at least 1")
-    return Microcontroller(name, flash, ram, bits, mhz, Scalar(lanes=lanes))
+    core_of(cpu)
+    return Microcontroller(name, flash, sram, bits, mhz, Scalar(lanes=lanes), cpu)
 
 
 def cpu(*, threads: int | None = None) -> Cpu:

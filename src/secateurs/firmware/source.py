@@ -1,0 +1,150 @@
+"""The text of a network as C: one header, one source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+
+from secateurs import __version__
+from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.program import TYPES, Program
+from secateurs.integer.layers import Face
+
+KERNELS: tuple[str, ...] = tuple((files("secateurs.firmware") / "c" / "ORDER").read_text("utf-8").split())
+_WIDE = 118
+
+
+def kernel(name: str) -> str:
+    """A file of C that comes with the package."""
+    return (files("secateurs.firmware") / "c" / name).read_text("utf-8")
+
+
+def header(program: Program) -> str:
+    """What a caller includes: sizes, scales, and four functions."""
+    name, upper = program.name, program.name.upper()
+    lines = [
+        f"/* {name}: a network in {program.network.kind}, written by Secateurs {__version__}. Give memory, write the input, run, read the output. */",
+        f"#ifndef {upper}_H",
+        f"#define {upper}_H",
+        "",
+        "#include <stdint.h>",
+        "",
+        "/* Bytes of memory that a run needs: nothing is kept in it between two runs, and nothing anywhere else. Aligned to eight bytes. */",
+        f"#define {upper}_ARENA_BYTES {program.arena.bytes}",
+        f"#define {upper}_STEPS {len(program.steps)}",
+        "",
+    ]
+    for face in (*program.network.inputs, *program.network.outputs):
+        lines += _face(program, face)
+    lines += [
+        "/* Runs the network on the inputs that lie in the memory. Inputs may be overwritten: write them anew for each run. */",
+        f"void {name}_run(void *memory);",
+        "",
+        f"/* One of its {len(program.steps)} steps, for those who want to measure them or to do something in between; in order from 0 on. */",
+        f"void {name}_step(void *memory, int step);",
+        "",
+        f"#endif /* {upper}_H */",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def names_of(face: Face) -> str:
+    """What a face is called in C: the name without the signs that C has not."""
+    return "".join(sign if sign.isalnum() else "_" for sign in face.name)
+
+
+def _face(program: Program, face: Face) -> Iterator[str]:
+    array, part = face.array, names_of(face)
+    kind, upper = TYPES[array.kind], f"{program.name}_{part}".upper()
+    shape = " x ".join(str(face.shape[dim]) for dim in face.order if face.shape[dim] != 1 or dim == face.order[-1])
+    told = "in the order of the model's dimensions" if face.order == tuple(range(len(face.order))) else "channels last"
+    yield f"/* {face.name}: {shape} numbers, {told}. */"
+    yield f"#define {upper}_SIZE {array.size}"
+    if array.kind != "float32":
+        yield f"/* A number q means SCALE * (q - ZERO). */\n#define {upper}_SCALE {array.scale!r}f\n#define {upper}_ZERO ({array.zero})"
+    is_input = face in program.network.inputs
+    yield f"/* Where it lies in the memory{', to be written before a run' if is_input else ' after a run'}. */"
+    yield f"{'' if is_input else 'const '}{kind} *{program.name}_{part}({'' if is_input else 'const '}void *memory);"
+    yield ""
+
+
+def source(program: Program) -> str:
+    """All of the code and the weights, in one file."""
+    used = {name for call in program.calls for name in call.kernels}
+    unknown = used - set(KERNELS)
+    assert not unknown, f"kernels without a place in the order: {sorted(unknown)}"
+    parts = [
+        f"/* {program.name}: kernels, weights and steps, written by Secateurs {__version__}. C99, no allocation, no recursion. */",
+        f'#include "{program.name}.h"',
+        "#include <math.h>\n#include <string.h>" if program.network.kind == "float32" else "#include <string.h>",
+        *(kernel(name) for name in KERNELS if name in used),
+    ]
+    for number, call in enumerate(program.steps):
+        parts += [declared(constant) for constant in call.constants]
+        parts.append(_step(program, number, call))
+    parts += [*_places(program), _runs(program)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def declared(constant: Constant) -> str:
+    """A constant as C.
+
+    >>> import numpy as np
+    >>> print(declared(Constant("a", "int8_t", np.array([1, -2], np.int8))))
+    static const int8_t a[2] __attribute__((aligned(4))) = {
+        1, -2};
+    """
+    numbers = [_number(each, constant.ctype) for each in constant.numbers.ravel().tolist()]
+    lines, line = [], ""
+    for each in numbers:
+        if line and len(line) + len(each) + 2 > _WIDE:
+            lines.append(line)
+            line = ""
+        line = f"{line}, {each}" if line else each
+    lines.append(line)
+    inside = ",\n    ".join(lines)
+    return f"static const {constant.ctype} {constant.name}[{len(numbers)}] __attribute__((aligned(4))) = {{\n    {inside}}};"
+
+
+def _number(number: float, ctype: str) -> str:
+    if ctype == "float":
+        return f"{number!r}f" if number == number and abs(number) != float("inf") else ("INFINITY" if number > 0 else "-INFINITY")
+    if ctype == "int32_t" and number == -(1 << 31):
+        return "(-2147483647 - 1)"
+    if ctype == "int64_t":
+        return "(-INT64_C(9223372036854775807) - 1)" if number == -(1 << 63) else f"INT64_C({number})"
+    return f"{number}u" if ctype == "uint32_t" else str(number)
+
+
+def _step(program: Program, number: int, call: Call) -> str:
+    layer = call.layer
+    name = "".join(sign for sign in layer.name if sign.isalnum() or sign in "._- ")
+    what = f"{type(layer).__name__.lower()}{', ' + call.label if call.label else ''}"
+    shape = " x ".join(map(str, layer.y.shape))
+    return (
+        f"/* {name}: {what}; {shape} numbers. */\nstatic void {program.name}_step_{number}(uint8_t *arena) {{\n"
+        f"    {program.statement(call)}\n}}"
+    )
+
+
+def _places(program: Program) -> Iterator[str]:
+    for face in (*program.network.inputs, *program.network.outputs):
+        kind, offset = TYPES[face.array.kind], program.arena.places[face.array.name].offset
+        const = "" if face in program.network.inputs else "const "
+        yield (
+            f"{const}{kind} *{program.name}_{names_of(face)}({const}void *memory) {{\n"
+            f"    return ({const}{kind} *)(({const}void *)(({const}uint8_t *)memory + {offset}));\n}}"
+        )
+
+
+def _runs(program: Program) -> str:
+    name, count = program.name, len(program.steps)
+    listed = ", ".join(f"{name}_step_{number}" for number in range(count))
+    if not count:
+        return f"void {name}_step(void *memory, int step) {{\n    (void)memory;\n    (void)step;\n}}\n\nvoid {name}_run(void *memory) {{\n    (void)memory;\n}}"
+    return (
+        f"static void (*const {name}_steps[{count}])(uint8_t *arena) = {{{listed}}};\n\n"
+        f"void {name}_step(void *memory, int step) {{\n    {name}_steps[step]((uint8_t *)memory);\n}}\n\n"
+        f"void {name}_run(void *memory) {{\n    for (int step = 0; step < {count}; step++) {{\n        {name}_step(memory, step);\n    }}\n}}"
+    )

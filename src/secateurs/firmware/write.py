@@ -1,0 +1,198 @@
+"""From a model to a folder of C, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs.firmware.calls import calls_of
+from secateurs.firmware.cores import STACK, Chip, core_of
+from secateurs.firmware.emulator import Core, emulated, missing
+from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.firmware import Firmware, step_reports
+from secateurs.firmware.folder import sources_of, write_folder
+from secateurs.firmware.harness import Vector
+from secateurs.firmware.host import compiler, flash_of, on_host
+from secateurs.firmware.program import Program, identifier, planned
+from secateurs.given import COUNT, MODEL, require
+from secateurs.given import Kind as Given
+from secateurs.integer.build import built
+from secateurs.integer.layers import LIMITS, Kind, Network, Numbers
+from secateurs.integer.module import IntegerModel
+from secateurs.integer.quantise import from_integers, quantised, to_integers
+from secateurs.integer.ranges import calibrated, packed_batches
+from secateurs.integer.reference import run
+from secateurs.recover import evaluate
+from secateurs.types import Task
+
+CHIP = Given("a chip, for example targets.microcontroller(flash=256_000, sram=64_000)", lambda value: isinstance(value, Chip))
+_CODE = 9_000
+"""Bytes of kernels' code that are reckoned with where no compiler measures them."""
+_PICOJOULES = 12.0
+"""What an instruction of a Cortex-M4 takes, in picojoules: about 12 µW/MHz in 40 nm low power (Arm's figure for the core alone)."""
+
+
+def c(
+    model: nn.Module,
+    example: Any,
+    folder: str | Path,
+    *,
+    calibration: Iterable[Any] | None,
+    target: Chip,
+    kind: Kind = "int8",
+    name: str = "network",
+    task: Task | None = None,
+    tests: int = 4,
+    check: bool = True,
+) -> Firmware:
+    """Write a model as C for a microcontroller, run that against the integer reference, and tell what it takes there.
+
+    The folder gets ``NAME.h``, ``NAME.c``, a test vector, and a ``main.c`` and ``Makefile`` for this machine and for a bare core: ``make``
+    runs the test vector here, ``make run`` on an emulated core. C99, one arena that the caller gives, no allocation, no recursion.
+
+    ``example`` is what the model is called with; of several samples the first is taken. ``calibration`` are batches on which the ranges of
+    activations are seen. ``kind`` is int8, int16 (activations; weights have 8 bits) or float32. Zeros of the weights are used: each
+    layer gets the format that is fastest there, as far as all fit into flash. With a ``task`` its metric is told on its test data.
+    ``tests`` samples of the calibration become the test vector. ``check=False`` runs no compiler and no emulator.
+
+    Raises `UnsupportedError` for layers without kernels; `FirmwareError` where it does not fit the target, or a name is none of C's;
+    `TaskError` and `NonFiniteError` for calibration inputs that do not fit or on which the model is not sound; `WriteError`. Nothing is
+    written then.
+    """
+    _require(model, target, kind, name, tests)
+    network = built(model, example)
+    samples = _samples(network, calibration, example, kind)
+    integers = quantised(network, calibrated(network, [samples], kind=kind), kind) if kind != "float32" else network
+    core = core_of(target.cpu)
+    program = planned(integers, calls_of(integers, core), name)
+    _require_room(program, target)
+    answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
+    vector = _vector(integers, samples, answers, tests)
+    sources = sources_of(program, core, vector)
+    proof = _proof(program, sources, core) if check else _Proof((), None, {})
+    stayed = write_folder(folder, sources)
+    difference, agreement = _beside(network, integers, samples, answers)
+    steps = step_reports(program, proof.instructions)
+    return Firmware(
+        Path(folder),
+        program,
+        core.name,
+        proof.flash if proof.flash is not None else program.constants + _CODE,
+        proof.flash is not None,
+        program.arena.bytes + STACK,
+        sum(step.instructions for step in steps),
+        bool(proof.instructions),
+        sum(step.instructions for step in steps) * _PICOJOULES * 1e-12,
+        difference,
+        agreement,
+        None
+        if task is None
+        else (evaluate(model, task, task.test, show=False), evaluate(IntegerModel(integers), task, task.test, show=False)),
+        steps,
+        proof.where,
+        tuple(f"{each} was changed since it was written, and stays as it is" for each in stayed),
+    )
+
+
+def _require(model: nn.Module, target: Any, kind: Any, name: Any, tests: Any) -> None:
+    require("export.c", "model", model, MODEL)
+    require("export.c", "target", target, CHIP)
+    require("export.c", "tests", tests, COUNT)
+    if kind not in (*LIMITS, "float32"):
+        raise FirmwareError(f"export.c: kind={kind!r}, but must be 'int8', 'int16' or 'float32'")
+    identifier(name)
+    core_of(target.cpu)
+
+
+def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, kind: Kind) -> list[Numbers]:
+    """All calibration inputs as the network takes them."""
+    if calibration is None:
+        if kind != "float32":
+            raise FirmwareError(
+                f"export.c: the ranges of {kind} numbers come from calibration inputs: give calibration=, some hundred samples in batches"
+            )
+        calibration = [example]
+    parts = list(packed_batches(network, calibration))
+    if not parts:
+        raise FirmwareError("export.c: the calibration has no batches; give some hundred samples")
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:
+    """Some samples, spread over all, and what must come of them."""
+    count = len(samples[0])
+    places = np.unique(np.linspace(0, count - 1, max(1, min(tests, count))).astype(int))
+    inputs = [to_integers(each[places], face.array) for each, face in zip(samples, network.inputs, strict=True)]
+    return Vector(inputs, [each[places] for each in answers])
+
+
+def _require_room(program: Program, target: Chip) -> None:
+    """Raise `FirmwareError` where weights or arena are larger than what the chip has."""
+    flash, sram = program.constants + _CODE, program.arena.bytes + STACK
+    if flash > target.flash:
+        large = max(program.calls, key=lambda call: call.flash)
+        keep = max(0.0, (target.flash - _CODE) / max(1, program.constants))
+        raise FirmwareError(
+            f"{program.name} needs about {flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of {target.name}: "
+            f"its largest weight is that of {large.layer.name} ({large.flash:,} bytes); with {keep:.0%} of the weights it would fit: prune "
+            "with sc.Budget(sc.flash_bytes(), limit=...), or search with sc.smallest"
+        )
+    if sram > target.sram:
+        large_array = max(program.network.arrays.values(), key=lambda array: array.bytes)
+        keep = max(0.0, (target.sram - STACK) / max(1, program.arena.bytes))
+        raise FirmwareError(
+            f"{program.name} needs {sram:,} bytes of SRAM, {sram - target.sram:,} more than the {target.sram:,} of {target.name}: its largest "
+            f"array is {large_array.name} ({' x '.join(map(str, large_array.shape))}, {large_array.bytes:,} bytes); with {keep:.0%} of the "
+            "channels, or a smaller input, it would fit: prune with sc.Budget(sc.sram_bytes(), limit=...)"
+        )
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """Where the C has run and was right, what it takes in flash, and what each of its steps took in the emulator."""
+
+    where: tuple[str, ...]
+    flash: int | None
+    instructions: dict[int, float]
+
+
+def _proof(program: Program, sources: dict[str, str], core: Core) -> _Proof:
+    """Build and run the C, here and on the emulated core, as far as there are tools for it."""
+    code = {name: text for name, text in sources.items() if name.endswith((".c", ".h")) and name != "start.c"}
+    where, flash, counted = [], None, {}
+    if compiler() is not None:
+        on_host(code)
+        where.append("this machine")
+    if not missing():
+        network = {name: text for name, text in code.items() if name in (f"{program.name}.c", f"{program.name}.h")}
+        flash = flash_of(network, core)
+        room = core.memory - 8192
+        if program.arena.bytes <= room:
+            said = emulated(code, core, ("-O2", f"-DSEC_BOARD={round(core.tick * 1000)}ul"))
+            counted = dict(_counted(said))
+            where.append(f"an emulated {core.name}")
+    return _Proof(tuple(where), flash, counted)
+
+
+def _counted(said: str) -> Iterator[tuple[int, float]]:
+    for line in said.splitlines():
+        if line.startswith("step "):
+            step, _, rest = line.removeprefix("step ").partition(": ")
+            yield int(step), float(rest.split()[0])
+
+
+def _beside(network: Network, integers: Network, samples: list[Numbers], answers: list[Numbers]) -> tuple[float, float]:
+    """The largest difference of the outputs from the float model's, and on how many samples the largest output is the same."""
+    floats = run(network, samples)
+    apart, same = 0.0, []
+    for face, meant, found in zip(integers.outputs, floats, answers, strict=True):
+        numbers = from_integers(found, face.array)
+        apart = max(apart, float(np.abs(numbers - meant).max()) / (float(np.abs(meant).max()) or 1.0))
+        flat = numbers.reshape(len(numbers), -1), meant.reshape(len(meant), -1)
+        same.append(float((flat[0].argmax(1) == flat[1].argmax(1)).mean()))
+    return apart, min(same)
