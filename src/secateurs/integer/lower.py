@@ -275,6 +275,9 @@ def _mean(to: Building, node: nodes.Mean) -> None:
 
 
 def _concat(to: Building, node: nodes.Concat) -> None:
+    if node.out.shape[0] != 1:
+        _one_after_another(to, node.name, node.parts, node.out, 1)
+        return
     parts = tuple(to.image(part) for part in node.parts)
     _, channels, height, width = node.out.shape
     y = to.array(node.name or "concat", (height, width, channels))
@@ -382,11 +385,15 @@ def _mean_of(to: Building, node: Torch) -> None:
 
 
 def _cat(to: Building, node: Torch) -> None:
-    tensors, (out,) = node.args[0], node.outputs
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(out.shape)
+    _one_after_another(to, node.name, node.args[0], node.outputs[0], node.args[1] if len(node.args) > 1 else 0)
+
+
+def _one_after_another(to: Building, name: str, tensors: Sequence[Value], out: Value, dim: int) -> None:
+    """Tensors along any dimension, each as torch has it."""
+    dim %= len(out.shape)
     outer = prod(out.shape[:dim])
     parts = tuple(to.ordered(each, range(len(each.shape)), (1, outer, prod(each.shape[dim:]))) for each in tensors)
-    y = to.array(node.name or "concat", (1, outer, prod(out.shape[dim:])))
+    y = to.array(name or "concat", (1, outer, prod(out.shape[dim:])))
     to.layers.append(Concat(y.name, parts, y))
     to.places[out] = natural(y, out.shape)
 

@@ -1,0 +1,232 @@
+"""Networks of integer/ in float32 against torch: models, and random chains of operations that move numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs import models
+from secateurs.forward import run_example
+from secateurs.integer.build import UnsupportedError, built
+from secateurs.integer.layers import Add, Concat, Conv, Table
+from secateurs.integer.reference import run
+from secateurs.nested import tensors_in
+
+
+def answered(model: nn.Module, inputs: Tensor, example: Tensor | None = None) -> None:
+    """Hold a network's answers against the model's."""
+    model.eval()
+    network = built(model, inputs if example is None else example)
+    with torch.no_grad():
+        wanted = [tensor.numpy() for tensor in tensors_in(run_example(model, inputs))]
+    found = run(network, [network.inputs[0].packed(inputs.numpy())])
+    for face, numbers, right in zip(network.outputs, found, wanted, strict=True):
+        assert numbers.dtype == np.float32
+        np.testing.assert_allclose(face.unpacked(numbers), right, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(right).max()))
+
+
+def livened(model: nn.Module) -> nn.Module:
+    """With statistics and factors of batch normalisations that do something."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (models.ds_cnn, (3, 1, 49, 10)),
+        (models.mobilenet_v2, (1, 3, 48, 48)),
+        (models.mobilenet_v3_small, (2, 3, 48, 48)),
+        (models.squeezenet_1_0, (1, 3, 64, 64)),
+        (models.resnet_20, (2, 3, 32, 32)),
+        (models.lenet_5, (3, 1, 28, 28)),
+        (models.lenet_300_100, (3, 1, 28, 28)),
+        (models.googlenet, (1, 3, 64, 64)),
+        (models.shufflenet_v2, (1, 3, 64, 64)),
+        (models.digits_cnn, (2, 1, 8, 8)),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_models_answer_as_in_torch(make, shape):
+    torch.manual_seed(1)
+    answered(livened(make()), torch.randn(shape))
+
+
+class Branching(nn.Module):
+    """What is before a clamp is read elsewhere too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y + 2 * torch.relu(y)
+
+
+def test_a_clamp_stays_where_what_is_before_it_is_read_elsewhere():
+    answered(Branching(), torch.randn(2, 2, 5, 5))
+
+
+def test_clamps_go_into_the_layer_before_them():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Hardtanh(-1.5, 0.125), nn.Hardtanh(0.03, 7))
+    network = built(model, torch.randn(1, 1, 5, 5))
+    (conv,) = network.layers
+    assert isinstance(conv, Conv) and (conv.low, conv.high) == (pytest.approx(0.03), pytest.approx(0.125))
+    answered(model, torch.randn(4, 1, 5, 5))
+
+
+def test_a_model_that_begins_with_a_clamp():
+    network = built(nn.Sequential(nn.ReLU6(), nn.Flatten(), nn.Linear(4, 1)), torch.randn(2, 1, 2, 2))
+    assert isinstance(network.layers[0], Table)
+    answered(nn.ReLU6(), torch.randn(3, 4))
+
+
+def test_bounds_of_a_clamp_are_told_to_the_bit():
+    answered(nn.Sequential(nn.Flatten(), nn.Hardtanh(-1 / 3, 1 / 3)), torch.randn(3, 4))
+    network = built(nn.Sequential(nn.Hardtanh(-1 / 3, 1 / 3)), torch.randn(3, 4))
+    assert run(network, [network.inputs[0].packed(np.ones((1, 4), np.float32))])[0].max() == np.float32(1 / 3)
+
+
+def test_what_has_no_kernels_is_told():
+    with pytest.raises(UnsupportedError, match="no kernels for"):
+        built(nn.Sequential(nn.Conv2d(1, 1, 3), nn.LayerNorm(3)), torch.randn(1, 1, 5, 5))
+
+
+# ---------------------------------------------------------------- random chains of moves
+
+
+class Moves(nn.Module):
+    """A convolution or a linear layer, and then a random chain of operations on a list of tensors."""
+
+    def __init__(self, first: nn.Module, steps: list[tuple]) -> None:
+        super().__init__()
+        self.first, self.steps = first, steps
+        self.weights = nn.ParameterDict()  # made where a first call needs them
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [self.first(x)]
+        for step in self.steps:
+            tensors.append(self.made(tensors, step))
+        return tensors[-1]
+
+    def made(self, tensors: list[Tensor], step: tuple) -> Tensor:
+        kind, which, number = step
+        x = tensors[-1 - which % len(tensors)]
+        dims = x.ndim
+        dim = number % max(1, dims)
+        rng = np.random.default_rng(number)
+        if kind == "reshape":
+            return x.reshape(_reshaped(tuple(x.shape), rng))
+        if kind == "permute":
+            order = [0, *(1 + rng.permutation(dims - 1))] if number % 3 else list(rng.permutation(dims))
+            return x.permute(*map(int, order))
+        if kind == "slice" and x.shape[dim] > 1:
+            start = int(rng.integers(0, x.shape[dim] - 1))
+            return x[(slice(None),) * dim + (slice(start, None, 1 + number % 2),)]
+        if kind == "select" and dims > 2 and x.shape[dim]:
+            return x.select(dim, int(rng.integers(0, x.shape[dim])))
+        if kind == "cat":
+            others = [each for each in tensors if _but(each.shape, dim) == _but(x.shape, dim) and each.ndim == dims]
+            return torch.cat([x, others[number % len(others)]], dim)
+        if kind == "chunk" and x.shape[dim] > 1:
+            return x.chunk(2, dim)[number % 2]
+        if kind == "stack":
+            return torch.stack([x, x * 2], dim)
+        if kind == "unsqueeze":
+            return x.unsqueeze(dim)
+        if kind == "add":
+            others = [each for each in tensors if each.shape == x.shape]
+            return x + others[number % len(others)]
+        if kind == "product":
+            others = [each for each in tensors if each.shape == x.shape]
+            return x * others[number % len(others)]
+        if kind == "softmax":
+            return x.softmax(dim)
+        if kind == "mean" and dims > 1:
+            return x.mean(dim, keepdim=bool(number % 2))
+        if kind == "scalar":
+            return [x * 2.5, x + 1.5, 0.5 - x, x / 4, x - 2][number % 5]
+        if kind == "act":
+            return [F.relu, F.relu6, F.hardswish, torch.sigmoid, F.silu, torch.tanh][number % 6](x)
+        if kind == "linear" and dims >= 2 and x.numel() > 1:
+            return F.linear(x, self.weight(x.shape[-1], number))
+        if kind == "pool" and dims == 4 and x.shape[0] == 1 and min(x.shape[2:]) > 1:
+            return [F.max_pool2d, F.avg_pool2d][number % 2](x, 2)
+        if kind == "pad" and dims == 4 and x.shape[0] == 1:
+            return F.pad(x, [int(each) for each in rng.integers(0, 2, 4)])
+        if kind == "conv" and dims == 4 and x.shape[0] == 1 and x.shape[1] < 30:
+            return F.conv2d(x, self.weight(x.shape[1], number)[:, :, None, None])
+        return x
+
+    def weight(self, inputs: int, number: int) -> Tensor:
+        name = f"{number}_{inputs}"
+        if name not in self.weights:
+            self.weights[name] = nn.Parameter(torch.randn(1 + number % 4, inputs) / inputs**0.5)
+        return self.weights[name]
+
+
+def _but(shape, dim):
+    return tuple(size for place, size in enumerate(shape) if place != dim)
+
+
+def _reshaped(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    """A shape of as many numbers: dimensions merged with their neighbours, or split; now and then anything."""
+    sizes = list(shape)
+    for _ in range(int(rng.integers(1, 3))):
+        at = int(rng.integers(0, len(sizes)))
+        factors = [one for one in range(2, sizes[at]) if sizes[at] % one == 0]
+        if rng.random() < 0.5 and at + 1 < len(sizes):
+            sizes[at : at + 2] = [sizes[at] * sizes[at + 1]]
+        elif factors and len(sizes) < 6:
+            factor = int(rng.choice(factors))
+            sizes[at : at + 1] = [factor, sizes[at] // factor]
+    if rng.random() < 0.15:
+        sizes = [1, -1]
+    return tuple(sizes)
+
+
+KINDS = (
+    "reshape reshape permute permute slice select cat chunk stack unsqueeze add product softmax mean scalar act linear pool pad conv"
+).split()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 2), st.integers(0, 1000)), min_size=1, max_size=9),
+    st.sampled_from([(1, 2, 4, 6), (1, 3, 5, 4), (1, 6, 4), (1, 12)]),
+)
+def test_random_moves_answer_as_in_torch(steps, shape):
+    torch.manual_seed(0)
+    first = nn.Conv2d(shape[1], 4, (1, 3), padding=(0, 1)) if len(shape) == 4 else nn.Linear(shape[-1], shape[-1])
+    model, inputs = Moves(first, steps), torch.randn(shape)
+    model(inputs)
+    try:
+        answered(model, inputs)
+    except UnsupportedError as error:  # pooling of several samples and the like
+        assert "where one sample" in str(error)
+
+
+def test_concatenations_and_sums_move_nothing_that_they_need_not():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.one(x), self.two(x)
+            return torch.cat([one + two, one], 1)
+
+    kinds = [type(layer) for layer in built(Two(), torch.randn(1, 2, 4, 4)).layers]
+    assert kinds == [Conv, Conv, Add, Concat] or kinds == [Conv, Conv, Concat]
