@@ -136,8 +136,10 @@ def _selected(call: Call) -> Iterator[Node] | Node | None:
     if not isinstance(maker, Torch) or maker.function is not aten.stack.default:
         return None
     stack = Call(maker, call.draft)
+    if stack.dim % len(x.shape) != axis:
+        return None
     part = stack.tensors[call.index]
-    return _copied(call, part) if stack.dim % len(x.shape) == axis and part.dtype == x.dtype else None
+    return _copied(call, part) if part.dtype == x.dtype else None
 
 
 def _stack(call: Call) -> Iterator[Node] | None:
