@@ -11,8 +11,8 @@ import numpy as np
 from secateurs.firmware.call import Call, Constant
 from secateurs.integer.layers import Numbers
 
-KERNELS = ("arithmetic.c", "columns.c", "dense.c", "depthwise.c", "sparse.c", "coded.c")
-"""The files of products, in the order in which they build on each other."""
+KERNELS: tuple[str, ...] = tuple((files("secateurs.firmware") / "c" / "ORDER").read_text("utf-8").split())
+"""The files of C, in the order in which they build on each other: a new one gets its line in ``c/ORDER``."""
 _TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t", "float32": "float"}
 _SAY = """
 #ifdef __arm__

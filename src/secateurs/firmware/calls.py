@@ -1,0 +1,48 @@
+"""Each layer as a call of a C kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateurs.firmware.call import Call
+from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.moves import concat_call, cut_call, pad_call, reorder_call
+from secateurs.firmware.products import Place
+from secateurs.firmware.simple_calls import add_call, mean_call, multiply_call, pool_call, softmax_call, table_call
+from secateurs.integer.layers import (
+    Add,
+    Concat,
+    Cut,
+    Layer,
+    Mean,
+    Multiply,
+    Pad,
+    Pool,
+    Reorder,
+    Softmax,
+    Table,
+)
+
+Rule = Callable[..., Call]
+_ANY: dict[type, Rule] = {Concat: concat_call, Cut: cut_call, Pad: pad_call, Reorder: reorder_call}
+_INT8: dict[type, Rule] = {
+    Pool: pool_call,
+    Mean: mean_call,
+    Add: add_call,
+    Multiply: multiply_call,
+    Table: table_call,
+    Softmax: softmax_call,
+}
+_RULES: dict[str, dict[type, Rule]] = {"int8": _INT8 | _ANY}
+
+
+def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
+    """A layer as C; the names of its constants begin with ``prefix``. ``place``: a part of a convolution or a pool, not all of it.
+
+    A `View` is no call: its array is the same memory. Raises `FirmwareError` where there is no kernel for the layer, or numbers in it
+    do not fit the kernel.
+    """
+    rule = _RULES.get(layer.x.kind if not isinstance(layer, Concat) else layer.y.kind, {}).get(type(layer))
+    if rule is None:
+        raise FirmwareError(f"{layer.name}: there is no kernel for {type(layer).__name__} in {layer.y.kind}")
+    return rule(layer, prefix, place) if place is not None else rule(layer, prefix)

@@ -1,0 +1,126 @@
+"""Layers in int8 that are no products, as calls of C kernels: they answer as `integer.reference` does, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.moves import constant
+from secateurs.firmware.products import Place
+from secateurs.integer.layers import Add, Array, Mean, Multiply, Pool, Rescale, Softmax, Table
+
+_RESCALE = ("arithmetic.c", "rescale.c")
+
+
+def factors(by: Rescale | None) -> tuple[int, int]:
+    """The multiplier and the shift that all channels share; a shift by more than a word has is a factor of 0."""
+    assert by is not None
+    multiplier, shift = int(by.multiplier[0]), int(by.shift[0])
+    return (0, 0) if shift < -29 else (multiplier, shift)
+
+
+def period(layer: Multiply) -> int:
+    """After how many numbers ``other`` begins anew."""
+    return layer.other.size
+
+
+def everywhere(layer: Pool) -> Place:
+    """All of both arrays of a pool."""
+    (in_h, in_w, channels), (out_h, out_w, _) = layer.x.shape, layer.y.shape
+    return Place(in_h, in_w, in_w * channels, out_h, out_w, out_w * channels, layer.padding[0], layer.padding[2])
+
+
+def pool_shape(layer: Pool, prefix: str) -> Constant:
+    """What of a pool does not change from part to part, in the order of ``window.c``."""
+    sizes = (*layer.window, *layer.stride, *layer.dilation, layer.x.shape[2], layer.x.zero, int(layer.counts_padding))
+    if max(sizes) > 32767:
+        raise FirmwareError(f"{layer.name}: sizes above 32767 do not fit the kernel's table: {sizes}; split the layer")
+    return constant(prefix, "shape", "int16_t", sizes)
+
+
+def pool_call(layer: Pool, prefix: str, place: Place | None = None) -> Call:
+    """A maximum or an average over windows, of all of the arrays or of a part."""
+    shape, place = pool_shape(layer, prefix), place or everywhere(layer)
+    numbers = ", ".join(str(each) for each in astuple(place))
+    window, channels = layer.window[0] * layer.window[1], layer.x.shape[2]
+    fours = -(-channels // 4)
+    if layer.average:
+        each = 60 + fours * (70 + 8 * window)
+        kernels: tuple[str, ...] = ("arithmetic.c", "window.c", "sums.c", "average.c")
+    else:
+        each = 60 + window * (25 + 9 * fours)
+        kernels = ("arithmetic.c", "window.c", "maximum.c")
+    function = "sec_average" if layer.average else "sec_maximum"
+    statement = f"{function}({{x}}, {{y}}, {shape.name}, {numbers});"
+    return Call(layer, kernels, (shape,), statement, instructions=30 + place.out_h * place.out_w * each)
+
+
+def mean_call(layer: Mean, prefix: str) -> Call:
+    """The mean of each channel over all places."""
+    places, channels = layer.x.shape[0] * layer.x.shape[1], layer.x.shape[2]
+    require_sums(layer.name, places, layer.x)
+    by = constant(prefix, "by", "int32_t", [places * layer.x.zero, *factors(layer.rescale), layer.y.zero])
+    statement = f"sec_mean({{x}}, {{y}}, {places}, {channels}, {by.name});"
+    cost = 30 + -(-channels // 4) * (120 + places * 6)
+    return Call(layer, (*_RESCALE, "sums.c", "mean.c"), (by,), statement, instructions=cost)
+
+
+def require_sums(name: str, places: int, x: Array) -> None:
+    """Raise `FirmwareError` where the sum over so many places could leave 32 bits."""
+    most = 255 if x.kind == "int8" else 32768
+    if places * most >= 1 << 31:
+        raise FirmwareError(
+            f"{name}: the sum over {places} places can reach {places * most}, which does not fit 32 bits; average in two steps"
+        )
+
+
+def add_by(layer: Add, prefix: str, left: int) -> Constant:
+    """Zeros, factors and bounds of a sum, in the order of ``add.c``; terms are shifted by ``left`` before they are rescaled."""
+    (one, shift_one), (two, shift_two), (out, shift_out) = factors(layer.of_x), factors(layer.of_other), factors(layer.rescale)
+    if max(shift_one, shift_two) > 0:
+        raise FirmwareError(
+            f"{layer.name}: factors of the terms above 1 leave 32 bits after a shift by {left}; give it the ranges anew"
+        )
+    least, most = (-128, 127) if layer.y.kind == "int8" else (-32768, 32767)
+    low, high = int(max(layer.low, least)), int(min(layer.high, most))
+    terms = [layer.x.zero, one, -shift_one, layer.other.zero, two, -shift_two]
+    return constant(prefix, "by", "int32_t", [*terms, out, shift_out, layer.y.zero, low, high, layer.sign])
+
+
+def add_call(layer: Add, prefix: str) -> Call:
+    """The sum or difference of two arrays, which may take the place of the first."""
+    by = add_by(layer, prefix, 20)
+    statement = f"sec_add({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
+    return Call(layer, (*_RESCALE, "add.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
+
+
+def multiply_call(layer: Multiply, prefix: str) -> Call:
+    """The product of two arrays, or of one with a number for each channel; it may take the place of the first."""
+    by = constant(prefix, "by", "int32_t", [layer.x.zero, layer.other.zero, *factors(layer.rescale), layer.y.zero])
+    statement = f"sec_multiply({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {by.name});"
+    return Call(layer, (*_RESCALE, "multiply.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
+
+
+def table_call(layer: Table, prefix: str) -> Call:
+    """A function of single numbers out of a table of 256; the result may take the place of what it is of."""
+    assert layer.table is not None
+    table = constant(prefix, "table", "int8_t", layer.table)
+    statement = f"sec_table({{x}}, {{y}}, {layer.y.size}, {table.name});"
+    return Call(layer, ("table.c",), (table,), statement, in_place="x", instructions=20 + 3.5 * layer.y.size)
+
+
+def softmax_call(layer: Softmax, prefix: str) -> Call:
+    """exp(x - largest) / sum over the channels; the result may take the place of what it is of."""
+    assert layer.table is not None
+    places, channels = layer.x.shape[0] * layer.x.shape[1], layer.x.shape[2]
+    require_exponentials(layer)
+    table = constant(prefix, "table", "uint32_t", layer.table)
+    statement = f"sec_softmax({{x}}, {{y}}, {places}, {channels}, {table.name});"
+    return Call(layer, ("softmax.c",), (table,), statement, in_place="x", instructions=20 + places * (15 + 27 * channels))
+
+
+def require_exponentials(layer: Softmax) -> None:
+    """Raise `FirmwareError` where the sum of exponentials could leave 32 bits."""
+    if layer.x.shape[2] >= 1 << 15:
+        raise FirmwareError(f"{layer.name}: softmax over {layer.x.shape[2]} channels, where sums fit 32 bits up to 32767; split it")

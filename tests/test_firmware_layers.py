@@ -1,0 +1,168 @@
+"""Layers that are no products, in C: to the bit what the reference answers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secateurs.firmware.calls import call_of
+from secateurs.firmware.emulator import M0, M4, missing
+from secateurs.firmware.host import compiler
+from secateurs.integer.layers import (
+    Add,
+    Array,
+    Concat,
+    Cut,
+    Layer,
+    Mean,
+    Multiply,
+    Network,
+    Pad,
+    Pool,
+    Reorder,
+    Softmax,
+    Table,
+    read,
+    written,
+)
+from secateurs.integer.quantise import quantised
+
+sys.path.insert(0, str(Path(__file__).parent))
+import firmware_trials as trials
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
+needs_emulator = pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}")
+
+
+def _size(random: np.random.Generator, most: int = 7) -> int:
+    return int(random.integers(1, most + 1))
+
+
+def _array(name: str, random: np.random.Generator) -> Array:
+    return Array(name, (_size(random), _size(random), _size(random, 9)))
+
+
+def pool(random: np.random.Generator) -> Pool:
+    x = _array("x", random)
+    window = min(x.shape[0], _size(random, 4)), min(x.shape[1], _size(random, 4))
+    stride, dilation = (_size(random, 3), _size(random, 3)), (1, 1)
+    padding = tuple(int(random.integers(0, size // 2 + 1)) for size in (window[0], window[0], window[1], window[1]))
+    average = bool(random.random() < 0.5)
+    if not average and random.random() < 0.3:
+        dilation = tuple(
+            1 if size == 1 else min(2, (extent - 1) // (size - 1)) or 1 for size, extent in zip(window, x.shape, strict=False)
+        )
+    out = [
+        (x.shape[axis] + padding[2 * axis] + padding[2 * axis + 1] - dilation[axis] * (window[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    ]
+    y = Array("y", (out[0], out[1], x.shape[2]))
+    return Pool("pool", x, y, average, window, stride, padding, dilation, bool(random.random() < 0.5))  # type: ignore[arg-type]
+
+
+def mean(random: np.random.Generator) -> Mean:
+    x = _array("x", random) if random.random() < 0.7 else Array("x", (17, 31, _size(random)))
+    return Mean("mean", x, Array("y", (1, 1, x.shape[2])))
+
+
+def add(random: np.random.Generator) -> Add:
+    x = _array("x", random)
+    bounds = [(-np.inf, np.inf), (0.0, np.inf), (0.0, 1.5), (-0.5, 0.5)][int(random.integers(4))]
+    return Add("add", x, replace(x, name="other"), replace(x, name="y"), *bounds, sign=int(random.choice([1, -1])))
+
+
+def multiply(random: np.random.Generator) -> Multiply:
+    x = _array("x", random)
+    other = replace(x, name="other") if random.random() < 0.5 else Array("other", (1, 1, x.shape[2]))
+    return Multiply("multiply", x, other, replace(x, name="y"))
+
+
+def concat(random: np.random.Generator) -> Concat:
+    x = _array("x", random)
+    parts = tuple(Array(f"part{place}", (*x.shape[:2], _size(random))) for place in range(_size(random, 4)))
+    return Concat("concat", parts, Array("y", (*x.shape[:2], sum(part.shape[2] for part in parts))))
+
+
+FUNCTIONS = (
+    "hard_swish",
+    "hard_sigmoid",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "sigmoid",
+    "tanh",
+    "clamp -0.5 1.25",
+    "clamp 0 6",
+    "clamp 0 inf",
+)
+
+
+def table(random: np.random.Generator) -> Table:
+    x = _array("x", random)
+    return Table("table", x, replace(x, name="y"), str(random.choice(FUNCTIONS)))
+
+
+def softmax(random: np.random.Generator) -> Softmax:
+    x = _array("x", random)
+    return Softmax("softmax", x, replace(x, name="y"))
+
+
+def pad(random: np.random.Generator) -> Pad:
+    x = _array("x", random)
+    around = tuple(int(random.integers(0, 3)) for _ in range(6))
+    y = Array("y", (x.shape[0] + around[0] + around[1], x.shape[1] + around[2] + around[3], x.shape[2] + around[4] + around[5]))
+    return Pad("pad", x, y, around[:4], float(random.choice([0.0, 0.7])), around[4:])  # type: ignore[arg-type]
+
+
+def cut(random: np.random.Generator) -> Cut:
+    x = _array("x", random)
+    start = tuple(int(random.integers(0, size)) for size in x.shape)
+    step = tuple(_size(random, 3) for _ in x.shape)
+    most = [(size - begin - 1) // by + 1 for size, begin, by in zip(x.shape, start, step, strict=True)]
+    return Cut("cut", x, Array("y", tuple(_size(random, each) for each in most)), start, step)  # type: ignore[arg-type]
+
+
+def reorder(random: np.random.Generator) -> Reorder:
+    sizes = tuple(_size(random, 4) for _ in range(_size(random, 5)))
+    order = tuple(int(place) for place in random.permutation(len(sizes)))
+    x = Array("x", (1, int(np.prod(sizes[:-1])), sizes[-1]))
+    after = [sizes[place] for place in order]
+    return Reorder("reorder", x, Array("y", (1, int(np.prod(after[:-1])), after[-1])), sizes, order)
+
+
+MAKERS = (pool, mean, add, multiply, concat, table, softmax, pad, cut, reorder)
+
+
+def of_kind(layer: Layer, kind: str, random: np.random.Generator) -> Layer:
+    """A layer in integers, for ranges at random."""
+    ranges = {array.name: tuple(sorted(random.normal(0, 3, 2))) for array in (*read(layer), *written(layer))}
+    if random.random() < 0.3 and isinstance(layer, Concat):
+        ranges = dict.fromkeys(ranges, (-1.0, 2.0))
+    return quantised(Network((), (), (layer,)), ranges, kind).layers[0]  # type: ignore[arg-type]
+
+
+def many(kind: str, seed: int, each: int, makers: tuple = MAKERS) -> list[trials.Trial]:
+    random = np.random.default_rng(seed)
+    found = []
+    for maker in makers:
+        for number in range(each):
+            call = call_of(of_kind(maker(random), kind, random), f"{maker.__name__}_{number}")
+            found.append(trials.trial(call, random, shared=call.in_place is not None and number % 2 == 0))
+    return found
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["int8"])
+def test_random_layers_answer_as_the_reference(kind: str) -> None:
+    assert trials.wrong_on_host(many(kind, 0, 30)) == []
+
+
+@needs_emulator
+@pytest.mark.parametrize("kind", ["int8"])
+def test_random_layers_on_emulated_cores(kind: str) -> None:
+    assert trials.counted(many(kind, 1, 8), M4)[0] == []
+    assert trials.counted(many(kind, 2, 2), M0)[0] == []
