@@ -388,7 +388,7 @@ def test_recommend_says_which_pattern_to_use_and_why(run) -> None:
     assert status == 0
     assert "use Channel()" in out and "does not fit" in out and "layer by layer" in out
     for more, message in (
-        (("--target", "gpu", "--flash", "1"), "--flash and --ram are for --target microcontroller, not for gpu"),
+        (("--target", "gpu", "--flash", "1"), "--flash and --sram are for --target microcontroller, not for gpu"),
         (("--target", "gpu", "--threads", "1"), "--threads is for --target cpu, not for gpu"),
         (("--target", "gpu", "--sparsity", "2"), "sparsity=2.0 is not in (0, 1)"),
     ):

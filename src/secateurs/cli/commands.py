@@ -168,7 +168,7 @@ def recommend(
     input_shape: str | None = None,
     threads: int | None = None,
     flash: int | None = None,
-    ram: int | None = None,
+    sram: int | None = None,
 ) -> None:
     """Say which pattern to use on a class of hardware, and why, layer by layer and overall, before anything is trained.
 
@@ -192,18 +192,18 @@ def recommend(
         Threads of the CPU, by default those of torch.
     flash
         Bytes of a microcontroller's flash, by default 1,000,000.
-    ram
-        Bytes of a microcontroller's RAM, by default 256,000.
+    sram
+        Bytes of a microcontroller's SRAM, by default 256,000.
     """
-    if target != "microcontroller" and (flash is not None or ram is not None):
-        raise SecateursError(f"--flash and --ram are for --target microcontroller, not for {target}")
+    if target != "microcontroller" and (flash is not None or sram is not None):
+        raise SecateursError(f"--flash and --sram are for --target microcontroller, not for {target}")
     if target != "cpu" and threads is not None:
         raise SecateursError(f"--threads is for --target cpu, not for {target}")
     require_threads(threads)
     network, example = with_weights(factory_named(model), weights), example_for(task, input_shape)
     if example is None:
         raise SecateursError("what a pass costs depends on the size of its input: give --task or --input-shape")
-    sizes = {name: size for name, size in (("flash", flash), ("ram", ram)) if size is not None}
+    sizes = {name: size for name, size in (("flash", flash), ("sram", sram)) if size is not None}
     hardware: targets.Target = (
         targets.cpu(threads=threads)
         if target == "cpu"

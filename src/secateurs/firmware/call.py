@@ -24,8 +24,8 @@ class Constant:
 class Call:
     """A layer as C.
 
-    ``kernels`` are the files of ``firmware/c/`` that it needs (each is put into the source once, in the order of `KERNELS`); ``statement`` is
-    C in which the names in braces stand for what the planner places: ``{x}``, ``{y}``, ``{other}``, ``{scratch}`` …, pointers to the
+    ``kernels`` are the files of ``firmware/c/`` that it needs (each is put into the source once, in the order of `KERNELS`); ``statement``
+    is C in which the names in braces stand for what the planner places: ``{x}``, ``{y}``, ``{other}``, ``{scratch}`` …, pointers to the
     arrays of the layer by the names of its fields. ``scratch`` bytes of the arena are its own while it runs, aligned to four bytes.
     ``in_place``: the field whose memory ``y`` may take (the kernel reads each number before it writes there), if any. ``instructions``:
     predicted for a pass on a target. ``label``: the format of the weights, for reports.

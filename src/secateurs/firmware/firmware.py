@@ -38,8 +38,8 @@ class Firmware:
     ``flash`` counts weights and code in bytes, ``sram`` the arena and the stack. ``instructions`` of a run are predicted, or
     ``counted`` by an emulator; they are no cycles. ``difference`` is the largest of the outputs from the float model's, as a part of the
     largest number there, over the calibration inputs; ``agreement`` the fraction of these on which both have the same largest output.
-    ``accuracy`` is the float model's and the firmware's on the task's test data, where a task was given. ``checked`` says where the C itself
-    has run and was right.
+    ``accuracy`` is the float model's and the firmware's on the task's test data, where a task was given. ``checked`` says where the C
+    itself has run and was right.
     """
 
     folder: Path
@@ -84,8 +84,8 @@ class Firmware:
         yield f"flash {self.flash:,} bytes ({weights:,} of weights; {how})   SRAM {self.sram:,} bytes ({self.arena.bytes:,} of arena)"
         how = "counted in the emulator" if self.counted else "predicted"
         yield f"a run: {self.instructions:,.0f} instructions ({how}; no cycles), {self.energy * 1e6:,.1f} µJ (predicted)"
-        told = f"largest difference from the float model {self.difference:.1%} of its largest output; the same answer on {self.agreement:.1%}"
-        yield f"{told} of the calibration inputs"
+        yield f"largest difference from the float model {self.difference:.1%} of its largest output, on the calibration inputs"
+        yield f"the same largest output as the float model on {self.agreement:.1%} of them"
         if self.accuracy is not None:
             yield f"accuracy {self.accuracy[1]:.2%}, {self.accuracy[0]:.2%} in float32"
         yield (
@@ -103,7 +103,7 @@ class Firmware:
 
 def step_reports(program: Program, counted: Mapping[int, float]) -> tuple[StepReport, ...]:
     """A line for each step; of those that an emulator has counted, its number of instructions."""
-    moments = [number for number in program.arena.order]
+    moments = list(program.arena.order)
     found = []
     for place, call in enumerate(program.steps):
         moment = next(at for at, number in enumerate(moments) if program.calls[number] is call)

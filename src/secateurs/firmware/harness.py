@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateurs.firmware.call import Constant
-from secateurs.firmware.emulator import CLOCK, Core
+from secateurs.firmware.emulator import CLOCK, TOOLS, Core
 from secateurs.firmware.program import TYPES, Program
 from secateurs.firmware.source import declared, names_of
 from secateurs.integer.layers import Numbers
@@ -91,7 +91,7 @@ _FLOATS = """static unsigned long differ_float(const float *found, const float *
     return wrong;
 }"""
 
-_MAIN = """/* Runs the test vectors of NAME: prints how many numbers are wrong, and on an emulated core how many instructions each step took. */
+_MAIN = """/* Runs the test vectors of NAME: prints how many numbers are wrong, and on an emulated core what instructions each step took. */
 #include <stdint.h>
 #include <string.h>
 
@@ -178,6 +178,7 @@ def makefile(program: Program, core: Core) -> str:
     return (
         _MAKEFILE.replace("NAME", program.name)
         .replace("CORE", core.name)
+        .replace("PACKAGES", " ".join(TOOLS.values()))
         .replace("FLAGS", " ".join((*core.flags, "-mthumb")))
         .replace("MACHINE", core.machine)
         .replace("MEMORY", str(core.memory))
@@ -203,7 +204,7 @@ run: NAME.elf
 \t  -semihosting-config enable=on,target=native -kernel NAME.elf
 
 NAME.elf: main.c NAME.c start.c link.ld NAME.h NAME_test.h
-\t@command -v $(CROSS)gcc > /dev/null || { echo "on Debian: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }
+\t@command -v $(CROSS)gcc > /dev/null || { echo "on Debian: apt-get install PACKAGES"; exit 1; }
 \t$(CROSS)gcc $(CHIP) $(STRICT) -DSEC_BOARD=TICKul -nostartfiles -nostdlib main.c NAME.c start.c -T link.ld \\
 \t  -Wl,--gc-sections -Wl,--defsym=_data_at=0x20000000 -Wl,--defsym=_data_size=MEMORY -lm -lc -lgcc -o $@
 

@@ -61,7 +61,7 @@ def arrays_of(layer: Layer) -> list[tuple[str, Array | None]]:
         if isinstance(part, Array):
             found.append((each.name, part))
         elif isinstance(part, tuple) and each.name in ("parts", "start", "last"):
-            found += [(f"{each.name}_{place}", array) for place, array in enumerate(part)]
+            found += [(f"{each.name}_{place}", array) for place, array in enumerate(part) if not isinstance(array, int)]
     return found
 
 
@@ -91,5 +91,5 @@ def identifier(name: str) -> str:
     would = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40]
     would = would if would[:1].isalpha() and would not in _KEYWORDS and not would.startswith("sec_") else f"net_{would}".rstrip("_")
     raise FirmwareError(
-        f"name={name!r} cannot begin names in C: letters, digits and underscores, a letter first, no word of C, not 'sec_'; {would!r} would do"
+        f"name={name!r} cannot begin names in C: letters, digits and underscores, a letter first, no word of C; {would!r} would do"
     )

@@ -8,9 +8,9 @@ from importlib.resources import files
 from secateurs import __version__
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.program import TYPES, Program
+from secateurs.firmware.trying import KERNELS
 from secateurs.integer.layers import Face
 
-KERNELS: tuple[str, ...] = tuple((files("secateurs.firmware") / "c" / "ORDER").read_text("utf-8").split())
 _WIDE = 118
 
 
@@ -23,13 +23,13 @@ def header(program: Program) -> str:
     """What a caller includes: sizes, scales, and four functions."""
     name, upper = program.name, program.name.upper()
     lines = [
-        f"/* {name}: a network in {program.network.kind}, written by Secateurs {__version__}. Give memory, write the input, run, read the output. */",
+        f"/* {name}: a network in {program.network.kind}. Give memory, write the input, run, read the output. Secateurs {__version__}. */",
         f"#ifndef {upper}_H",
         f"#define {upper}_H",
         "",
         "#include <stdint.h>",
         "",
-        "/* Bytes of memory that a run needs: nothing is kept in it between two runs, and nothing anywhere else. Aligned to eight bytes. */",
+        "/* Bytes of memory that a run needs, aligned to eight: nothing is kept in it between runs, and nothing anywhere else. */",
         f"#define {upper}_ARENA_BYTES {program.arena.bytes}",
         f"#define {upper}_STEPS {len(program.steps)}",
         "",
@@ -40,7 +40,7 @@ def header(program: Program) -> str:
         "/* Runs the network on the inputs that lie in the memory. Inputs may be overwritten: write them anew for each run. */",
         f"void {name}_run(void *memory);",
         "",
-        f"/* One of its {len(program.steps)} steps, for those who want to measure them or to do something in between; in order from 0 on. */",
+        "/* One of its steps, in order from 0 on, for those who want to measure them or to do something in between. */",
         f"void {name}_step(void *memory, int step);",
         "",
         f"#endif /* {upper}_H */",
@@ -139,12 +139,28 @@ def _places(program: Program) -> Iterator[str]:
 
 
 def _runs(program: Program) -> str:
-    name, count = program.name, len(program.steps)
-    listed = ", ".join(f"{name}_step_{number}" for number in range(count))
-    if not count:
-        return f"void {name}_step(void *memory, int step) {{\n    (void)memory;\n    (void)step;\n}}\n\nvoid {name}_run(void *memory) {{\n    (void)memory;\n}}"
-    return (
-        f"static void (*const {name}_steps[{count}])(uint8_t *arena) = {{{listed}}};\n\n"
-        f"void {name}_step(void *memory, int step) {{\n    {name}_steps[step]((uint8_t *)memory);\n}}\n\n"
-        f"void {name}_run(void *memory) {{\n    for (int step = 0; step < {count}; step++) {{\n        {name}_step(memory, step);\n    }}\n}}"
-    )
+    steps = "".join(f"{program.name}_step_{number}, " for number in range(len(program.steps))).removesuffix(", ")
+    text = _NONE if not program.steps else _RUN
+    return text.replace("COUNT", str(len(program.steps))).replace("STEPS", steps).replace("NAME", program.name)
+
+
+_RUN = """static void (*const NAME_steps[COUNT])(uint8_t *arena) = {STEPS};
+
+void NAME_step(void *memory, int step) {
+    NAME_steps[step]((uint8_t *)memory);
+}
+
+void NAME_run(void *memory) {
+    for (int step = 0; step < COUNT; step++) {
+        NAME_step(memory, step);
+    }
+}"""
+
+_NONE = """void NAME_step(void *memory, int step) {
+    (void)memory;
+    (void)step;
+}
+
+void NAME_run(void *memory) {
+    (void)memory;
+}"""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateurs.firmware.calls import calls_of
+from secateurs.firmware.call import Call
+from secateurs.firmware.calls import call_of
 from secateurs.firmware.cores import STACK, Chip, core_of
 from secateurs.firmware.emulator import Core, emulated, missing
 from secateurs.firmware.error import FirmwareError
@@ -18,11 +19,12 @@ from secateurs.firmware.firmware import Firmware, step_reports
 from secateurs.firmware.folder import sources_of, write_folder
 from secateurs.firmware.harness import Vector
 from secateurs.firmware.host import compiler, flash_of, on_host
-from secateurs.firmware.program import Program, identifier, planned
+from secateurs.firmware.program import Program, identifier, planned, view_call
+from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
 from secateurs.given import Kind as Given
 from secateurs.integer.build import built
-from secateurs.integer.layers import LIMITS, Kind, Network, Numbers
+from secateurs.integer.layers import LIMITS, Kind, Network, Numbers, View
 from secateurs.integer.module import IntegerModel
 from secateurs.integer.quantise import from_integers, quantised, to_integers
 from secateurs.integer.ranges import calibrated, packed_batches
@@ -67,10 +69,9 @@ def c(
     _require(model, target, kind, name, tests)
     network = built(model, example)
     samples = _samples(network, calibration, example, kind)
-    integers = quantised(network, calibrated(network, [samples], kind=kind), kind) if kind != "float32" else network
+    integers = _integers(network, samples, kind)
     core = core_of(target.cpu)
-    program = planned(integers, calls_of(integers, core), name)
-    _require_room(program, target)
+    program = fitting(integers, name, target)
     answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
     vector = _vector(integers, samples, answers, tests)
     sources = sources_of(program, core, vector)
@@ -123,6 +124,34 @@ def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, 
     return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
+def _integers(network: Network, samples: list[Numbers], kind: Kind) -> Network:
+    if kind == "float32":
+        return network
+    batch = {face.name: face.unpacked(each) for face, each in zip(network.inputs, samples, strict=True)}
+    return quantised(network, calibrated(network, [batch], kind=kind), kind)
+
+
+def fitting(network: Network, name: str, target: Chip) -> Program:
+    """A network as calls in an arena, in the formats that are fastest of those that fit the chip; its first layers go patch by patch
+    where its arrays do not fit otherwise.
+
+    Raises `FirmwareError` where nothing fits.
+    """
+    calls = _calls(network)
+    program = planned(network, calls, name)
+    if program.arena.bytes + STACK > target.sram:
+        program = in_patches(network, calls, name, target.sram - STACK) or program
+    _require_room(program, target)
+    return program
+
+
+def _calls(network: Network) -> list[Call]:
+    found = []
+    for number, layer in enumerate(network.layers):
+        found.append(view_call(layer) if isinstance(layer, View) else call_of(layer, f"w{number}"))
+    return found
+
+
 def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:
     """Some samples, spread over all, and what must come of them."""
     count = len(samples[0])
@@ -138,17 +167,17 @@ def _require_room(program: Program, target: Chip) -> None:
         large = max(program.calls, key=lambda call: call.flash)
         keep = max(0.0, (target.flash - _CODE) / max(1, program.constants))
         raise FirmwareError(
-            f"{program.name} needs about {flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of {target.name}: "
-            f"its largest weight is that of {large.layer.name} ({large.flash:,} bytes); with {keep:.0%} of the weights it would fit: prune "
-            "with sc.Budget(sc.flash_bytes(), limit=...), or search with sc.smallest"
+            f"{program.name} needs about {flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of "
+            f"{target.name}: its largest weight is that of {large.layer.name} ({large.flash:,} bytes); with {keep:.0%} of the weights it "
+            "would fit: prune with sc.Budget(sc.flash_bytes(), limit=...), or search with sc.smallest"
         )
     if sram > target.sram:
         large_array = max(program.network.arrays.values(), key=lambda array: array.bytes)
         keep = max(0.0, (target.sram - STACK) / max(1, program.arena.bytes))
         raise FirmwareError(
-            f"{program.name} needs {sram:,} bytes of SRAM, {sram - target.sram:,} more than the {target.sram:,} of {target.name}: its largest "
-            f"array is {large_array.name} ({' x '.join(map(str, large_array.shape))}, {large_array.bytes:,} bytes); with {keep:.0%} of the "
-            "channels, or a smaller input, it would fit: prune with sc.Budget(sc.sram_bytes(), limit=...)"
+            f"{program.name} needs {sram:,} bytes of SRAM, {sram - target.sram:,} more than the {target.sram:,} of {target.name}: its "
+            f"largest array is {large_array.name} ({' x '.join(map(str, large_array.shape))}, {large_array.bytes:,} bytes); with "
+            f"{keep:.0%} of the channels, or a smaller input, it would fit: prune with sc.Budget(sc.sram_bytes(), limit=...)"
         )
 
 
