@@ -7,8 +7,8 @@ import numpy as np
 from secateurs.integer.layers import LIMITS, Conv, Numbers
 from secateurs.types import SecateursError
 
-ROOM = {"int8": 2**31 - 1, "int16": 2**62}
-"""What a sum must stay below: 32 bits for int8 arrays, and 62 for int16 ones, whose sums are multiplied in 64."""
+ROOM = {"int8": 2**31 - 1, "int16": 2**47}
+"""What a sum may reach: 32 bits for int8 arrays, and 48 for int16 ones, whose sums are multiplied by 16 bits in 64."""
 
 
 def largest_sums(layer: Conv) -> Numbers:

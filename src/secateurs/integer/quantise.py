@@ -141,14 +141,17 @@ def from_integers(numbers: Numbers, array: Array) -> Numbers:
 Arrays = Mapping[str, Array]
 
 
-def _written(layer: Layer, ranges: Mapping[str, Range], kind: Kind) -> Array:
+def _written(layer: Layer, ranges: Mapping[str, Range], kind: Kind, unit: float) -> Array:
+    """What a layer writes, given what 1 in its sums is worth: steps are not finer than a part of that, so that factors stay small."""
     assert not isinstance(layer, Recurrent)
-    return of_range(layer.y, _range(layer.y, ranges), kind)
+    y = of_range(layer.y, _range(layer.y, ranges), kind)
+    return y if y.scale >= unit / 256 else replace(y, scale=_step(unit / 256))
 
 
 def _conv(layer: Conv, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
-    x, y = arrays[layer.x.name], _written(layer, ranges, kind)
+    x = arrays[layer.x.name]
     weight, steps, bias = integers_of(layer, x, kind)
+    y = _written(layer, ranges, kind, float(steps[weight.any((1, 2, 3))].max(initial=0.0)) * x.scale)
     low, high = _clamp(layer, y)
     return replace(
         layer,
@@ -166,13 +169,13 @@ def _conv(layer: Conv, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) 
 def integers_of(layer: Conv, x: Array, kind: Kind) -> tuple[Numbers, Numbers, Numbers]:
     """A layer's weights as int8, what a step of each output's is worth, and its biases in steps of the sums.
 
-    Steps are as small as the weights allow, and large enough that the bias takes at most half of 32 bits.
+    Steps are as small as the weights allow, and large enough that the bias stays below 2^30, whatever the kind.
     """
     weight, bias = layer.weight.astype(np.float64), layer.bias.astype(np.float64)
     steps = np.abs(weight).reshape(len(weight), -1).max(1) / 127
-    room = 2.0**30 if kind == "int8" else 2.0**62
-    steps = np.maximum(steps, np.maximum(np.abs(bias) / (room * x.scale), 1e-30))
-    steps = np.where(steps <= 1e-30, 1.0, steps)
+    steps = np.maximum(steps, np.maximum(np.abs(bias) / (2.0**30 * x.scale), 1e-30))
+    largest = steps.max(initial=0.0)
+    steps = np.where(steps > 1e-30, steps, largest if largest > 1e-30 else 1 / x.scale)
     whole = np.clip(np.rint(weight / steps[:, None, None, None]), -127, 127).astype(np.int8)
     return whole, steps, np.rint(bias / (steps * x.scale)).astype(np.int32 if kind == "int8" else np.int64)
 
@@ -198,26 +201,31 @@ def _pad(layer: Pad, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) ->
 
 
 def _mean(layer: Mean, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
-    x, y = arrays[layer.x.name], _written(layer, ranges, kind)
-    return replace(layer, x=x, y=y, rescale=rescale(x.scale / (x.shape[0] * x.shape[1] * y.scale)))
+    x = arrays[layer.x.name]
+    unit = x.scale / (x.shape[0] * x.shape[1])
+    y = _written(layer, ranges, kind, unit)
+    return replace(layer, x=x, y=y, rescale=rescale(unit / y.scale))
 
 
 def _add(layer: Add, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
-    x, other, y = arrays[layer.x.name], arrays[layer.other.name], _written(layer, ranges, kind)
+    x, other = arrays[layer.x.name], arrays[layer.other.name]
     twice = 2 * max(x.scale, other.scale)
+    unit = twice / 2.0 ** ADD_SHIFT[kind]
+    y = _written(layer, ranges, kind, unit)
     low, high = _clamp(layer, y)
-    by = rescale(x.scale / twice), rescale(other.scale / twice), rescale(twice / (2.0 ** ADD_SHIFT[kind] * y.scale))
+    by = rescale(x.scale / twice), rescale(other.scale / twice), rescale(unit / y.scale)
     return replace(layer, x=x, other=other, y=y, low=low, high=high, of_x=by[0], of_other=by[1], rescale=by[2])
 
 
 def _multiply(layer: Multiply, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
-    x, other, y = arrays[layer.x.name], arrays[layer.other.name], _written(layer, ranges, kind)
+    x, other = arrays[layer.x.name], arrays[layer.other.name]
+    y = _written(layer, ranges, kind, x.scale * other.scale)
     return replace(layer, x=x, other=other, y=y, rescale=rescale(x.scale * other.scale / y.scale))
 
 
 def _concat(layer: Concat, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
     parts = tuple(arrays[part.name] for part in layer.parts)
-    y = _written(layer, ranges, kind)
+    y = _written(layer, ranges, kind, max(part.scale for part in parts))
     if len({(part.scale, part.zero) for part in parts}) == 1:
         y = replace(y, scale=parts[0].scale, zero=parts[0].zero)
     by: tuple[Rescale | None, ...] = tuple(
