@@ -6,7 +6,7 @@ import numpy as np
 
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.products import Place, flat, rows_of, shape_of, statement, whole
+from secateurs.firmware.products import Place, flat, lines_of, rows_of, shape_of, statement, whole
 from secateurs.integer.layers import Conv, Numbers
 
 _EXACT = 1 << 23
@@ -54,11 +54,12 @@ def dense_call(layer: Conv, name: str, place: Place | None = None) -> Call:
     Raises `FirmwareError` where the layer is not int8 or has weights of -128.
     """
     rows = rows_of(layer)
-    taps = flat(layer).shape[2]
+    taps, place = flat(layer).shape[2], place or whole(layer)
+    lines = lines_of(layer, place)
     constants = (
-        Constant(f"{name}_shape", "int16_t", shape_of(layer, rows.easy, chunk_of(layer))),
+        Constant(f"{name}_shape", "int16_t", shape_of(layer, rows.easy, lines > 0, chunk_of(layer))),
         Constant(f"{name}_weight", "int16_t", packed(layer)),
         Constant(f"{name}_rows", "int32_t", rows.numbers.ravel()),
     )
-    call = statement("sec_dense", name, place or whole(layer), "shape", "weight", "rows")
-    return Call(layer, ("arithmetic.c", "columns.c", "dense.c"), constants, call, scratch=5 * taps, label="dense")
+    call = statement("sec_dense", name, place, "shape", "weight", "rows")
+    return Call(layer, ("arithmetic.c", "columns.c", "dense.c"), constants, call, scratch=5 * taps + lines, label="dense")

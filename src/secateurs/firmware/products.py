@@ -34,8 +34,7 @@ class Place:
 class Rows:
     """What becomes of each output's sum: ``numbers`` is int32 (outputs, 3): where it starts, multiplier, shift.
 
-    ``easy``: the start is doubled and the shift is one less than to the right, since all sums can be doubled and nothing but the width
-    clamps.
+    ``easy``: the start is doubled and the shift is to the right, since all sums can be doubled.
     """
 
     numbers: Numbers
@@ -70,17 +69,27 @@ def rows_of(layer: Conv) -> Rows:
     multiplier = np.broadcast_to(layer.rescale.multiplier, start.shape).astype(np.int64)
     shift = np.broadcast_to(layer.rescale.shift, start.shape).astype(np.int64)
     shift = np.where(multiplier == 0, -1, shift)
-    end = bound + (abs(2 * layer.y.zero + 1) << np.clip(-shift - 1, 0, 40)) + 1
-    easy = bool(limits(layer) == (-128, 127) and shift.max() < 0 and bound.max() < LARGEST and end.max() < 2 * LARGEST)
-    numbers = np.stack([2 * start, multiplier, -shift - 1] if easy else [start, multiplier, shift], 1)
+    easy = bool(shift.max() < 0 and bound.max() < LARGEST)
+    numbers = np.stack([2 * start, multiplier, -shift] if easy else [start, multiplier, shift], 1)
     return Rows(numbers.astype(np.int32), easy)
+
+
+def lines_of(layer: Conv, place: Place) -> int:
+    """Bytes for the rows that a row of the result reads, with their padding: where there is any, they are copied; 0 where none are."""
+    height, width = layer.kernel
+    if layer.groups > 1 or (height, width) == (1, 1) or not any(layer.padding):
+        return 0
+    across = (place.out_w - 1) * layer.stride[1] + (width - 1) * layer.dilation[1] + 1
+    return height * across * layer.x.shape[2]
 
 
 def shape_of(layer: Conv, easy: bool, *more: int) -> Numbers:
     """What does not change from part to part, int16, in the order of ``arithmetic.c``; ``more`` is the format's own."""
     outputs, height, width, inputs = layer.weight.shape
     sizes = (height, width, *layer.stride, *layer.dilation, inputs, outputs // layer.groups, layer.groups)
-    numbers = np.array([*sizes, layer.x.zero, layer.y.zero, *limits(layer), easy, *more], np.int64)
+    numbers = np.array(
+        [*sizes, layer.x.zero, layer.y.zero, *limits(layer), easy, easy and limits(layer) != (-128, 127), *more], np.int64
+    )
     if np.abs(numbers).max() > 32767:
         raise FirmwareError(f"{layer.name}: sizes above 32767 do not fit the kernels' tables: {numbers.tolist()}; split the layer")
     return numbers.astype(np.int16)

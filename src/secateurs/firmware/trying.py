@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-import numpy as np
-
 from secateurs.firmware.call import Call, Constant
 from secateurs.integer.layers import Numbers
 

@@ -4,25 +4,25 @@
 /* Widens a multiple of four numbers; pairs are `step` numbers apart. Returns where the next go. */
 static int16_t *sec_widen(const int8_t *from, int count, int16_t *to, int step) {
 #ifdef SEC_DSP
-    int32_t a, b;
-    int bytes = 2 * step;
-    for (; count >= 8; count -= 8) {
-        __asm__ volatile(
-            "ldr %[a], [%[from]], #4\n\tsxtb16 %[b], %[a]\n\tsxtb16 %[a], %[a], ror #8\n\t"
-            "str %[b], [%[to]]\n\tstr %[a], [%[to], %[bytes]]\n\tadd %[to], %[to], %[bytes], lsl #1\n\t"
-            "ldr %[a], [%[from]], #4\n\tsxtb16 %[b], %[a]\n\tsxtb16 %[a], %[a], ror #8\n\t"
-            "str %[b], [%[to]]\n\tstr %[a], [%[to], %[bytes]]\n\tadd %[to], %[to], %[bytes], lsl #1"
-            : [from] "+r"(from), [to] "+r"(to), [a] "=&r"(a), [b] "=&r"(b)
-            : [bytes] "r"(bytes)
-            : "memory");
+    int32_t a, b, c;
+#define SEC_FOUR(word, first, second)                                                                                                      \
+    "sxtb16 %[c], " word "\n\tsxtb16 " word ", " word ", ror #8\n\tstr %[c], [%[to], #" first "]\n\tstr " word ", [%[to], #" second "]\n\t"
+    if (step == 4) {
+        for (; count >= 16; count -= 16) {
+            __asm__ volatile("ldrd %[a], %[b], [%[from]], #8\n\t" SEC_FOUR("%[a]", "0", "8") SEC_FOUR("%[b]", "16", "24")
+                             "ldrd %[a], %[b], [%[from]], #8\n\t" SEC_FOUR("%[a]", "32", "40") SEC_FOUR("%[b]", "48", "56") "adds %[to], #64"
+                             : [from] "+r"(from), [to] "+r"(to), [a] "=&r"(a), [b] "=&r"(b), [c] "=&r"(c)
+                             :
+                             : "memory", "cc");
+        }
     }
-    if (count) {
-        __asm__ volatile(
-            "ldr %[a], [%[from]], #4\n\tsxtb16 %[b], %[a]\n\tsxtb16 %[a], %[a], ror #8\n\t"
-            "str %[b], [%[to]]\n\tstr %[a], [%[to], %[bytes]]\n\tadd %[to], %[to], %[bytes], lsl #1"
-            : [from] "+r"(from), [to] "+r"(to), [a] "=&r"(a), [b] "=&r"(b)
-            : [bytes] "r"(bytes)
-            : "memory");
+#undef SEC_FOUR
+    for (; count > 0; count -= 4, from += 4, to += 2 * step) {
+        a = sec_word(from);
+        b = sec_evens(a);
+        a = sec_odds(a);
+        memcpy(to, &b, 4);
+        memcpy(to + step, &a, 4);
     }
 #else
     for (; count > 0; count -= 4, from += 4, to += 2 * step) {
@@ -35,51 +35,86 @@ static int16_t *sec_widen(const int8_t *from, int count, int16_t *to, int step) 
     return to;
 }
 
-/* The same for a multiple of four equal numbers. */
-static int16_t *sec_level(int16_t value, int count, int16_t *to, int step) {
-    for (; count > 0; count -= 2, to += step) {
-        to[0] = value;
-        to[1] = value;
+/* Copies a few numbers. */
+static inline int8_t *sec_few(int8_t *to, const int8_t *from, int count) {
+#ifdef SEC_DSP
+    for (; count >= 4; count -= 4, from += 4, to += 4) {
+        memcpy(to, from, 4);
+    }
+#endif
+    while (count-- > 0) {
+        *to++ = *from++;
     }
     return to;
 }
 
-/* What the place (oy, ox) reads, `x` pointing at the first channel of its group. `patch` has room for all of it as int8, in fours. */
-static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *place, int oy, int ox, int16_t *to, int step, int8_t *patch) {
-    const int inputs = shape[SEC_INPUTS], kernel_w = shape[SEC_KERNEL_W], dilation_w = shape[SEC_DILATION_W], in_w = place->in_w;
-    const int whole = inputs % 4 == 0, run = inputs * kernel_w, joined = dilation_w == 1 && place->in_step == inputs;
-    const int left = ox * shape[SEC_STRIDE_W] - place->left;
-    const int inside = left >= 0 && left + (kernel_w - 1) * dilation_w < in_w;
-    int iy = oy * shape[SEC_STRIDE_H] - place->top;
-    int8_t *byte = patch;
-    for (int ky = 0; ky < shape[SEC_KERNEL_H]; ky++, iy += shape[SEC_DILATION_H]) {
-        const int8_t *line = x + iy * place->in_row + left * place->in_step;
-        const int row = iy >= 0 && iy < place->in_h;
-        if (row && inside && joined && whole) {
-            to = sec_widen(line, run, to, step);
-            continue;
-        }
-        if (row && inside && joined) {
-            memcpy(byte, line, (size_t)run);
-            byte += run;
-            continue;
-        }
-        for (int kx = 0, ix = left; kx < kernel_w; kx++, ix += dilation_w, line += dilation_w * place->in_step) {
-            const int there = row && ix >= 0 && ix < in_w;
-            if (whole) {
-                to = there ? sec_widen(line, inputs, to, step) : sec_level(shape[SEC_ZERO], inputs, to, step);
-            } else if (there) {
-                memcpy(byte, line, (size_t)inputs);
-                byte += inputs;
-            } else {
-                memset(byte, shape[SEC_ZERO], (size_t)inputs);
-                byte += inputs;
+/* One row of a window, of which some may be outside, as bytes. */
+static int8_t *sec_line(const int8_t *line, const int16_t *shape, const sec_place *place, int there, int left, int8_t *byte) {
+    const int inputs = shape[SEC_INPUTS], dilation = shape[SEC_DILATION_W], step = dilation * place->in_step;
+    for (int kx = 0, ix = left; kx < shape[SEC_KERNEL_W]; kx++, ix += dilation, line += step) {
+        if (there && ix >= 0 && ix < place->in_w) {
+            byte = sec_few(byte, line, inputs);
+        } else {
+            for (int each = 0; each < inputs; each++) {
+                *byte++ = (int8_t)shape[SEC_ZERO];
             }
         }
     }
-    if (!whole) {
-        const int taps = (int)(byte - patch), padded = (taps + 3) / 4 * 4;
-        memset(byte, 0, (size_t)(padded - taps));
-        sec_widen(patch, padded, to, step);
+    return byte;
+}
+
+/* What the place (oy, ox) reads, `x` pointing at the first channel of its group. `patch` has room for all of it as int8, in fours. */
+static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *place, int oy, int ox, int16_t *to, int step, int8_t *patch) {
+    const int run = shape[SEC_INPUTS] * shape[SEC_KERNEL_W], rows = shape[SEC_KERNEL_H];
+    const int left = ox * shape[SEC_STRIDE_W] - place->left, inside = left >= 0 && left + place->reach < place->in_w;
+    int iy = oy * shape[SEC_STRIDE_H] - place->top;
+    const int8_t *line = x + iy * place->in_row + left * place->in_step;
+    int8_t *byte = patch;
+    if (run % 4 == 0 && place->joined && inside && iy >= 0 && iy + (rows - 1) * place->down < place->in_h) {
+        for (int ky = 0; ky < rows; ky++, line += place->line) {
+            to = sec_widen(line, run, to, step);
+        }
+        return;
     }
+    for (int ky = 0; ky < rows; ky++, iy += place->down, line += place->line) {
+        const int there = iy >= 0 && iy < place->in_h;
+        byte = there && inside && place->joined ? sec_few(byte, line, run) : sec_line(line, shape, place, there, left, byte);
+    }
+    for (; (byte - patch) % 4; byte++) {
+        *byte = 0;
+    }
+    sec_widen(patch, (int)(byte - patch), to, step);
+}
+
+/* The rows that the row `oy` of the result reads, whole with their padding, one after another in `lines`; what the row before read stays. */
+static void sec_lines(const int8_t *x, const int16_t *shape, const sec_place *place, int oy, int8_t *lines, int bytes) {
+    const int before = place->left * place->in_step, most = bytes - before, there = place->in_w * place->in_step;
+    const int some = there < most ? there : most, rows = shape[SEC_KERNEL_H], moved = shape[SEC_STRIDE_H];
+    const int stay = oy > 0 && place->down == 1 && moved < rows ? rows - moved : 0;
+    memmove(lines, lines + moved * bytes, (size_t)(stay * bytes));
+    lines += stay * bytes;
+    int iy = oy * moved - place->top + stay * place->down;
+    for (int ky = stay; ky < rows; ky++, iy += place->down, lines += bytes) {
+        if (iy < 0 || iy >= place->in_h || some <= 0) {
+            memset(lines, shape[SEC_ZERO], (size_t)bytes);
+            continue;
+        }
+        memset(lines, shape[SEC_ZERO], (size_t)before);
+        memcpy(lines + before, x + iy * place->in_row, (size_t)some);
+        memset(lines + before + some, shape[SEC_ZERO], (size_t)(most - some));
+    }
+}
+
+/* Where windows lie in the array itself. */
+static sec_place sec_placed(const int16_t *shape, int in_h, int in_w, int in_row, int top, int left) {
+    const int groups = shape[SEC_GROUPS], dilation = shape[SEC_DILATION_W], down = shape[SEC_DILATION_H];
+    const sec_place place = {in_h, in_w, in_row, shape[SEC_INPUTS] * groups, top, left, down, down * in_row,
+                             (shape[SEC_KERNEL_W] - 1) * dilation, dilation == 1 && groups == 1};
+    return place;
+}
+
+/* Where they lie in lines of so many numbers. */
+static sec_place sec_in_lines(const sec_place *place, int bytes) {
+    const sec_place in = {1 << 14, bytes / place->in_step, bytes, place->in_step, 0, 0, 1, bytes, place->reach, place->joined};
+    return in;
 }

@@ -1,126 +1,152 @@
 /* Products with dense weights. Two rows share an int16: 256 times the weight of the odd row plus that of the even one; four rows share
    the words of a pair of taps. A sum over these (`both`) and one over their low bytes (`even`) say both rows: (both - even) / 256. */
 
-typedef struct {
-    uint32_t both[4], even[4];
-} sec_sums;
-
-/* Adds `pairs` pairs of taps to the sums of rows / 2 * columns: [0, 0], [0, 1], [1, 0], [1, 1] are row pairs and columns. */
-static const int16_t *sec_add_pairs(sec_sums *sums, const int16_t *weights, const int16_t *x, int pairs, int row_pairs, int columns) {
-    for (int pair = 0; pair < pairs; pair++, x += 2 * columns) {
-        for (int half = 0; half < row_pairs; half++, weights += 2) {
-            const int32_t a = weights[0], b = weights[1], a_even = (int8_t)a, b_even = (int8_t)b;
-            for (int column = 0; column < columns; column++) {
-                const int32_t first = x[2 * column], second = x[2 * column + 1];
-                sums->both[2 * half + column] += (uint32_t)(a * first + b * second);
-                sums->even[2 * half + column] += (uint32_t)(a_even * first + b_even * second);
-            }
-        }
-    }
-    return weights;
-}
-
-/* Sums of the even and the odd row where the pairs are more than one sum over both can hold. */
-static const int16_t *sec_tile(const int16_t *weights, const int16_t *x, int pairs, int chunk, int row_pairs, int columns, int32_t *even,
-                               int32_t *odd) {
-    sec_sums sums = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-    odd[0] = odd[1] = odd[2] = odd[3] = 0;
+/* Sums of an even and an odd row over one or two columns: those of the even row, then of the odd one. Words of weights are `step` numbers
+   apart; a sum over both rows can hold `chunk` pairs. */
+static void sec_two_rows(const int16_t *weights, int step, const int16_t *x, int pairs, int chunk, int columns, int32_t *sums) {
+    const int second = 2 * (columns - 1);
+    uint32_t both0 = 0, both1 = 0, even0 = 0, even1 = 0;
+    sums[2] = sums[3] = 0;
     for (int left = pairs; left > 0; left -= chunk) {
-        const int some = left < chunk ? left : chunk;
-        weights = sec_add_pairs(&sums, weights, x, some, row_pairs, columns);
-        x += 2 * columns * some;
-        for (int each = 0; each < 4; each++) {
-            odd[each] += (int32_t)(sums.both[each] - sums.even[each]) >> 8;
-            sums.both[each] = sums.even[each];
+        for (int some = left < chunk ? left : chunk; some > 0; some--, weights += step, x += 2 * columns) {
+#ifdef SEC_DSP
+            const int32_t word = sec_word(weights), low = sec_evens(word), x0 = sec_word(x), x1 = sec_word(x + second);
+            both0 = (uint32_t)sec_pair(word, x0, (int32_t)both0);
+            both1 = (uint32_t)sec_pair(word, x1, (int32_t)both1);
+            even0 = (uint32_t)sec_pair(low, x0, (int32_t)even0);
+            even1 = (uint32_t)sec_pair(low, x1, (int32_t)even1);
+#else
+            const int32_t a = weights[0], b = weights[1], low = (int8_t)(a & 255), next = (int8_t)(b & 255);
+            const int16_t *const other = x + second;
+            both0 += (uint32_t)(a * x[0] + b * x[1]);
+            even0 += (uint32_t)(low * x[0] + next * x[1]);
+            both1 += (uint32_t)(a * other[0] + b * other[1]);
+            even1 += (uint32_t)(low * other[0] + next * other[1]);
+#endif
         }
+        sums[2] += (int32_t)(both0 - even0) >> 8;
+        sums[3] += (int32_t)(both1 - even1) >> 8;
+        both0 = even0;
+        both1 = even1;
     }
-    for (int each = 0; each < 4; each++) {
-        even[each] = (int32_t)sums.even[each];
-    }
-    return weights;
+    sums[0] = (int32_t)even0;
+    sums[1] = (int32_t)even1;
 }
 
 #ifdef SEC_DSP
-#define SEC_PAIR_4X2                                                                                                                       \
-    "ldrd %[x0], %[x1], [%[x]], #8\n\tldrd %[w0], %[w1], [%[w]], #8\n\t"                                                                   \
-    "smlad %[b0], %[w0], %[x0], %[b0]\n\tsmlad %[b1], %[w0], %[x1], %[b1]\n\tsmlad %[b2], %[w1], %[x0], %[b2]\n\t"                         \
-    "smlad %[b3], %[w1], %[x1], %[b3]\n\tsxtb16 %[w0], %[w0]\n\tsxtb16 %[w1], %[w1]\n\tsmlad %[e0], %[w0], %[x0], %[e0]\n\t"               \
-    "smlad %[e1], %[w0], %[x1], %[e1]\n\tsmlad %[e2], %[w1], %[x0], %[e2]\n\tsmlad %[e3], %[w1], %[x1], %[e3]\n\t"
+/* r0 weights, r1 x, r2-r5 sums over both rows, r6-r9 over even rows; a pair of taps of four rows and two columns. */
+#define SEC_PAIR_2                                                                                                                         \
+    "ldrd r10, r11, [r1], #8\n\tldrd r12, lr, [r0], #8\n\t"                                                                                \
+    "smlad r2, r12, r10, r2\n\tsmlad r3, r12, r11, r3\n\tsmlad r4, lr, r10, r4\n\tsmlad r5, lr, r11, r5\n\tsxtb16 r12, r12\n\t"          \
+    "sxtb16 lr, lr\n\tsmlad r6, r12, r10, r6\n\tsmlad r7, r12, r11, r7\n\tsmlad r8, lr, r10, r8\n\tsmlad r9, lr, r11, r9\n\t"
+#define SEC_PAIRS_2 SEC_PAIR_2 SEC_PAIR_2
+/* Sums to numbers: r0 start, r10 multiplier, r11 shift, r12 zero. */
+#define SEC_DONE(sum, start)                                                                                                               \
+    "add " sum ", r0, " sum ", " start "\n\tsmmulr " sum ", " sum ", r10\n\tadd " sum ", " sum ", " sum ", asr #31\n\t"                    \
+    "asrs " sum ", " sum ", r11\n\tadc " sum ", " sum ", r12\n\tssat " sum ", #8, " sum "\n\t"
+#define SEC_EVEN(sum) SEC_DONE(sum, "lsl #1")
+#define SEC_NEXT_ROW "ldm r1!, {r0, r10, r11}\n\t"
 
-/* Four rows and two columns at once: all of the core's registers. */
-static const int16_t *sec_four_by_two(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int zero, int8_t *y0,
-                                      int8_t *y1) {
-    int32_t b0 = 0, b1 = 0, b2 = 0, b3 = 0, e0 = 0, e1 = 0, e2 = 0, e3 = 0, x0, x1, w0, w1;
-    const int16_t *ends[2];
-    ends[0] = x + 4 * (pairs & ~3);
-    ends[1] = x + 4 * pairs;
+/* Fours of rows for two columns, in all registers of the core. Returns the weights that follow. */
+static const int16_t *sec_fours_2(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int fours, int zero,
+                                  int8_t *y0, int8_t *y1) {
+    const int16_t *const most = x + 4 * (pairs & ~7), *const end = x + 4 * pairs;
+    const int8_t *const last = y0 + 4 * fours;
     __asm__ volatile(
-        "ldr %[w0], %[fours]\n\tcmp %[x], %[w0]\n\tbeq 2f\n"
-        "1:\n\t" SEC_PAIR_4X2 SEC_PAIR_4X2 SEC_PAIR_4X2 SEC_PAIR_4X2
-        "ldr %[w0], %[fours]\n\tcmp %[x], %[w0]\n\tbne 1b\n"
-        "2:\n\tldr %[w0], %[end]\n\tcmp %[x], %[w0]\n\tbeq 3f\n\t" SEC_PAIR_4X2 SEC_PAIR_4X2 "\n3:"
-        : [b0] "+r"(b0), [b1] "+r"(b1), [b2] "+r"(b2), [b3] "+r"(b3), [e0] "+r"(e0), [e1] "+r"(e1), [e2] "+r"(e2), [e3] "+r"(e3),
-          [x] "+r"(x), [w] "+r"(weights), [x0] "=&r"(x0), [x1] "=&r"(x1), [w0] "=&r"(w0), [w1] "=&r"(w1)
-        : [fours] "m"(ends[0]), [end] "m"(ends[1])
-        : "cc", "memory");
-#define SEC_TWO(at, a, b)                                                                                                                  \
-    do {                                                                                                                                   \
-        const int32_t start = rows[3 * (at)], multiplier = rows[3 * (at) + 1], shift = rows[3 * (at) + 2], middle = zero << shift;         \
-        y0[at] = (int8_t)sec_easy(start + (a), multiplier, shift, middle);                                                                 \
-        y1[at] = (int8_t)sec_easy(start + (b), multiplier, shift, middle);                                                                 \
-    } while (0)
-    SEC_TWO(0, 2 * e0, 2 * e1);
-    SEC_TWO(1, (b0 - e0) >> 7, (b1 - e1) >> 7);
-    SEC_TWO(2, 2 * e2, 2 * e3);
-    SEC_TWO(3, (b2 - e2) >> 7, (b3 - e3) >> 7);
-#undef SEC_TWO
+        "0:\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\tmov r8, r2\n\tmov r9, r2\n\t"
+        "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tcmp r1, r12\n\tbeq 2f\n"
+        "1:\n\t" SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 "ldr r12, %[most]\n\tcmp r1, r12\n\tbne 1b\n"
+        "2:\n\tldr r12, %[end]\n\tcmp r1, r12\n\tbeq 3f\n\t" SEC_PAIRS_2 "b 2b\n"
+        "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y0]\n\t" SEC_NEXT_ROW
+        SEC_EVEN("r6") SEC_EVEN("r7") "strb r6, [lr], #1\n\tldr r6, %[y1]\n\tstrb r7, [r6], #1\n\t" SEC_NEXT_ROW
+        SEC_DONE("r2", "asr #7") SEC_DONE("r3", "asr #7") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\t" SEC_NEXT_ROW
+        "subs r4, r4, r8\n\tsubs r5, r5, r9\n\t" SEC_EVEN("r8") SEC_EVEN("r9") "strb r8, [lr], #1\n\tstrb r9, [r6], #1\n\t" SEC_NEXT_ROW
+        SEC_DONE("r4", "asr #7") SEC_DONE("r5", "asr #7") "strb r4, [lr], #1\n\tstrb r5, [r6], #1\n\t"
+        "str r1, %[rows]\n\tstr lr, %[y0]\n\tstr r6, %[y1]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
+        : [w] "+m"(weights), [rows] "+m"(rows), [y0] "+m"(y0), [y1] "+m"(y1)
+        : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
+        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+    return weights;
+}
+
+/* r0 weights, r1 x, r2 and r3 sums over both rows, r6 and r7 over even rows; two pairs of taps of four rows and one column. */
+#define SEC_PAIRS_1                                                                                                                        \
+    "ldrd r10, r11, [r1], #8\n\tldm r0!, {r4, r5, r8, r9}\n\t"                                                                            \
+    "smlad r2, r4, r10, r2\n\tsmlad r3, r5, r10, r3\n\tsxtb16 r4, r4\n\tsxtb16 r5, r5\n\tsmlad r6, r4, r10, r6\n\tsmlad r7, r5, r10, r7\n\t" \
+    "smlad r2, r8, r11, r2\n\tsmlad r3, r9, r11, r3\n\tsxtb16 r8, r8\n\tsxtb16 r9, r9\n\tsmlad r6, r8, r11, r6\n\tsmlad r7, r9, r11, r7\n\t"
+
+/* The same for one column. */
+static const int16_t *sec_fours_1(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int fours, int zero,
+                                  int8_t *y) {
+    const int16_t *const most = x + 2 * (pairs & ~7), *const end = x + 2 * pairs;
+    const int8_t *const last = y + 4 * fours;
+    __asm__ volatile(
+        "0:\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\t"
+        "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tldr lr, %[end]\n\tcmp r1, r12\n\tbeq 2f\n"
+        "1:\n\t" SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 "cmp r1, r12\n\tbne 1b\n"
+        "2:\n\tcmp r1, lr\n\tbeq 3f\n\t" SEC_PAIRS_1 "b 2b\n"
+        "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y]\n\t" SEC_NEXT_ROW
+        SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_DONE("r2", "asr #7") "strb r2, [lr], #1\n\t" SEC_NEXT_ROW
+        SEC_EVEN("r7") "strb r7, [lr], #1\n\t" SEC_NEXT_ROW SEC_DONE("r3", "asr #7") "strb r3, [lr], #1\n\t"
+        "str r1, %[rows]\n\tstr lr, %[y]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
+        : [w] "+m"(weights), [rows] "+m"(rows), [y] "+m"(y)
+        : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
+        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
     return weights;
 }
 #endif
 
-/* All rows of a group for one or two columns. `pairs` is even; `chunk` is as many as one sum over two rows can hold. */
+/* All rows of a group for one or two columns. `pairs` is even. */
 static void sec_dense_rows(const int16_t *weights, const int32_t *rows, const int16_t *shape, const int16_t *x, int pairs, int columns,
                            int8_t *y0, int8_t *y1) {
     const int outputs = shape[SEC_OUTPUTS], chunk = shape[SEC_CHUNK];
     int output = 0;
 #ifdef SEC_DSP
-    const int zero = 2 * shape[SEC_ZERO_OUT] + 1;
-    if (shape[SEC_EASY] && pairs <= chunk && columns == 2) {
-        for (; output + 4 <= outputs; output += 4) {
-            weights = sec_four_by_two(weights, rows + SEC_ROW * output, x, pairs, zero, y0 + output, y1 + output);
-        }
+    if (shape[SEC_EASY] && pairs <= chunk && outputs >= 4) {
+        output = outputs & ~3;
+        weights = columns == 2 ? sec_fours_2(weights, rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y0, y1)
+                               : sec_fours_1(weights, rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y0);
     }
 #endif
-    while (output < outputs) {
-        const int left = outputs - output, some = left < 4 ? left : 4;
-        int32_t even[4], odd[4];
-        weights = sec_tile(weights, x, pairs, chunk, left > 2 ? 2 : 1, columns, even, odd);
-        for (int each = 0; each < some; each++, output++) {
-            const int at = each / 2 * 2;
-            const int32_t *row = rows + SEC_ROW * output;
-            y0[output] = sec_finish(each % 2 ? odd[at] : even[at], row, shape);
+    for (; output < outputs; output += 2) {
+        const int fours = output + 2 < outputs || output % 4, step = fours ? 4 : 2;
+        int32_t sums[4];
+        sec_two_rows(weights + output % 4, step, x, pairs, chunk, columns, sums);
+        for (int each = output; each < output + 2 && each < outputs; each++) {
+            y0[each] = sec_finish(sums[each % 2 * 2], rows + SEC_ROW * each, shape);
             if (columns == 2) {
-                y1[output] = sec_finish(each % 2 ? odd[at + 1] : even[at + 1], row, shape);
+                y1[each] = sec_finish(sums[each % 2 * 2 + 1], rows + SEC_ROW * each, shape);
             }
         }
+        weights += output % 4 ? 4 * pairs : 0;
+    }
+    sec_clamp(y0, outputs, 1, shape);
+    if (columns == 2) {
+        sec_clamp(y1, outputs, 1, shape);
     }
 }
 
-/* A convolution with dense weights. `scratch`: two columns of int16, then one of int8. */
+/* A convolution with dense weights. `scratch`: two columns of int16, then one of int8, then lines. */
 static void sec_dense(const int8_t *x, int8_t *y, void *scratch, const int16_t *shape, const int16_t *weights, const int32_t *rows, int in_h,
                       int in_w, int in_row, int out_h, int out_w, int out_row, int top, int left) {
     const int inputs = shape[SEC_INPUTS], outputs = shape[SEC_OUTPUTS], groups = shape[SEC_GROUPS];
     const int taps = (shape[SEC_KERNEL_H] * shape[SEC_KERNEL_W] * inputs + 3) / 4 * 4;
-    const sec_place place = {in_h, in_w, in_row, inputs * groups, out_h, out_w, out_row, outputs * groups, top, left};
+    const sec_place place = sec_placed(shape, in_h, in_w, in_row, top, left);
+    const int wide_line = ((out_w - 1) * shape[SEC_STRIDE_W] + place.reach + 1) * place.in_step;
     int16_t *wide = (int16_t *)scratch;
-    int8_t *patch = (int8_t *)(wide + 2 * taps), *first = y;
+    int8_t *patch = (int8_t *)(wide + 2 * taps), *lines = patch + taps, *first = y;
     for (int group = 0; group < groups; group++) {
         int waiting = 0, remain = out_h * out_w;
         for (int oy = 0; oy < out_h; oy++) {
-            for (int ox = 0; ox < out_w; ox++, remain--) {
-                int8_t *to = y + oy * out_row + ox * place.out_step;
+            int8_t *to = y + oy * out_row;
+            sec_place from = place;
+            if (shape[SEC_LINES]) {
+                sec_lines(x, shape, &place, oy, lines, wide_line);
+                from = sec_in_lines(&place, wide_line);
+            }
+            for (int ox = 0; ox < out_w; ox++, remain--, to += outputs * groups) {
                 const int columns = waiting || remain > 1 ? 2 : 1;
-                sec_column(x, shape, &place, oy, ox, wide + 2 * waiting, 2 * columns, patch);
+                sec_column(shape[SEC_LINES] ? lines : x, shape, &from, shape[SEC_LINES] ? 0 : oy, ox, wide + 2 * waiting, 2 * columns, patch);
                 if (columns == 2 && !waiting) {
                     waiting = 1;
                     first = to;
