@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from secateurs.firmware.calls import call_of
-from secateurs.firmware.emulator import M0, M4, missing
+from secateurs.firmware.emulator import M0, M3, M4, missing
 from secateurs.firmware.host import compiler
 from secateurs.integer.layers import (
     Add,
     Array,
     Concat,
+    Conv,
     Cut,
     Layer,
     Mean,
@@ -134,6 +135,31 @@ def reorder(random: np.random.Generator) -> Reorder:
     return Reorder("reorder", x, Array("y", (1, int(np.prod(after[:-1])), after[-1])), sizes, order)
 
 
+def conv(random: np.random.Generator) -> Conv:
+    """Dense, grouped, depthwise or linear, some of them mostly zeros."""
+    which = random.choice(["plain", "grouped", "depthwise", "linear"])
+    x = Array("x", (1, _size(random), _size(random, 40))) if which == "linear" else _array("x", random)
+    groups = {"plain": 1, "linear": 1, "grouped": _size(random, 3), "depthwise": x.shape[2]}[which]
+    inputs = 1 if which == "depthwise" else _size(random, 6)
+    x = replace(x, shape=(*x.shape[:2], inputs * groups)) if which != "linear" else x
+    inputs = x.shape[2] // groups
+    outputs = groups * _size(random, 2 if which == "depthwise" else 9)
+    kernel = (1, 1) if which == "linear" else (_size(random, 4), _size(random, 4))
+    stride, dilation = (
+        ((1, 1), (1, 1)) if which == "linear" else ((_size(random, 2), _size(random, 3)), (_size(random, 2), _size(random, 2)))
+    )
+    span = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in (0, 1)]
+    padding = [int(random.integers(0, 3)) if which != "linear" else 0 for _ in range(4)]
+    for axis in (0, 1):
+        padding[2 * axis] += max(0, span[axis] - x.shape[axis] - padding[2 * axis] - padding[2 * axis + 1])
+    out = [(x.shape[axis] + padding[2 * axis] + padding[2 * axis + 1] - span[axis]) // stride[axis] + 1 for axis in (0, 1)]
+    weight = random.normal(size=(outputs, *kernel, inputs)).astype(np.float32)
+    weight[random.random(weight.shape) < random.choice([0.0, 0.5, 0.95])] = 0
+    bias = random.normal(size=outputs).astype(np.float32)
+    low, high = [(-np.inf, np.inf), (0.0, np.inf), (0.0, 2.0)][int(random.integers(3))]
+    return Conv("conv", x, Array("y", (*out, outputs)), weight, bias, stride, tuple(padding), dilation, groups, low, high)  # type: ignore[arg-type]
+
+
 MAKERS = (pool, mean, add, multiply, concat, table, softmax, pad, cut, reorder)
 
 
@@ -148,21 +174,21 @@ def of_kind(layer: Layer, kind: str, random: np.random.Generator) -> Layer:
 def many(kind: str, seed: int, each: int, makers: tuple = MAKERS) -> list[trials.Trial]:
     random = np.random.default_rng(seed)
     found = []
-    for maker in makers:
-        for number in range(each):
+    for maker in (*makers, *(() if kind == "int8" else (conv,))):
+        for number in range(each if maker is not conv else 2 * each):
             call = call_of(of_kind(maker(random), kind, random), f"{maker.__name__}_{number}")
             found.append(trials.trial(call, random, shared=call.in_place is not None and number % 2 == 0))
     return found
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["int8"])
+@pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_random_layers_answer_as_the_reference(kind: str) -> None:
     assert trials.wrong_on_host(many(kind, 0, 30)) == []
 
 
 @needs_emulator
-@pytest.mark.parametrize("kind", ["int8"])
+@pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_random_layers_on_emulated_cores(kind: str) -> None:
     assert trials.counted(many(kind, 1, 8), M4)[0] == []
-    assert trials.counted(many(kind, 2, 2), M0)[0] == []
+    assert trials.counted(many(kind, 2, 2), M0 if kind == "int8" else M3)[0] == []

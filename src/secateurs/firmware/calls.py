@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from secateurs.firmware import floats
 from secateurs.firmware.call import Call
+from secateurs.firmware.dense import dense_call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.moves import concat_call, cut_call, pad_call, reorder_call
 from secateurs.firmware.products import Place
+from secateurs.firmware.program import view_call
 from secateurs.firmware.simple_calls import add_call, mean_call, multiply_call, pool_call, softmax_call, table_call
 from secateurs.integer.layers import (
     Add,
     Concat,
+    Conv,
     Cut,
     Layer,
     Mean,
@@ -21,11 +25,13 @@ from secateurs.integer.layers import (
     Reorder,
     Softmax,
     Table,
+    View,
 )
 
 Rule = Callable[..., Call]
 _ANY: dict[type, Rule] = {Concat: concat_call, Cut: cut_call, Pad: pad_call, Reorder: reorder_call}
 _INT8: dict[type, Rule] = {
+    Conv: dense_call,
     Pool: pool_call,
     Mean: mean_call,
     Add: add_call,
@@ -33,7 +39,16 @@ _INT8: dict[type, Rule] = {
     Table: table_call,
     Softmax: softmax_call,
 }
-_RULES: dict[str, dict[type, Rule]] = {"int8": _INT8 | _ANY}
+_FLOAT32: dict[type, Rule] = {
+    Conv: floats.conv_call,
+    Pool: floats.pool_call,
+    Mean: floats.mean_call,
+    Add: floats.add_call,
+    Multiply: floats.multiply_call,
+    Table: floats.table_call,
+    Softmax: floats.softmax_call,
+}
+_RULES: dict[str, dict[type, Rule]] = {"int8": _INT8 | _ANY, "float32": _FLOAT32 | _ANY}
 
 
 def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
@@ -42,6 +57,8 @@ def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
     A `View` is no call: its array is the same memory. Raises `FirmwareError` where there is no kernel for the layer, or numbers in it
     do not fit the kernel.
     """
+    if isinstance(layer, View):
+        return view_call(layer)
     rule = _RULES.get(layer.x.kind if not isinstance(layer, Concat) else layer.y.kind, {}).get(type(layer))
     if rule is None:
         raise FirmwareError(f"{layer.name}: there is no kernel for {type(layer).__name__} in {layer.y.kind}")

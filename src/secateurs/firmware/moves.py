@@ -26,16 +26,14 @@ def bytes_of(kind: str) -> int:
 
 def constant(prefix: str, end: str, ctype: str, numbers: Sequence[int] | Numbers) -> Constant:
     """Numbers in flash under a name that begins with a layer's."""
-    kind = {"int8_t": "int8", "int16_t": "int16", "int32_t": "int32", "uint8_t": "uint8", "uint32_t": "uint32", "float": "float32"}[
-        ctype
-    ]
+    kind = "float32" if ctype == "float" else ctype.removesuffix("_t")
     return Constant(f"{prefix}_{end}", ctype, np.ascontiguousarray(np.asarray(numbers).astype(kind)))
 
 
 def cut_call(layer: Cut, prefix: str) -> Call:
     """A box out of an array; ``y`` may begin where ``x`` does."""
     size = bytes_of(layer.x.kind)
-    height, width, channels = layer.x.shape
+    _, width, channels = layer.x.shape
     steps = [step * by * size for step, by in zip(layer.step, (width * channels, channels, 1), strict=True)]
     start = (layer.start[0] * width + layer.start[1]) * channels + layer.start[2]
     return _move(layer, prefix, f"{{x}} + {start}" if start else "{x}", list(zip(layer.y.shape, steps, strict=True)), "x")
@@ -50,7 +48,8 @@ def reorder_call(layer: Reorder, prefix: str) -> Call:
 
 def _move(layer: Cut | Reorder, prefix: str, x: str, loops: list[tuple[int, int]], in_place: str | None) -> Call:
     """Loops of ``(how often, bytes further)``, of which those that only go on become one, and the innermost ones one run of bytes."""
-    run, found = bytes_of(layer.x.kind), []
+    run = bytes_of(layer.x.kind)
+    found: list[tuple[int, int]] = []
     for count, step in reversed(loops):
         if count == 1:
             continue
@@ -75,7 +74,7 @@ def _move(layer: Cut | Reorder, prefix: str, x: str, loops: list[tuple[int, int]
 
 def pad_call(layer: Pad, prefix: str) -> Call:
     """An array in a larger one that is filled before."""
-    size, (height, width, channels) = bytes_of(layer.x.kind), layer.y.shape
+    size, (_, width, channels) = bytes_of(layer.x.kind), layer.y.shape
     top, _, left, _ = layer.padding
     ctype = {"int8": "int8_t", "int16": "int16_t", "float32": "float"}[layer.x.kind]
     value = constant(prefix, "value", ctype, np.array([layer.value]))
