@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateurs.firmware import arena as arena_module
 from secateurs.firmware import packing
 from secateurs.firmware.arena import Arena, Slot, Step, arena_of, lay_out, step_of
 from secateurs.firmware.call import Call
@@ -234,15 +235,104 @@ def test_an_arena_may_have_to_be_larger_than_what_is_alive():
 
 
 def test_changes_to_the_sequence_find_what_no_first_sequence_does():
-    boxes = [Box(size, first, min(31, first + more)) for size, first, more in zip(*numbers(32), strict=True)]
+    boxes = [Box(*each) for each in NEEDS_CHANGES]
     together = [[j for j, b in enumerate(boxes) if j != i and b.first <= a.last and a.first <= b.last] for i, a in enumerate(boxes)]
     tops = [packing.first_fit(boxes, each, together)[1] for each in packing._sequences(boxes)]
+    assert len(boxes) > packing.EXACT
     assert min(tops) > most_alive(boxes) == pack(boxes)[1]
 
 
-def numbers(count):
-    random = Random(0)
-    return [[random.randrange(*limits) for _ in range(count)] for limits in ((1, 10), (0, count), (0, 4))]
+def many(count, seed):
+    random = Random(seed)
+    for _ in range(count):
+        first = random.randrange(count)
+        yield random.randrange(1, 10), first, min(count - 1, first + random.randrange(4))
+
+
+NEEDS_CHANGES = list(many(48, 6))
+
+
+def test_the_search_finds_what_changes_to_the_sequence_do_not(monkeypatch):
+    boxes = [Box(*each) for each in NEEDS_SEARCH]
+    assert pack(boxes)[1] == most_alive(boxes) == 13
+    monkeypatch.setattr(packing, "EXACT", 0)
+    assert pack(boxes)[1] == 14
+
+
+NEEDS_SEARCH = [
+    *(
+        (2, 0, 0),
+        (2, 0, 0),
+        (2, 0, 1),
+        (3, 0, 2),
+        (3, 1, 2),
+        (3, 0, 2),
+        (1, 3, 3),
+        (1, 3, 3),
+        (1, 2, 3),
+        (3, 3, 4),
+        (2, 3, 4),
+        (2, 3, 4),
+    ),
+    *(
+        (1, 1, 5),
+        (2, 5, 5),
+        (2, 5, 6),
+        (1, 0, 7),
+        (1, 2, 7),
+        (3, 4, 7),
+        (1, 5, 7),
+        (2, 5, 7),
+        (1, 6, 7),
+        (1, 6, 7),
+        (1, 6, 7),
+        (2, 7, 7),
+    ),
+]
+
+
+def test_another_order_with_as_much_alive_may_lie_closer(monkeypatch):
+    steps = [
+        Step("s0", (), ("b0", "b1", "b3", "b7")),
+        Step("s1", (), ("b2", "b6")),
+        Step("s2", ("b3",), ("b4", "b8", "t2")),
+        Step("s3", ("b6", "t2"), ("b5",)),
+        Step("s4", ("b7", "b8"), ("b9", "t4")),
+    ]
+    sizes = {"t2": 0, "t4": 0, "b0": 2, "b1": 2, "b2": 3, "b3": 1, "b4": 1, "b5": 2, "b6": 1, "b7": 1, "b8": 2, "b9": 3}
+    arena = lay_out(steps, sizes, [], ["t4"], alignment=1)
+    check(arena, steps, sizes, [], ["t4"], 1)
+    assert arena.bytes == arena.bound == 6
+    monkeypatch.setattr(arena_module, "MOVES", 0)
+    assert lay_out(steps, sizes, [], ["t4"], alignment=1).bytes == 7
+
+
+def test_not_overwriting_what_could_be_may_lie_closer(monkeypatch):
+    steps = [
+        Step("s0", (), ("b0", "b2", "b5", "t0")),
+        Step("s1", ("t0",), ("b1", "b3", "t1")),
+        Step("s2", ("b2", "b3", "t1"), ("b8", "b6", "t2"), in_place=("b3",)),
+        Step("s3", ("b8", "t2"), ("b4", "t3")),
+        Step("s4", ("b5", "b6", "t3"), ("b7", "t4")),
+    ]
+    sizes = {
+        **{f"t{step}": 0 for step in range(5)},
+        "b0": 3,
+        "b1": 2,
+        "b2": 1,
+        "b3": 1,
+        "b4": 2,
+        "b5": 1,
+        "b6": 1,
+        "b7": 3,
+        "b8": 1,
+    }
+    arena = lay_out(steps, sizes, [], ["t4"], alignment=1)
+    check(arena, steps, sizes, [], ["t4"], 1)
+    assert arena.bytes == arena.bound == 5
+    assert arena.places["b8"].offset != arena.places["b3"].offset
+    monkeypatch.setattr(arena_module, "CHOICES", 1)
+    assert lay_out(steps, sizes, [], ["t4"], alignment=1).bytes == 6
 
 
 def test_branches_run_in_the_order_that_needs_least():
