@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from secateurs import __version__, export, methods, patterns, report, session, targets
+from secateurs import __version__, methods, patterns, report, session, targets
 from secateurs.cli.compared import recipes_of, trained_weights
+from secateurs.cli.exported import export_
 from secateurs.cli.files import compress_, extract, show_compressed
 from secateurs.cli.found import (
     NamedModel,
@@ -68,6 +69,7 @@ app.command(llm)
 app.command(scan)
 app.command(smallest)
 app.command(compress_, name="compress")
+app.command(export_, name="export")
 app.command(extract)
 Names = Annotated[list[str], Parameter(negative=(), consume_multiple=True)]
 
@@ -475,55 +477,6 @@ def compare_(
     say(made.table())
     for name in ("comparison.md", "comparison.json", "outcomes.csv", "report.html"):
         say(str(out / name))
-
-
-@app.command(name="export")
-def export_(
-    model: str,
-    out: Path,
-    *,
-    weights: Path | None = None,
-    task: str | None = None,
-    input_shape: str | None = None,
-    dynamic: Annotated[list[int], Parameter(negative=(), consume_multiple=True)] = [],  # noqa: B006
-    opset: int | None = None,
-    sparse: bool = False,
-) -> None:
-    """Write a model as ONNX (OUT ends in .onnx) or as a compiled package of torch (.pt2), and check it there against the model.
-
-    Parameters
-    ----------
-    model
-        A built-in model (lenet_5, resnet_20 …) or package.module:factory.
-    out
-        The file to write.
-    weights
-        A safetensors file to load, such as the pruned.safetensors of a run; of channels or heads, the model gets as small.
-    task
-        A built-in task (digits, mnist, cifar10) or package.module:factory, for its example input.
-    input_shape
-        Shape of an input instead of a task's example, such as 1,3,224,224.
-    dynamic
-        Dimensions in which inputs may have other sizes: 0 for the batch.
-    opset
-        Opset of the ONNX file, by default torch's choice.
-    sparse
-        Store weights of the ONNX file as their nonzeros where that is smaller.
-    """
-    network, example = with_weights(factory_named(model), weights), example_for(task, input_shape)
-    if example is None:
-        raise SecateursError("a model is written down by running it once: give --task or --input-shape")
-    match out.suffix:
-        case ".onnx":
-            made = export.onnx(network, example, out, dynamic=dynamic, opset=opset, sparse=sparse)
-        case ".pt2" if opset is None and not sparse:
-            made = export.aot(network, example, out, dynamic=dynamic)
-        case ".pt2":
-            raise SecateursError(f"{out}: --opset and --sparse are for ONNX; leave them out, or name a file that ends in .onnx")
-        case _:
-            raise SecateursError(f"{out}: name a file that ends in .onnx, or in .pt2 for a compiled package of torch")
-    said = f"{out}: {made.bytes:,} bytes, largest difference {made.largest_difference:.1e} of an output's largest number"
-    say(said)
 
 
 @app.command(name="bench")

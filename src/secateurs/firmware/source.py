@@ -69,21 +69,24 @@ def _face(program: Program, face: Face) -> Iterator[str]:
     yield ""
 
 
-def source(program: Program) -> str:
-    """All of the code and the weights, in one file."""
-    used = {name for call in program.calls for name in call.kernels}
+def source(*programs: Program) -> str:
+    """All of the code and the weights, in one file; of several networks the kernels stand there once."""
+    used = {name for program in programs for call in program.calls for name in call.kernels}
     unknown = used - set(KERNELS)
     assert not unknown, f"kernels without a place in the order: {sorted(unknown)}"
+    names = ", ".join(program.name for program in programs)
+    floats = any(program.network.kind == "float32" for program in programs)
     parts = [
-        f"/* {program.name}: kernels, weights and steps, written by Secateurs {__version__}. C99, no allocation, no recursion. */",
-        f'#include "{program.name}.h"',
-        "#include <math.h>\n#include <string.h>" if program.network.kind == "float32" else "#include <string.h>",
+        f"/* {names}: kernels, weights and steps. C99, no allocation, no recursion. Secateurs {__version__}. */",
+        *(f'#include "{program.name}.h"' for program in programs),
+        "#include <math.h>\n#include <string.h>" if floats else "#include <string.h>",
         *(kernel(name) for name in KERNELS if name in used),
     ]
-    for number, call in enumerate(program.steps):
-        parts += [declared(constant) for constant in call.constants]
-        parts.append(_step(program, number, call))
-    parts += [*_places(program), _runs(program)]
+    for program in programs:
+        for number, call in enumerate(program.steps):
+            parts += [declared(constant) for constant in call.constants]
+            parts.append(_step(program, number, call))
+        parts += [*_places(program), _runs(program)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 

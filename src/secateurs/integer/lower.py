@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateurs.integer.gru import gru
 from secateurs.integer.layers import (
     Add,
     Array,
@@ -255,10 +256,12 @@ def _pool_sticking_out(to: Building, node: Torch) -> None:
     dilation, counts = ((1, 1), True if sixth is None else sixth) if average else (_two(fifth or 1), False)
     if len(node.args) > 6 and node.args[6] is not None:
         raise Unsupported(f"an average pooling with divisor_override={node.args[6]}")
+    if counts and any(padding):
+        raise Unsupported("an average pooling whose windows stick out of its padding (ceil_mode) and count that")
     array, (_, channels, height, width) = to.image(x), node.outputs[0].shape
     y = to.array(node.name or "pool", (height, width, channels))
     ends = padding[0], padding[0], padding[1], padding[1]
-    to.layers.append(Pool(y.name, array, y, average, window, stride, ends, dilation, counts))
+    to.layers.append(Pool(y.name, array, y, average, window, stride, ends, dilation))  # what sticks out never counts
     to.places[node.outputs[0]] = of_image(y, node.outputs[0].shape)
 
 
@@ -297,6 +300,24 @@ def _lstm(to: Building, node: nodes.Lstm) -> None:
     weights = _numbers(node.weight, 0), _numbers(node.recurrent, 0), _numbers(node.bias, gates), np.zeros(gates, np.float32)
     to.layers.append(Recurrent(y.name, x, y, *weights, False, start, last, node.backwards))
     for value, array in ((node.out, y), (node.last_hidden, last[0]), (node.last_cell, last[1])):
+        to.places[value] = natural(array, value.shape)
+
+
+def _gru(to: Building, node: Torch) -> None:
+    """One layer of a GRU in one direction (`integer.gru`)."""
+    x, hidden, *given, backwards = node.args
+    steps, samples, _ = x.shape
+    if samples != 1:
+        raise Unsupported(f"a GRU over {samples} sequences at a time, where one sample is needed")
+    if any(each not in to.constants for each in given):
+        raise Unsupported("a GRU whose weights depend on the inputs")
+    weight, recurrent, bias, recurrent_bias = (_numbers(to.constants[each], 0) for each in given)
+    rows, units = to.rows(x), recurrent.shape[1]
+    y = to.array(node.name or "gru", (1, steps, units))
+    last = to.array(f"{y.name}.hidden", (1, 1, units))
+    start = (_start(to, hidden),)
+    to.layers.append(Recurrent(y.name, rows, y, weight, recurrent, bias, recurrent_bias, True, start, (last,), backwards))
+    for value, array in zip(node.outputs, (y, last), strict=True):
         to.places[value] = natural(array, value.shape)
 
 
@@ -502,6 +523,7 @@ _RULES: dict[Any, Rule] = {
     aten.unbind: _unbind,
     aten.stack: _stack,
     **dict.fromkeys((aten.add, aten.sub, aten.rsub, aten.mul, aten.div), _arithmetic),
+    gru._opoverload.overloadpacket: _gru,
 }
 _NODES: dict[type, Rule] = {
     nodes.Conv: _conv,
