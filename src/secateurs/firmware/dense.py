@@ -9,7 +9,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place, flat, lines_of, rows_of, shape_of, statement, whole
 from secateurs.integer.layers import Conv, Numbers
 
-_EXACT = 1 << 23
+EXACT = 1 << 23
 """Sums of the odd row must stay below it, for 256 times that to fit a word."""
 _CHUNK = 256
 """Pairs of taps whose sums are below it whatever the weights."""
@@ -32,7 +32,7 @@ def chunk_of(layer: Conv) -> int:
     """How many pairs of taps one sum over two rows can hold: all, or what is safe for any weights."""
     weight = flat(layer)
     pairs = weight.shape[2] // 2
-    return pairs if 128 * np.abs(weight.astype(np.int64)).sum(2).max() < _EXACT else _CHUNK
+    return pairs if 128 * np.abs(weight.astype(np.int64)).sum(2).max() < EXACT else _CHUNK
 
 
 def packed(layer: Conv) -> Numbers:

@@ -32,7 +32,7 @@ def _even(number: int) -> int:
 
 
 def _taps(layer: Conv) -> Numbers:
-    """Kernels (outputs, height, width) as they are worked on: turned where the layer is, zeros between the taps of a row that is dilated."""
+    """Kernels (outputs, height, width) as they are worked on: turned where the layer is, with zeros between the taps of a dilated row."""
     weight, dilation = layer.weight[..., 0], layer.dilation[1]
     if is_turned(layer):
         return weight.transpose(0, 2, 1)

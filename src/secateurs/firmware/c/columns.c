@@ -35,6 +35,17 @@ static int16_t *sec_widen(const int8_t *from, int count, int16_t *to, int step) 
     return to;
 }
 
+/* The same in the order in which they lie, each `step` numbers after the last. */
+static inline int16_t *sec_apart(const int8_t *from, int count, int16_t *to, int step) {
+    for (; count >= 4; count -= 4, from += 4, to += 4 * step) {
+        to[0] = from[0];
+        to[step] = from[1];
+        to[2 * step] = from[2];
+        to[3 * step] = from[3];
+    }
+    return to;
+}
+
 /* Copies a few numbers. */
 static inline int8_t *sec_few(int8_t *to, const int8_t *from, int count) {
 #ifdef SEC_DSP
@@ -63,8 +74,10 @@ static int8_t *sec_line(const int8_t *line, const int16_t *shape, const sec_plac
     return byte;
 }
 
-/* What the place (oy, ox) reads, `x` pointing at the first channel of its group. `patch` has room for all of it as int8, in fours. */
-static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *place, int oy, int ox, int16_t *to, int step, int8_t *patch) {
+/* What the place (oy, ox) reads, `x` pointing at the first channel of its group, in pairs or, where `single`, one by one; `patch` has room
+   for all of it as int8, in fours. */
+static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *place, int oy, int ox, int single, int16_t *to, int step,
+                       int8_t *patch) {
     const int run = shape[SEC_INPUTS] * shape[SEC_KERNEL_W], rows = shape[SEC_KERNEL_H];
     const int left = ox * shape[SEC_STRIDE_W] - place->left, inside = left >= 0 && left + place->reach < place->in_w;
     int iy = oy * shape[SEC_STRIDE_H] - place->top;
@@ -72,7 +85,7 @@ static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *p
     int8_t *byte = patch;
     if (run % 4 == 0 && place->joined && inside && iy >= 0 && iy + (rows - 1) * place->down < place->in_h) {
         for (int ky = 0; ky < rows; ky++, line += place->line) {
-            to = sec_widen(line, run, to, step);
+            to = single ? sec_apart(line, run, to, step) : sec_widen(line, run, to, step);
         }
         return;
     }
@@ -83,7 +96,11 @@ static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *p
     for (; (byte - patch) % 4; byte++) {
         *byte = 0;
     }
-    sec_widen(patch, (int)(byte - patch), to, step);
+    if (single) {
+        sec_apart(patch, (int)(byte - patch), to, step);
+    } else {
+        sec_widen(patch, (int)(byte - patch), to, step);
+    }
 }
 
 /* The rows that the row `oy` of the result reads, whole with their padding, one after another in `lines`; what the row before read stays. */
@@ -117,4 +134,49 @@ static sec_place sec_placed(const int16_t *shape, int in_h, int in_w, int in_row
 static sec_place sec_in_lines(const sec_place *place, int bytes) {
     const sec_place in = {1 << 14, bytes / place->in_step, bytes, place->in_step, 0, 0, 1, bytes, place->reach, place->joined};
     return in;
+}
+
+/* The weights of one group, whatever their format, and how they are multiplied with some columns that lie side by side in `x`. */
+typedef struct sec_product {
+    const int16_t *shape;
+    const void *weights;
+    const int32_t *rows;
+    const uint16_t *counts;
+    const uint8_t *gaps;
+    int taps;
+} sec_product;
+typedef void (*sec_multiply)(const sec_product *what, const int16_t *x, int columns, int8_t *const *y);
+
+/* One group's channels of the result, `most` places at a time (4 at most), then the rest one by one. */
+static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, int single, const int8_t *x, int8_t *y, void *scratch,
+                      const sec_place *place, int out_h, int out_w, int out_row) {
+    const int16_t *const shape = what->shape;
+    const int out_step = shape[SEC_OUTPUTS] * shape[SEC_GROUPS], lined = shape[SEC_LINES];
+    const int line = ((out_w - 1) * shape[SEC_STRIDE_W] + place->reach + 1) * place->in_step;
+    int16_t *const wide = (int16_t *)scratch;
+    int8_t *const patch = (int8_t *)(wide + most * what->taps), *const lines = patch + what->taps, *to[4];
+    const sec_place from = lined ? sec_in_lines(place, line) : *place;
+    int waiting = 0, columns = 0, remain = out_h * out_w;
+    for (int oy = 0; oy < out_h; oy++) {
+        int8_t *at = y + oy * out_row;
+        if (lined) {
+            sec_lines(x, shape, place, oy, lines, line);
+        }
+        for (int ox = 0; ox < out_w; ox++, at += out_step) {
+            if (!waiting) {
+                columns = remain < most ? 1 : most;
+                remain -= columns;
+            }
+            to[waiting] = at;
+            sec_column(lined ? lines : x, shape, &from, lined ? 0 : oy, ox, single, wide + (single ? waiting : 2 * waiting),
+                       single ? columns : 2 * columns, patch);
+            if (++waiting == columns) {
+                multiply(what, wide, columns, to);
+                for (waiting = 0; waiting < columns; waiting++) {
+                    sec_clamp(to[waiting], shape[SEC_OUTPUTS], 1, shape);
+                }
+                waiting = 0;
+            }
+        }
+    }
 }

@@ -96,69 +96,42 @@ static const int16_t *sec_fours_1(const int16_t *weights, const int32_t *rows, c
 }
 #endif
 
-/* All rows of a group for one or two columns. `pairs` is even. */
-static void sec_dense_rows(const int16_t *weights, const int32_t *rows, const int16_t *shape, const int16_t *x, int pairs, int columns,
-                           int8_t *y0, int8_t *y1) {
-    const int outputs = shape[SEC_OUTPUTS], chunk = shape[SEC_CHUNK];
+/* All rows of a group for one or two columns. */
+static void sec_dense_rows(const sec_product *what, const int16_t *x, int columns, int8_t *const *y) {
+    const int16_t *const shape = what->shape, *weights = (const int16_t *)what->weights;
+    const int outputs = shape[SEC_OUTPUTS], chunk = shape[SEC_CHUNK], pairs = what->taps / 2;
     int output = 0;
 #ifdef SEC_DSP
     if (shape[SEC_EASY] && pairs <= chunk && outputs >= 4) {
         output = outputs & ~3;
-        weights = columns == 2 ? sec_fours_2(weights, rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y0, y1)
-                               : sec_fours_1(weights, rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y0);
+        weights = columns == 2 ? sec_fours_2(weights, what->rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y[0], y[1])
+                               : sec_fours_1(weights, what->rows, x, pairs, outputs >> 2, shape[SEC_ZERO_OUT], y[0]);
     }
 #endif
     for (; output < outputs; output += 2) {
-        const int fours = output + 2 < outputs || output % 4, step = fours ? 4 : 2;
+        const int step = output + 2 < outputs || output % 4 ? 4 : 2;
         int32_t sums[4];
         sec_two_rows(weights + output % 4, step, x, pairs, chunk, columns, sums);
-        for (int each = output; each < output + 2 && each < outputs; each++) {
-            y0[each] = sec_finish(sums[each % 2 * 2], rows + SEC_ROW * each, shape);
-            if (columns == 2) {
-                y1[each] = sec_finish(sums[each % 2 * 2 + 1], rows + SEC_ROW * each, shape);
+        for (int each = 0; each < 2 && output + each < outputs; each++) {
+            for (int column = 0; column < columns; column++) {
+                y[column][output + each] = sec_finish(sums[2 * each + column], what->rows + SEC_ROW * (output + each), shape);
             }
         }
         weights += output % 4 ? 4 * pairs : 0;
-    }
-    sec_clamp(y0, outputs, 1, shape);
-    if (columns == 2) {
-        sec_clamp(y1, outputs, 1, shape);
     }
 }
 
 /* A convolution with dense weights. `scratch`: two columns of int16, then one of int8, then lines. */
 static void sec_dense(const int8_t *x, int8_t *y, void *scratch, const int16_t *shape, const int16_t *weights, const int32_t *rows, int in_h,
                       int in_w, int in_row, int out_h, int out_w, int out_row, int top, int left) {
-    const int inputs = shape[SEC_INPUTS], outputs = shape[SEC_OUTPUTS], groups = shape[SEC_GROUPS];
+    const int inputs = shape[SEC_INPUTS], outputs = shape[SEC_OUTPUTS];
     const int taps = (shape[SEC_KERNEL_H] * shape[SEC_KERNEL_W] * inputs + 3) / 4 * 4;
     const sec_place place = sec_placed(shape, in_h, in_w, in_row, top, left);
-    const int wide_line = ((out_w - 1) * shape[SEC_STRIDE_W] + place.reach + 1) * place.in_step;
-    int16_t *wide = (int16_t *)scratch;
-    int8_t *patch = (int8_t *)(wide + 2 * taps), *lines = patch + taps, *first = y;
-    for (int group = 0; group < groups; group++) {
-        int waiting = 0, remain = out_h * out_w;
-        for (int oy = 0; oy < out_h; oy++) {
-            int8_t *to = y + oy * out_row;
-            sec_place from = place;
-            if (shape[SEC_LINES]) {
-                sec_lines(x, shape, &place, oy, lines, wide_line);
-                from = sec_in_lines(&place, wide_line);
-            }
-            for (int ox = 0; ox < out_w; ox++, remain--, to += outputs * groups) {
-                const int columns = waiting || remain > 1 ? 2 : 1;
-                sec_column(shape[SEC_LINES] ? lines : x, shape, &from, shape[SEC_LINES] ? 0 : oy, ox, wide + 2 * waiting, 2 * columns, patch);
-                if (columns == 2 && !waiting) {
-                    waiting = 1;
-                    first = to;
-                    continue;
-                }
-                sec_dense_rows(weights, rows, shape, wide, taps / 2, columns, waiting ? first : to, to);
-                waiting = 0;
-            }
-        }
-        x += inputs;
-        y += outputs;
+    sec_product what = {shape, weights, rows, 0, 0, taps};
+    for (int group = 0; group < shape[SEC_GROUPS]; group++) {
+        sec_sweep(&what, sec_dense_rows, 2, 0, x + group * inputs, y + group * outputs, scratch, &place, out_h, out_w, out_row);
         weights += (outputs + 1) / 2 * taps;
-        rows += SEC_ROW * outputs;
+        what.weights = weights;
+        what.rows += SEC_ROW * outputs;
     }
 }

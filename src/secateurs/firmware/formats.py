@@ -1,0 +1,49 @@
+"""The formats that weights can have in flash: which of them a layer's zeros allow, and the layer as a call in each."""
+
+from __future__ import annotations
+
+from secateurs.firmware.call import Call
+from secateurs.firmware.dense import dense_call
+from secateurs.firmware.depthwise import depthwise_call, is_depthwise
+from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.products import Place
+from secateurs.firmware.sparse import blocks_call, scattered_call
+from secateurs.integer.layers import Conv
+
+FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "CSR")
+"""All formats of int8 weights. A block is four taps of as many rows of outputs."""
+
+
+def conv_call(layer: Conv, name: str, place: Place | None = None, format: str | None = None) -> Call:
+    """A convolution or linear layer of int8 as C; ``name`` begins the names of its constants.
+
+    ``place`` is the part of its arrays that it works on, all of them if left out; ``format`` one of `FORMATS`, without it all weights
+    are kept. The answers do not depend on the format. Raises `FirmwareError` where the layer cannot have it.
+    """
+    if is_depthwise(layer):
+        if format not in (None, "depthwise"):
+            raise FirmwareError(f"{layer.name}: weights of depthwise convolutions have one format, and that is not {format!r}")
+        return depthwise_call(layer, name, place)
+    if format in (None, "dense"):
+        return dense_call(layer, name, place)
+    if format == "CSR":
+        return scattered_call(layer, name, place)
+    if format in _TALL:
+        return blocks_call(layer, name, place, _TALL[format])
+    raise FirmwareError(f"{layer.name}: there is no format {format!r} for its weights; there are {', '.join(FORMATS)}")
+
+
+_TALL = {"blocks of 4": 1, "blocks of 2 x 4": 2, "blocks of 4 x 4": 4}
+
+
+def choices(layer: Conv, name: str, place: Place | None = None) -> list[Call]:
+    """The layer in all formats that it can have, dense first."""
+    found = []
+    for format in FORMATS if not is_depthwise(layer) else (None,):
+        if format != "depthwise":
+            try:
+                found.append(conv_call(layer, name, place, format))
+            except FirmwareError:
+                if format in (None, "dense"):
+                    raise
+    return found
