@@ -98,7 +98,7 @@ def add_call(layer: Add, prefix: str) -> Call:
 def multiply_call(layer: Multiply, prefix: str) -> Call:
     """The product of two arrays, or of one with a number for each channel; it may take the place of the first."""
     by = constant(prefix, "by", "int32_t", [layer.x.zero, layer.other.zero, *factors(layer.rescale), layer.y.zero])
-    statement = f"sec_multiply({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {by.name});"
+    statement = f"sec_times({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {by.name});"
     return Call(layer, (*_RESCALE, "multiply.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
 
 

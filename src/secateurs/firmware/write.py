@@ -137,7 +137,7 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
 
     Raises `FirmwareError` where nothing fits.
     """
-    calls = _calls(network)
+    calls = _calls(network, name)
     program = planned(network, calls, name)
     if program.arena.bytes + STACK > target.sram:
         program = in_patches(network, calls, name, target.sram - STACK) or program
@@ -145,10 +145,10 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
     return program
 
 
-def _calls(network: Network) -> list[Call]:
+def _calls(network: Network, name: str) -> list[Call]:
     found = []
     for number, layer in enumerate(network.layers):
-        found.append(view_call(layer) if isinstance(layer, View) else call_of(layer, f"w{number}"))
+        found.append(view_call(layer) if isinstance(layer, View) else call_of(layer, f"{name}_{number}"))
     return found
 
 
