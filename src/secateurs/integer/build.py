@@ -14,6 +14,8 @@ from torch import nn
 from secateurs.answers import alike
 from secateurs.forward import describe, run_example
 from secateurs.integer.functions import function_of
+from secateurs.integer.gru import Whole
+from secateurs.integer.gru import refused as recurrent_refused
 from secateurs.integer.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
 from secateurs.integer.lower import Building, build
 from secateurs.integer.placed import lying
@@ -44,11 +46,12 @@ def built(model: nn.Module, example: Any) -> Network:
     (['Conv', 'View', 'Conv'], 0.0, (4, 4, 1))
     """
     sample, batched = one_sample(model, example)
-    recorded = lower(network_of(model, sample))
+    with Whole():
+        recorded = lower(network_of(model, sample))
     _require_floats(recorded)
     to = Building(constants=recorded.constants)
     inputs = tuple(_input(to, recorded, value, name, batched) for name, value in _named(recorded.example, "input"))
-    refused = build(to, recorded.nodes)
+    refused = recurrent_refused(model) or build(to, recorded.nodes)
     if refused:
         kinds = "\n  ".join(dict.fromkeys(refused))
         raise UnsupportedError(

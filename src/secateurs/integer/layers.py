@@ -8,7 +8,7 @@ layers serves both: where an array is float32, weights and biases are too, and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, Literal
 
@@ -177,9 +177,9 @@ class Table:
 class Softmax:
     """Of each place, over its channels: exp(x - largest) / sum.
 
-    int8: ``table[largest - q]`` holds exponentials times 2^16, and the result is (e * 256 + sum / 2) / sum - 128, at most 127, with the scale
-    1 / 256 and zero -128. int16: exponentials times 2^15, 256 of the upper eight bits of largest - q and 256 of the lower ones, whose product
-    is shifted right by 15; the result is (e * 32768 + sum / 2) / sum, at most 32767, with the scale 1 / 32768.
+    int8: ``table[largest - q]`` holds exponentials times 2^16, and the result is (e * 256 + sum / 2) / sum - 128, at most 127, with the
+    scale 1 / 256 and zero -128. int16: exponentials times 2^15, 256 of the upper eight bits of largest - q and 256 of the lower ones,
+    whose product is shifted right by 15; the result is (e * 32768 + sum / 2) / sum, at most 32767, with the scale 1 / 32768.
     """
 
     name: str
@@ -232,12 +232,28 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
+class Fixed:
+    """Factors of a recurrent layer in integers, as `integer.recurrent` applies them.
+
+    ``of_x`` and ``of_hidden`` (gates * units,) make sums of products steps of 2^-12; ``to_y`` makes numbers of ``y`` of an LSTM's result in
+    steps of 2^-30, or of a GRU's in steps of 2^-15; ``start`` what it begins with: numbers of ``y`` of an LSTM's hidden state, steps of
+    2^-15 of the others; ``to_last`` numbers of the array for the last cell.
+    """
+
+    of_x: Rescale
+    of_hidden: Rescale
+    to_y: Rescale
+    start: tuple[Rescale | None, ...] = ()
+    to_last: Rescale | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Recurrent:
     """An LSTM or GRU over the steps (the width) of ``x``; ``y`` is (1, steps, units), ``last`` what it ends with.
 
     ``weight`` (gates * units, inputs) and ``recurrent`` (gates * units, units) hold the gates in torch's order (LSTM input, forget, cell,
     output; GRU reset, update, new); ``bias`` and ``recurrent_bias`` as many numbers. ``start``: arrays or nothing for zeros. ``gru``: which
-    of the two. What integers do stands with `recurrent.integer_step`.
+    of the two. ``fixed``: what integers take; their weights are int8, biases int32.
     """
 
     name: str
@@ -251,7 +267,7 @@ class Recurrent:
     start: tuple[Array | None, ...] = ()
     last: tuple[Array | None, ...] = ()
     backwards: bool = False
-    integer: dict[str, Any] = field(default_factory=dict)
+    fixed: Fixed | None = None
 
 
 Layer = Conv | Pool | Mean | Add | Multiply | Concat | Table | Softmax | Pad | Cut | Reorder | View | Recurrent

@@ -33,7 +33,9 @@ from secateurs.integer.layers import (
     View,
     read,
     with_layers,
+    written,
 )
+from secateurs.integer.recurrent_quantise import in_integers
 from secateurs.integer.reference import ADD_SHIFT
 from secateurs.integer.rounding import rescale
 from secateurs.types import SecateursError
@@ -63,7 +65,7 @@ def quantised(network: Network, ranges: Mapping[str, Range], kind: Kind = "int8"
     layers = []
     for layer in network.layers:
         made = _RULES[type(layer)](layer, arrays, ranges, kind)
-        arrays[made.y.name] = made.y
+        arrays.update({array.name: array for array in written(made)})
         layers.append(made)
     found = with_layers(network, layers, arrays)
     for layer in found.layers:
@@ -74,7 +76,7 @@ def quantised(network: Network, ranges: Mapping[str, Range], kind: Kind = "int8"
 
 def _sources(network: Network) -> list[Array]:
     """What no layer writes: the inputs, and whatever a network that is only part of one begins with."""
-    made = {layer.y.name for layer in network.layers}
+    made = {array.name for layer in network.layers for array in written(layer)}
     found = {face.array.name: face.array for face in network.inputs}
     for layer in network.layers:
         found.update({array.name: array for array in read(layer) if array.name not in made and array.name not in found})
@@ -143,7 +145,6 @@ Arrays = Mapping[str, Array]
 
 def _written(layer: Layer, ranges: Mapping[str, Range], kind: Kind, unit: float) -> Array:
     """What a layer writes, given what 1 in its sums is worth: steps are not finer than a part of that, so that factors stay small."""
-    assert not isinstance(layer, Recurrent)
     y = of_range(layer.y, _range(layer.y, ranges), kind)
     return y if y.scale >= unit / 256 else replace(y, scale=_step(unit / 256))
 
@@ -254,7 +255,17 @@ def _softmax(layer: Softmax, arrays: Arrays, ranges: Mapping[str, Range], kind: 
 
 
 def _recurrent(layer: Recurrent, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) -> Layer:
-    raise SecateursError(f"{layer.name}: LSTM and GRU in {kind} come with a later part of this room")
+    """The hidden state is quantised as ``y`` is, so its range is that of both; the cell within has 32 bits and needs none."""
+    start = tuple(None if each is None else arrays[each.name] for each in layer.start)
+    low, high = _range(layer.y, ranges)
+    if layer.start and layer.start[0] is not None:
+        begun = _range(layer.start[0], ranges)
+        low, high = min(low, begun[0]), max(high, begun[1])
+    y = of_range(layer.y, (low, high), kind)
+    last: list[Array | None] = [None if each is None else replace(each, kind=kind, scale=y.scale, zero=y.zero) for each in layer.last]
+    if len(layer.last) > 1 and layer.last[1] is not None:
+        last[1] = of_range(layer.last[1], _range(layer.last[1], ranges), kind)
+    return in_integers(layer, arrays[layer.x.name], y, start, last)
 
 
 _RULES: dict[type, Callable[[Any, dict[str, Array], Mapping[str, Range], Kind], Any]] = {
