@@ -11,6 +11,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.moves import concat_call, cut_call, pad_call, reorder_call
 from secateurs.firmware.products import Place
 from secateurs.firmware.program import view_call
+from secateurs.firmware.recurrent_calls import float_recurrent_call, recurrent_call
 from secateurs.firmware.simple_calls import add_call, mean_call, multiply_call, pool_call, softmax_call, table_call
 from secateurs.integer.layers import (
     Add,
@@ -22,6 +23,7 @@ from secateurs.integer.layers import (
     Multiply,
     Pad,
     Pool,
+    Recurrent,
     Reorder,
     Softmax,
     Table,
@@ -32,6 +34,7 @@ Rule = Callable[..., Call]
 _ANY: dict[type, Rule] = {Concat: concat_call, Cut: cut_call, Pad: pad_call, Reorder: reorder_call}
 _INT8: dict[type, Rule] = {
     Conv: dense_call,
+    Recurrent: recurrent_call,
     Pool: pool_call,
     Mean: mean_call,
     Add: add_call,
@@ -41,6 +44,7 @@ _INT8: dict[type, Rule] = {
 }
 _FLOAT32: dict[type, Rule] = {
     Conv: floats.conv_call,
+    Recurrent: float_recurrent_call,
     Pool: floats.pool_call,
     Mean: floats.mean_call,
     Add: floats.add_call,
@@ -48,7 +52,11 @@ _FLOAT32: dict[type, Rule] = {
     Table: floats.table_call,
     Softmax: floats.softmax_call,
 }
-_RULES: dict[str, dict[type, Rule]] = {"int8": _INT8 | _ANY, "float32": _FLOAT32 | _ANY}
+_RULES: dict[str, dict[type, Rule]] = {
+    "int8": _INT8 | _ANY,
+    "int16": {Recurrent: recurrent_call} | _ANY,
+    "float32": _FLOAT32 | _ANY,
+}
 
 
 def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:

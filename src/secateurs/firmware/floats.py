@@ -47,16 +47,16 @@ def conv_call(layer: Conv, prefix: str, place: Place | None = None) -> Call:
     if layer.is_depthwise:
         weights = constant(prefix, "weights", "float", weight[..., 0].transpose(1, 2, 0))
         statement = f"sec_float_depthwise({{x}}, {{y}}, {sizes.name}, {weights.name}, {bias.name}, {ends});"
-        kernels = ("arithmetic.c", "window.c", "float_depthwise.c")
-        return Call(layer, kernels, (sizes, weights, bias), statement, instructions=places * weight.size * 9.0, label="float32")
+        dense = ("arithmetic.c", "window.c", "float_depthwise.c")
+        return Call(layer, dense, (sizes, weights, bias), statement, instructions=places * weight.size * 9.0, label="float32")
     listed = _listed(layer, prefix)
     if listed is not None:
         taps = weight[0].size
         names = ", ".join(each.name for each in (sizes, *listed, bias))
         statement = f"sec_float_sparse({{x}}, {{y}}, {{scratch}}, {names}, {ends});"
         cost = places * (taps * layer.groups * 1.5 + listed[0].numbers.size / layer.groups * 7 + len(weight) * 15)
-        kernels = ("arithmetic.c", "float_sparse.c")
-        return Call(layer, kernels, (sizes, *listed, bias), statement, 4 * taps, instructions=cost, label="float32, those not 0")
+        sparse = ("arithmetic.c", "float_sparse.c")
+        return Call(layer, sparse, (sizes, *listed, bias), statement, 4 * taps, instructions=cost, label="float32, those not 0")
     weights = constant(prefix, "weights", "float", weight)
     statement = f"sec_float_conv({{x}}, {{y}}, {sizes.name}, {weights.name}, {bias.name}, {ends});"
     kernels = ("arithmetic.c", "window.c", "float_conv.c")

@@ -24,7 +24,7 @@ def bytes_of(kind: str) -> int:
     return np.dtype(kind).itemsize
 
 
-def constant(prefix: str, end: str, ctype: str, numbers: Sequence[int] | Numbers) -> Constant:
+def constant(prefix: str, end: str, ctype: str, numbers: Sequence[float] | Numbers) -> Constant:
     """Numbers in flash under a name that begins with a layer's."""
     kind = "float32" if ctype == "float" else ctype.removesuffix("_t")
     return Constant(f"{prefix}_{end}", ctype, np.ascontiguousarray(np.asarray(numbers).astype(kind)))

@@ -45,21 +45,25 @@ def built(model: nn.Module, example: Any) -> Network:
     >>> [type(layer).__name__ for layer in network.layers], network.layers[0].low, network.inputs[0].array.shape
     (['Conv', 'View', 'Conv'], 0.0, (4, 4, 1))
     """
+    _require_kernels(model, recurrent_refused(model))
     sample, batched = one_sample(model, example)
     with Whole():
         recorded = lower(network_of(model, sample))
     _require_floats(recorded)
     to = Building(constants=recorded.constants)
     inputs = tuple(_input(to, recorded, value, name, batched) for name, value in _named(recorded.example, "input"))
-    refused = recurrent_refused(model) or build(to, recorded.nodes)
+    _require_kernels(model, build(to, recorded.nodes))
+    outputs = tuple(_output(to, value, name, batched) for name, value in _named(recorded.result, "output"))
+    return _tidy(Network(inputs, outputs, tuple(to.layers)))
+
+
+def _require_kernels(model: nn.Module, refused: list[str]) -> None:
     if refused:
         kinds = "\n  ".join(dict.fromkeys(refused))
         raise UnsupportedError(
             f"{type(model).__name__} cannot run on a small machine: it has no kernels for\n  {kinds}\nreplace these, or leave them to what "
             "calls the network: cut the model before them"
         )
-    outputs = tuple(_output(to, value, name, batched) for name, value in _named(recorded.result, "output"))
-    return _tidy(Network(inputs, outputs, tuple(to.layers)))
 
 
 def one_sample(model: nn.Module, example: Any) -> tuple[Any, bool]:

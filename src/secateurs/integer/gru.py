@@ -16,7 +16,8 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """One layer in one direction: ``x`` (steps, rows, inputs), ``hidden`` (rows, units); all hidden states, and the last.
 
-    >>> torch.ops.secateurs.gru(torch.zeros(5, 1, 2), torch.zeros(1, 3), torch.zeros(9, 2), torch.zeros(9, 3), *torch.zeros(2, 9), False)[0].shape
+    >>> weights = torch.zeros(9, 2), torch.zeros(9, 3), torch.zeros(9), torch.zeros(9)
+    >>> torch.ops.secateurs.gru(torch.zeros(5, 1, 2), torch.zeros(1, 3), *weights, False)[0].shape
     torch.Size([5, 1, 3])
     """
     numbers = [weight, recurrent, bias, recurrent_bias]

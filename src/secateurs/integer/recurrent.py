@@ -1,9 +1,9 @@
 """LSTM and GRU over the steps of a sequence, in float32 and in integers.
 
-In integers what goes into a gate is summed in 32 bits, inputs and hidden state apart, and rescaled to steps of 2^-12 (`gate`); sigmoid and
-tanh come from one table (`TANH`), in steps of 2^-15, and the state that stays, the cell of an LSTM or the hidden state of a GRU, is a 32-bit
-number in steps of 2^-15, so that what a step adds to it is not lost. Only what the products of the next step read, and the result, have
-the width of the array ``y``.
+In integers what goes into a gate is summed in 32 bits, inputs and hidden state apart, and rescaled to steps of 2^-12 (`gate`); sigmoid
+and tanh come from one table (`TANH`), in steps of 2^-15, and the state that stays, the cell of an LSTM or the hidden state of a GRU, is a
+32-bit number in steps of 2^-15, so that what a step adds to it is not lost. Only what the products of the next step read, and the result,
+have the width of the array ``y``.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def _require_steps(layer: Recurrent) -> None:
         first = max(most - begun.zero, begun.zero - least) * begun.scale
     reached = max(first, 1.0) if layer.gru else first + layer.x.shape[1]
     if reached >= 2.0 ** (31 - STATE_BITS) - 1:
+        room, steps = 2 ** (31 - STATE_BITS) - 1, layer.x.shape[1]
         raise SecateursError(
-            f"{layer.name}: its state can reach {reached:.6g} within {layer.x.shape[1]} steps, more than {2 ** (31 - STATE_BITS) - 1}: give "
-            "it shorter sequences, or smaller numbers to start with"
+            f"{layer.name}: its state can reach {reached:.6g} within {steps} steps, more than {room}: give it shorter sequences, or "
+            "smaller numbers to start with"
         )
