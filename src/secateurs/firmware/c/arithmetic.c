@@ -75,6 +75,16 @@ static inline int32_t sec_easy(int32_t doubled, int32_t multiplier, int32_t shif
 #endif
 }
 
+#ifdef SEC_DSP
+/* The same as assembly: r0 start, r10 multiplier, r11 shift, r12 zero; the sum is doubled, or 256 times as large as it should be. */
+#define SEC_DOUBLED(sum, how)                                                                                                              \
+    "add " sum ", r0, " sum ", " how "\n\tsmmulr " sum ", " sum ", r10\n\tadd " sum ", " sum ", " sum ", asr #31\n\t"                      \
+    "asrs " sum ", " sum ", r11\n\tadc " sum ", " sum ", r12\n\tssat " sum ", #8, " sum "\n\t"
+#define SEC_EVEN(sum) SEC_DOUBLED(sum, "lsl #1")
+#define SEC_ODD(sum) SEC_DOUBLED(sum, "asr #7")
+#define SEC_NEXT_ROW "ldm r1!, {r0, r10, r11}\n\t"
+#endif
+
 /* The same for any shift and any bounds. */
 static int32_t sec_scaled(int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high) {
     int64_t product = (int64_t)sum * ((int64_t)1 << (shift > 0 ? shift : 0)) * multiplier;

@@ -9,32 +9,84 @@ enum { SEC_TALL = SEC_CHUNK };
     "ldrb r6, [r12], #1\n\tldr r10, [r0], #4\n\tadd r1, r1, r6, lsl #5\n\tsxtb16 r11, r10, ror #8\n\tsxtb16 r10, r10\n\t"                   \
     "ldm r1!, {r6, r7, r8, r9}\n\tsmlad r2, r10, r6, r2\n\tsmlad r3, r10, r7, r3\n\tsmlad r4, r10, r8, r4\n\tsmlad r5, r10, r9, r5\n\t"     \
     "ldm r1!, {r6, r7, r8, r9}\n\tsmlad r2, r11, r6, r2\n\tsmlad r3, r11, r7, r3\n\tsmlad r4, r11, r8, r4\n\tsmlad r5, r11, r9, r5\n\t"
-/* A sum to a number: r6 start, r7 multiplier, r8 shift, r9 zero. */
-#define SEC_SUM_DONE(sum)                                                                                                                  \
-    "add " sum ", r6, " sum ", lsl #1\n\tsmmulr " sum ", " sum ", r7\n\tadd " sum ", " sum ", " sum ", asr #31\n\t"                         \
-    "asrs " sum ", " sum ", r8\n\tadc " sum ", " sum ", r9\n\tssat " sum ", #8, " sum "\n\t"
 
-/* All rows for four columns, in all registers of the core. */
+/* And for one column: r2. */
+#define SEC_BLOCK_1X1                                                                                                                      \
+    "ldrb r6, [r12], #1\n\tldr r10, [r0], #4\n\tadd r1, r1, r6, lsl #3\n\tldrd r7, r8, [r1], #8\n\tsxtb16 r11, r10, ror #8\n\t"            \
+    "sxtb16 r10, r10\n\tsmlad r2, r10, r7, r2\n\tsmlad r2, r11, r8, r2\n\t"
+
+/* All rows, in all registers of the core. */
 static void sec_blocks_1x4(const sec_product *what, const int16_t *x, int8_t *const *y) {
-    const int32_t *rows = what->rows;
+    SEC_ALL_ROWS(SEC_BY_TWO(SEC_BLOCK_1X4), SEC_FOUR_MORE);
+}
+
+static void sec_blocks_1x1(const sec_product *what, const int16_t *x, int8_t *const *y) {
+    SEC_ALL_ROWS(SEC_BY_FOUR(SEC_BLOCK_1X1), SEC_ONE_MORE);
+}
+
+/* r0 weights, r1 x, r2-r5 sums over both rows, r6-r9 over even rows, lr gaps; half a block of four rows for two columns. */
+#define SEC_HALF_4X2                                                                                                                       \
+    "ldrd r10, r11, [r1], #8\n\tldr r12, [r0], #4\n\tsmlad r2, r12, r10, r2\n\tsmlad r3, r12, r11, r3\n\tsxtb16 r12, r12\n\t"            \
+    "smlad r6, r12, r10, r6\n\tsmlad r7, r12, r11, r7\n\tldr r12, [r0], #4\n\tsmlad r4, r12, r10, r4\n\tsmlad r5, r12, r11, r5\n\t"       \
+    "sxtb16 r12, r12\n\tsmlad r8, r12, r10, r8\n\tsmlad r9, r12, r11, r9\n\t"
+#define SEC_BLOCK_4X2 "ldrb r12, [lr], #1\n\tadd r1, r1, r12, lsl #4\n\t" SEC_HALF_4X2 SEC_HALF_4X2
+/* For one column: r2 and r3 sums over both rows, r6 and r7 over even rows. */
+#define SEC_BLOCK_4X1                                                                                                                      \
+    "ldrb r12, [lr], #1\n\tadd r1, r1, r12, lsl #3\n\tldrd r10, r11, [r1], #8\n\tldm r0!, {r4, r5, r8, r9}\n\t"                           \
+    "smlad r2, r4, r10, r2\n\tsmlad r3, r5, r10, r3\n\tsxtb16 r4, r4\n\tsxtb16 r5, r5\n\tsmlad r6, r4, r10, r6\n\tsmlad r7, r5, r10, r7\n\t" \
+    "smlad r2, r8, r11, r2\n\tsmlad r3, r9, r11, r3\n\tsxtb16 r8, r8\n\tsxtb16 r9, r9\n\tsmlad r6, r8, r11, r6\n\tsmlad r7, r9, r11, r7\n\t"
+/* Two rows: r2 and r3 sums over both for two columns, r6 and r7 over the even one. */
+#define SEC_BLOCK_2X2                                                                                                                      \
+    "ldrb r12, [lr], #1\n\tadd r1, r1, r12, lsl #4\n\tldm r1!, {r4, r5, r8, r9}\n\tldrd r10, r11, [r0], #8\n\t"                           \
+    "smlad r2, r10, r4, r2\n\tsmlad r3, r10, r5, r3\n\tsxtb16 r10, r10\n\tsmlad r6, r10, r4, r6\n\tsmlad r7, r10, r5, r7\n\t"             \
+    "smlad r2, r11, r8, r2\n\tsmlad r3, r11, r9, r3\n\tsxtb16 r11, r11\n\tsmlad r6, r11, r8, r6\n\tsmlad r7, r11, r9, r7\n\t"
+/* And for one column: r2 and r6. */
+#define SEC_BLOCK_2X1                                                                                                                      \
+    "ldrb r12, [lr], #1\n\tadd r1, r1, r12, lsl #3\n\tldrd r10, r11, [r0], #8\n\tldrd r4, r5, [r1], #8\n\tsmlad r2, r10, r4, r2\n\t"       \
+    "sxtb16 r10, r10\n\tsmlad r6, r10, r4, r6\n\tsmlad r2, r11, r5, r2\n\tsxtb16 r11, r11\n\tsmlad r6, r11, r5, r6\n\t"
+
+/* All blocks of the rows that share them, then `done`, which makes numbers of the sums; `clear` are the further sums. */
+#define SEC_TALL_ROWS(clear, block, done)                                                                                                  \
+    __asm__ volatile(                                                                                                                      \
+        "ldr lr, %[gaps]\n"                                                                                                                \
+        "0:\n\tldr r0, %[counts]\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\t" clear                                      \
+        "ldrh r12, [r0], #2\n\tadd r12, r12, lr\n\tstr r0, %[counts]\n\tstr r12, %[end]\n\tldr r0, %[w]\n\tldr r1, %[x]\n"                     \
+        "1:\n\tldr r12, %[end]\n\tcmp lr, r12\n\tbeq 2f\n\t" block "b 1b\n"                                                              \
+        "2:\n\tstr lr, %[gaps]\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\t"             \
+        "ldr lr, %[y0]\n\t" SEC_NEXT_ROW done                                                                                             \
+        "str r1, %[rows]\n\tstr lr, %[y0]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tldr lr, %[gaps]\n\tbne 0b"                                  \
+        : [w] "+m"(weights), [gaps] "+m"(gaps), [counts] "+m"(counts), [rows] "+m"(rows), [y0] "+m"(y0), [y1] "+m"(y1), [end] "+m"(end)     \
+        : [x] "m"(x), [zero] "m"(zero), [last] "m"(last)                                                                                   \
+        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory")
+
+/* `groups` of two or four rows that share blocks, for one column or two. */
+static void sec_blocks_shared(sec_product *what, const int16_t *x, int tall, int groups, int columns, int8_t *y0, int8_t *y1) {
     const void *weights = what->weights;
+    const uint8_t *gaps = what->gaps, *end = gaps;
     const uint16_t *counts = what->counts;
-    const uint8_t *gaps = what->gaps;
-    const int zero = what->shape[SEC_ZERO_OUT], outputs = what->shape[SEC_OUTPUTS];
-    int output = 0;
-    __asm__ volatile(
-        "ldr r0, %[weights]\n\tldr r12, %[gaps]\n"
-        "0:\n\tldr r6, %[counts]\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tldrh lr, [r6], #2\n\tldr r1, %[x]\n\t"
-        "str r6, %[counts]\n\tlsrs lr, lr, #1\n\tbcc 1f\n\t" SEC_BLOCK_1X4 "\n"
-        "1:\n\tcmp lr, #0\n\tbeq 3f\n"
-        "2:\n\t" SEC_BLOCK_1X4 SEC_BLOCK_1X4 "subs lr, lr, #1\n\tbne 2b\n"
-        "3:\n\tldr r1, %[rows]\n\tldr r9, %[zero]\n\tldm r1!, {r6, r7, r8}\n\tstr r1, %[rows]\n\t"
-        SEC_SUM_DONE("r2") SEC_SUM_DONE("r3") SEC_SUM_DONE("r4") SEC_SUM_DONE("r5")
-        "ldr r1, %[y]\n\tldr r10, %[output]\n\tldm r1, {r6, r7, r8, r9}\n\tstrb r2, [r6, r10]\n\tstrb r3, [r7, r10]\n\tstrb r4, [r8, r10]\n\t"
-        "strb r5, [r9, r10]\n\tldr r6, %[outputs]\n\tadd r10, r10, #1\n\tstr r10, %[output]\n\tcmp r10, r6\n\tbne 0b"
-        : [rows] "+m"(rows), [counts] "+m"(counts), [output] "+m"(output)
-        : [weights] "m"(weights), [gaps] "m"(gaps), [x] "m"(x), [y] "m"(y), [zero] "m"(zero), [outputs] "m"(outputs)
-        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+    const int32_t *rows = what->rows;
+    const int zero = what->shape[SEC_ZERO_OUT];
+    const int8_t *const last = y0 + tall * groups;
+    if (tall == 4 && columns == 2) {
+        SEC_TALL_ROWS("movs r4, #0\n\tmovs r5, #0\n\tmov r8, r4\n\tmov r9, r4\n\t", SEC_BLOCK_4X2,
+                      SEC_EVEN("r6") SEC_EVEN("r7") "strb r6, [lr], #1\n\tldr r6, %[y1]\n\tstrb r7, [r6], #1\n\t" SEC_NEXT_ROW
+                      SEC_ODD("r2") SEC_ODD("r3") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\tsubs r4, r4, r8\n\tsubs r5, r5, r9\n\t" SEC_NEXT_ROW
+                      SEC_EVEN("r8") SEC_EVEN("r9") "strb r8, [lr], #1\n\tstrb r9, [r6], #1\n\t" SEC_NEXT_ROW
+                      SEC_ODD("r4") SEC_ODD("r5") "strb r4, [lr], #1\n\tstrb r5, [r6], #1\n\tstr r6, %[y1]\n\t");
+    } else if (tall == 4) {
+        SEC_TALL_ROWS("", SEC_BLOCK_4X1,
+                      SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r2") "strb r2, [lr], #1\n\t" SEC_NEXT_ROW
+                      SEC_EVEN("r7") "strb r7, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r3") "strb r3, [lr], #1\n\t");
+    } else if (columns == 2) {
+        SEC_TALL_ROWS("", SEC_BLOCK_2X2,
+                      SEC_EVEN("r6") SEC_EVEN("r7") "strb r6, [lr], #1\n\tldr r6, %[y1]\n\tstrb r7, [r6], #1\n\t" SEC_NEXT_ROW
+                      SEC_ODD("r2") SEC_ODD("r3") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\tstr r6, %[y1]\n\t");
+    } else {
+        SEC_TALL_ROWS("", SEC_BLOCK_2X1, SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r2") "strb r2, [lr], #1\n\t");
+    }
+    what->weights = weights;
+    what->gaps = gaps;
+    what->counts = counts;
 }
 #endif
 
@@ -59,8 +111,8 @@ static void sec_blocks_1(const sec_product *what, const int16_t *x, int columns,
     const int8_t *weights = (const int8_t *)what->weights;
     const uint8_t *gaps = what->gaps;
 #ifdef SEC_DSP
-    if (columns == 4 && what->shape[SEC_EASY]) {
-        sec_blocks_1x4(what, x, y);
+    if (what->shape[SEC_EASY]) {
+        columns == 4 ? sec_blocks_1x4(what, x, y) : sec_blocks_1x1(what, x, y);
         return;
     }
 #endif
@@ -101,21 +153,26 @@ static void sec_blocks_of_rows(const int16_t *weights, const uint8_t *gaps, int 
 /* All rows for one column or two: blocks of two rows or four. */
 static void sec_blocks_tall(const sec_product *what, const int16_t *x, int columns, int8_t *const *y) {
     const int outputs = what->shape[SEC_OUTPUTS], tall = what->shape[SEC_TALL];
-    const int16_t *weights = (const int16_t *)what->weights;
-    const uint8_t *gaps = what->gaps;
-    const uint16_t *counts = what->counts;
-    for (int output = 0; output < outputs; output += tall, counts++) {
+    sec_product next = *what;
+    int output = 0;
+#ifdef SEC_DSP
+    if (what->shape[SEC_EASY] && outputs >= tall) {
+        output = outputs / tall * tall;
+        sec_blocks_shared(&next, x, tall, outputs / tall, columns, y[0], y[columns - 1]);
+    }
+#endif
+    for (; output < outputs; output += tall, next.counts++) {
         for (int half = 0; half < tall / 2 && output + 2 * half < outputs; half++) {
             for (int column = 0; column < columns; column++) {
                 int32_t sums[2];
-                sec_blocks_of_rows(weights, gaps, *counts, x + 2 * column, 2 * columns, half, tall, sums);
+                sec_blocks_of_rows((const int16_t *)next.weights, next.gaps, *next.counts, x + 2 * column, 2 * columns, half, tall, sums);
                 for (int row = output + 2 * half, each = 0; each < 2 && row < outputs; each++, row++) {
                     y[column][row] = sec_finish(sums[each], what->rows + SEC_ROW * row, what->shape);
                 }
             }
         }
-        weights += 2 * tall * *counts;
-        gaps += *counts;
+        next.weights = (const int16_t *)next.weights + 2 * tall * *next.counts;
+        next.gaps += *next.counts;
     }
 }
 

@@ -180,3 +180,36 @@ static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, 
         }
     }
 }
+
+#ifdef SEC_DSP
+/* What begins and ends a row for four columns or one, as assembly: r2-r5 are sums, lr counts what is kept, r1 is at the columns. */
+#define SEC_ROW_BEGINS                                                                                                                     \
+    "ldr r6, %[counts]\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tldrh lr, [r6], #2\n\tldr r1, %[x]\n\tstr r6, %[counts]\n\t"
+#define SEC_SUM_DONE(sum)                                                                                                                  \
+    "add " sum ", r6, " sum ", lsl #1\n\tsmmulr " sum ", " sum ", r7\n\tadd " sum ", " sum ", " sum ", asr #31\n\t"                         \
+    "asrs " sum ", " sum ", r8\n\tadc " sum ", " sum ", r9\n\tssat " sum ", #8, " sum "\n\t"
+#define SEC_ROW_ENDS "ldr r1, %[rows]\n\tldr r9, %[zero]\n\tldm r1!, {r6, r7, r8}\n\tstr r1, %[rows]\n\t" SEC_SUM_DONE("r2")
+#define SEC_FOUR_MORE                                                                                                                      \
+    SEC_SUM_DONE("r3") SEC_SUM_DONE("r4") SEC_SUM_DONE("r5")                                                                               \
+    "ldr r1, %[y]\n\tldr r10, %[output]\n\tldm r1, {r6, r7, r8, r9}\n\tstrb r2, [r6, r10]\n\tstrb r3, [r7, r10]\n\tstrb r4, [r8, r10]\n\t"  \
+    "strb r5, [r9, r10]\n\t"
+#define SEC_ONE_MORE "ldr r1, %[y]\n\tldr r10, %[output]\n\tldr r6, [r1]\n\tstrb r2, [r6, r10]\n\t"
+#define SEC_ROW_NEXT "ldr r6, %[outputs]\n\tadd r10, r10, #1\n\tstr r10, %[output]\n\tcmp r10, r6\n\tbne 0b"
+/* The statement around: `kept` is the work on what is kept of a row, r0 its weights and r12 its gaps. */
+#define SEC_ALL_ROWS(kept, more)                                                                                                           \
+    const int32_t *rows = what->rows;                                                                                                      \
+    const void *const weights = what->weights;                                                                                             \
+    const uint16_t *counts = what->counts;                                                                                                 \
+    const uint8_t *const gaps = what->gaps;                                                                                                \
+    const int zero = what->shape[SEC_ZERO_OUT], outputs = what->shape[SEC_OUTPUTS];                                                        \
+    int output = 0;                                                                                                                        \
+    __asm__ volatile("ldr r0, %[weights]\n\tldr r12, %[gaps]\n0:\n\t" SEC_ROW_BEGINS kept SEC_ROW_ENDS more SEC_ROW_NEXT                   \
+                     : [rows] "+m"(rows), [counts] "+m"(counts), [output] "+m"(output)                                                     \
+                     : [weights] "m"(weights), [gaps] "m"(gaps), [x] "m"(x), [y] "m"(y), [zero] "m"(zero), [outputs] "m"(outputs)          \
+                     : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory")
+/* Something lr times, in pairs or in fours. */
+#define SEC_BY_TWO(one) "lsrs lr, lr, #1\n\tbcc 1f\n\t" one "\n1:\n\tcmp lr, #0\n\tbeq 3f\n2:\n\t" one one "subs lr, lr, #1\n\tbne 2b\n3:\n\t"
+#define SEC_BY_FOUR(one)                                                                                                                   \
+    "lsrs lr, lr, #1\n\tbcc 1f\n\t" one "\n1:\n\tlsrs lr, lr, #1\n\tbcc 2f\n\t" one one "\n2:\n\tcmp lr, #0\n\tbeq 4f\n3:\n\t"          \
+    one one one one "subs lr, lr, #1\n\tbne 3b\n4:\n\t"
+#endif

@@ -40,13 +40,6 @@ static void sec_two_rows(const int16_t *weights, int step, const int16_t *x, int
     "smlad r2, r12, r10, r2\n\tsmlad r3, r12, r11, r3\n\tsmlad r4, lr, r10, r4\n\tsmlad r5, lr, r11, r5\n\tsxtb16 r12, r12\n\t"          \
     "sxtb16 lr, lr\n\tsmlad r6, r12, r10, r6\n\tsmlad r7, r12, r11, r7\n\tsmlad r8, lr, r10, r8\n\tsmlad r9, lr, r11, r9\n\t"
 #define SEC_PAIRS_2 SEC_PAIR_2 SEC_PAIR_2
-/* Sums to numbers: r0 start, r10 multiplier, r11 shift, r12 zero. */
-#define SEC_DONE(sum, start)                                                                                                               \
-    "add " sum ", r0, " sum ", " start "\n\tsmmulr " sum ", " sum ", r10\n\tadd " sum ", " sum ", " sum ", asr #31\n\t"                    \
-    "asrs " sum ", " sum ", r11\n\tadc " sum ", " sum ", r12\n\tssat " sum ", #8, " sum "\n\t"
-#define SEC_EVEN(sum) SEC_DONE(sum, "lsl #1")
-#define SEC_NEXT_ROW "ldm r1!, {r0, r10, r11}\n\t"
-
 /* Fours of rows for two columns, in all registers of the core. Returns the weights that follow. */
 static const int16_t *sec_fours_2(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int fours, int zero,
                                   int8_t *y0, int8_t *y1) {
@@ -59,9 +52,9 @@ static const int16_t *sec_fours_2(const int16_t *weights, const int32_t *rows, c
         "2:\n\tldr r12, %[end]\n\tcmp r1, r12\n\tbeq 3f\n\t" SEC_PAIRS_2 "b 2b\n"
         "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y0]\n\t" SEC_NEXT_ROW
         SEC_EVEN("r6") SEC_EVEN("r7") "strb r6, [lr], #1\n\tldr r6, %[y1]\n\tstrb r7, [r6], #1\n\t" SEC_NEXT_ROW
-        SEC_DONE("r2", "asr #7") SEC_DONE("r3", "asr #7") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\t" SEC_NEXT_ROW
+        SEC_ODD("r2") SEC_ODD("r3") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\t" SEC_NEXT_ROW
         "subs r4, r4, r8\n\tsubs r5, r5, r9\n\t" SEC_EVEN("r8") SEC_EVEN("r9") "strb r8, [lr], #1\n\tstrb r9, [r6], #1\n\t" SEC_NEXT_ROW
-        SEC_DONE("r4", "asr #7") SEC_DONE("r5", "asr #7") "strb r4, [lr], #1\n\tstrb r5, [r6], #1\n\t"
+        SEC_ODD("r4") SEC_ODD("r5") "strb r4, [lr], #1\n\tstrb r5, [r6], #1\n\t"
         "str r1, %[rows]\n\tstr lr, %[y0]\n\tstr r6, %[y1]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
         : [w] "+m"(weights), [rows] "+m"(rows), [y0] "+m"(y0), [y1] "+m"(y1)
         : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
@@ -86,8 +79,8 @@ static const int16_t *sec_fours_1(const int16_t *weights, const int32_t *rows, c
         "1:\n\t" SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 "cmp r1, r12\n\tbne 1b\n"
         "2:\n\tcmp r1, lr\n\tbeq 3f\n\t" SEC_PAIRS_1 "b 2b\n"
         "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y]\n\t" SEC_NEXT_ROW
-        SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_DONE("r2", "asr #7") "strb r2, [lr], #1\n\t" SEC_NEXT_ROW
-        SEC_EVEN("r7") "strb r7, [lr], #1\n\t" SEC_NEXT_ROW SEC_DONE("r3", "asr #7") "strb r3, [lr], #1\n\t"
+        SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r2") "strb r2, [lr], #1\n\t" SEC_NEXT_ROW
+        SEC_EVEN("r7") "strb r7, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r3") "strb r3, [lr], #1\n\t"
         "str r1, %[rows]\n\tstr lr, %[y]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
         : [w] "+m"(weights), [rows] "+m"(rows), [y] "+m"(y)
         : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
