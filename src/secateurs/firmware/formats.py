@@ -7,10 +7,10 @@ from secateurs.firmware.dense import dense_call
 from secateurs.firmware.depthwise import depthwise_call, is_depthwise
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place
-from secateurs.firmware.sparse import blocks_call, scattered_call
+from secateurs.firmware.sparse import blocks_call, of_four_call, scattered_call
 from secateurs.integer.layers import Conv
 
-FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "CSR")
+FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "1 of 4", "2 of 4", "CSR")
 """All formats of int8 weights. A block is four taps of as many rows of outputs."""
 
 
@@ -28,6 +28,8 @@ def conv_call(layer: Conv, name: str, place: Place | None = None, format: str | 
         return dense_call(layer, name, place)
     if format == "CSR":
         return scattered_call(layer, name, place)
+    if format in ("1 of 4", "2 of 4"):
+        return of_four_call(layer, name, place, int(format[0]))
     if format in _TALL:
         return blocks_call(layer, name, place, _TALL[format])
     raise FirmwareError(f"{layer.name}: there is no format {format!r} for its weights; there are {', '.join(FORMATS)}")

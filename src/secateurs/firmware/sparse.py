@@ -19,7 +19,9 @@ def gaps_of(kept: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     >>> [each.tolist() for each in gaps_of(np.array([[True, False, False, True], [False, False, False, True]]))]
     [[0, 3, 3], [0, 2, 3], [2, 1]]
     """
-    places, gaps, counts = [], [], []
+    places: list[int] = []
+    gaps: list[int] = []
+    counts: list[int] = []
     for row in kept:
         last, before = -1, len(places)
         for place in np.flatnonzero(row).tolist():
@@ -41,27 +43,40 @@ def _one_group(layer: Conv) -> Numbers:
     return flat(layer)[0]
 
 
-def _call(layer: Conv, name: str, place: Place, kept: Numbers, weight: Numbers, more: int, label: str) -> Call:
-    """The call of either kind: ``weight`` is (rows, places, …), of which ``kept`` are written."""
-    rows, lines, taps = rows_of(layer), lines_of(layer, place), flat(layer).shape[2]
-    places, gaps, counts = gaps_of(kept)
-    chosen = weight[np.repeat(np.arange(len(counts)), counts), places].ravel()
-    function, columns = ("sec_scattered", 4) if label == "CSR" else ("sec_blocks", 4 if more == 1 else 2)
-    empty = np.zeros(1, chosen.dtype)
+def _call(
+    layer: Conv, name: str, place: Place, streams: tuple[Numbers, Numbers, Numbers], more: int, label: str, taps: int
+) -> Call:
+    """The call of any format: ``streams`` are weights, gaps (or what stands for them) and counts."""
+    rows, lines = rows_of(layer), lines_of(layer, place)
+    is_blocks = label.startswith("blocks")
+    columns = 2 if is_blocks and more > 1 else 4
+    weight, gaps, counts = streams
     constants = (
         Constant(f"{name}_shape", "int16_t", shape_of(layer, rows.easy, lines > 0, more)),
-        Constant(f"{name}_weight", "int16_t" if weight.dtype == np.int16 else "int8_t", chosen if len(chosen) else empty),
-        Constant(f"{name}_gaps", "uint8_t", gaps if len(gaps) else np.zeros(1, np.uint8)),
+        Constant(f"{name}_weight", "int16_t" if weight.dtype == np.int16 else "int8_t", _some(weight)),
+        Constant(f"{name}_gaps", "uint8_t", _some(gaps)),
         Constant(f"{name}_counts", "uint16_t", counts),
         Constant(f"{name}_rows", "int32_t", rows.numbers.ravel()),
     )
+    function = "sec_blocks" if is_blocks else "sec_scattered"
     call = statement(function, name, place, "shape", "weight", "gaps", "counts", "rows")
-    kernels = ("arithmetic.c", "columns.c", "scattered.c" if label == "CSR" else "blocks.c")
+    kernels = ("arithmetic.c", "columns.c", "blocks.c" if is_blocks else "scattered.c")
     return Call(layer, kernels, constants, call, scratch=(2 * columns + 1) * taps + lines, label=label)
 
 
+def _some(numbers: Numbers) -> Numbers:
+    """The numbers, or a zero where there are none: C has no arrays of nothing."""
+    return numbers if numbers.size else np.zeros(1, numbers.dtype)
+
+
+def _kept(kept: Numbers, weight: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """What is kept of (rows, places, …) with the gaps between."""
+    places, gaps, counts = gaps_of(kept)
+    return weight[np.repeat(np.arange(len(counts)), counts), places].ravel(), gaps, counts
+
+
 def blocks_call(layer: Conv, name: str, place: Place | None = None, tall: int = 1) -> Call:
-    """A layer of int8 with blocks of four taps of ``tall`` rows (1, 2, 4) that hold anything but zeros; ``name`` begins its constants' names.
+    """A layer of int8 with those blocks of four taps of ``tall`` rows (1, 2, 4) that are not all zeros; ``name`` begins its names in C.
 
     Scalpel (Yu et al., ISCA 2017) cuts weights to the width of the core's arithmetic like this. Raises `FirmwareError` where the layer
     has groups, or where sums over two rows do not fit.
@@ -72,13 +87,13 @@ def blocks_call(layer: Conv, name: str, place: Place | None = None, tall: int = 
     kept = (weight.reshape(-1, tall, taps // 4, 4) != 0).any((1, 3))
     place = place or whole(layer)
     if tall == 1:
-        return _call(layer, name, place, kept, weight.reshape(-1, taps // 4, 4), 1, "blocks of 4")
+        return _call(layer, name, place, _kept(kept, weight.reshape(-1, taps // 4, 4)), 1, "blocks of 4", taps)
     if 128 * np.abs(weight.astype(np.int64)).sum(1).max() >= EXACT:
         raise FirmwareError(f"{layer.name}: the sums of two rows do not fit one word; its format must be dense or blocks of 4")
     words = mixed(weight[0::2], weight[1::2], layer)
     ordered = in_fours(words).reshape(-1, tall // 2, taps // 4, 2, 2).transpose(0, 2, 3, 1, 4)
     blocks = np.ascontiguousarray(ordered).reshape(len(kept), taps // 4, -1)
-    return _call(layer, name, place, kept, blocks, tall, f"blocks of {tall} x 4")
+    return _call(layer, name, place, _kept(kept, blocks), tall, f"blocks of {tall} x 4", taps)
 
 
 def scattered_call(layer: Conv, name: str, place: Place | None = None) -> Call:
@@ -87,4 +102,22 @@ def scattered_call(layer: Conv, name: str, place: Place | None = None) -> Call:
     Han et al., arXiv 1510.00149. Raises `FirmwareError` where the layer has groups.
     """
     weight = _one_group(layer)
-    return _call(layer, name, place or whole(layer), weight != 0, weight, 0, "CSR")
+    return _call(layer, name, place or whole(layer), _kept(weight != 0, weight), 0, "CSR", weight.shape[1])
+
+
+def of_four_call(layer: Conv, name: str, place: Place | None = None, most: int = 1) -> Call:
+    """A layer of int8 that keeps at most ``most`` (1 or 2) of each four taps, with two bits for where each lies.
+
+    Mishra et al., arXiv 2104.08378, for 2 of 4. Raises `FirmwareError` where the layer has groups, or four taps hold more.
+    """
+    weight = _one_group(layer)
+    weight = np.pad(weight, ((0, 0), (0, -weight.shape[1] % (16 // most))))
+    fours = weight.reshape(len(weight), -1, 4)
+    if (kept := int((fours != 0).sum(2).max())) > most:
+        raise FirmwareError(f"{layer.name}: four taps in a row hold up to {kept} weights, not {most}; its format must be another")
+    where = np.sort(np.argsort(fours == 0, axis=2, kind="stable")[..., :most], axis=2)
+    numbers = np.take_along_axis(fours, where, 2).reshape(-1, 4)
+    bits = (where.reshape(-1, 4) << np.array([0, 2, 4, 6])).sum(1)
+    counts = np.full(len(weight), weight.shape[1] * most // 16)
+    streams = numbers.ravel(), bits.astype(np.uint8), counts.astype(np.uint16)
+    return _call(layer, name, place or whole(layer), streams, most, f"{most} of 4", weight.shape[1])
