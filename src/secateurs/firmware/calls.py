@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from secateurs.firmware import floats
+from secateurs.firmware import floats, wide
 from secateurs.firmware.call import Call
-from secateurs.firmware.dense import dense_call
 from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.formats import conv_call
 from secateurs.firmware.moves import concat_call, cut_call, pad_call, reorder_call
 from secateurs.firmware.products import Place
 from secateurs.firmware.program import view_call
@@ -33,7 +33,7 @@ from secateurs.integer.layers import (
 Rule = Callable[..., Call]
 _ANY: dict[type, Rule] = {Concat: concat_call, Cut: cut_call, Pad: pad_call, Reorder: reorder_call}
 _INT8: dict[type, Rule] = {
-    Conv: dense_call,
+    Conv: conv_call,
     Recurrent: recurrent_call,
     Pool: pool_call,
     Mean: mean_call,
@@ -52,9 +52,19 @@ _FLOAT32: dict[type, Rule] = {
     Table: floats.table_call,
     Softmax: floats.softmax_call,
 }
+_INT16: dict[type, Rule] = {
+    Conv: wide.conv_call,
+    Recurrent: recurrent_call,
+    Pool: wide.pool_call,
+    Mean: wide.mean_call,
+    Add: wide.add_call,
+    Multiply: wide.multiply_call,
+    Table: wide.table_call,
+    Softmax: wide.softmax_call,
+}
 _RULES: dict[str, dict[type, Rule]] = {
     "int8": _INT8 | _ANY,
-    "int16": {Recurrent: recurrent_call} | _ANY,
+    "int16": _INT16 | _ANY,
     "float32": _FLOAT32 | _ANY,
 }
 

@@ -39,7 +39,7 @@ class Firmware:
     ``counted`` by an emulator; they are no cycles. ``difference`` is the largest of the outputs from the float model's, as a part of the
     largest number there, over the calibration inputs; ``agreement`` the fraction of these on which both have the same largest output.
     ``accuracy`` is the float model's and the firmware's on the task's test data, where a task was given. ``checked`` says where the C
-    itself has run and was right.
+    itself has run and was right. ``room`` is the flash and the SRAM of the chip.
     """
 
     folder: Path
@@ -56,6 +56,7 @@ class Firmware:
     accuracy: tuple[float, float] | None
     steps: tuple[StepReport, ...]
     checked: tuple[str, ...]
+    room: tuple[int, int]
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,13 +76,15 @@ class Firmware:
             sparsity = "" if each.sparsity is None else f"{each.sparsity:.0%}"
             numbers = f"{each.flash:,}", f"{each.alive:,}", f"{each.instructions:,.0f}"
             table.add_row(Text(each.name), each.what, each.format, sparsity, *numbers)
-        table.caption, table.caption_justify = Text("\n".join(self._lines())), "left"
+        table.caption, table.caption_justify = Text("\n".join(self.lines())), "left"
         return table
 
-    def _lines(self) -> Iterable[str]:
+    def lines(self) -> Iterable[str]:
+        """What it takes and how right it is, a sentence each."""
         weights = sum(each.flash for each in self.steps)
         how = "measured" if self.flash_is_measured else "estimated"
-        yield f"flash {self.flash:,} bytes ({weights:,} of weights; {how})   SRAM {self.sram:,} bytes ({self.arena.bytes:,} of arena)"
+        yield f"flash {self.flash:,} of {self.room[0]:,} bytes ({weights:,} of weights; {how})"
+        yield f"SRAM {self.sram:,} of {self.room[1]:,} bytes ({self.arena.bytes:,} of arena)"
         how = "counted in the emulator" if self.counted else "predicted"
         yield f"a run: {self.instructions:,.0f} instructions ({how}; no cycles), {self.energy * 1e6:,.1f} µJ (predicted)"
         yield f"largest difference from the float model {self.difference:.1%} of its largest output, on the calibration inputs"

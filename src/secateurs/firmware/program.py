@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from secateurs.firmware.arena import Arena, arena_of
+from secateurs.firmware.arena import Arena, Step, arena_of, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.integer.layers import Array, Layer, Network, View
@@ -20,7 +20,8 @@ TYPES = {"int8": "int8_t", "int16": "int16_t", "float32": "float"}
 
 @dataclass(frozen=True)
 class Program:
-    """A network as C would run it: ``calls`` one for each layer, in the order of the network; ``arena`` tells in which order they run.
+    """A network as C would run it: ``calls`` one for each layer, in the order of the network; ``arena`` tells in which order they run, and
+    ``moments`` for which steps it was planned.
 
     ``name`` begins whatever the C code shows: an identifier.
     """
@@ -29,6 +30,7 @@ class Program:
     network: Network
     calls: tuple[Call, ...]
     arena: Arena
+    moments: tuple[Step, ...] = ()
 
     @property
     def steps(self) -> tuple[Call, ...]:
@@ -70,7 +72,9 @@ def planned(network: Network, calls: Sequence[Call], name: str) -> Program:
 
     Raises `FirmwareError` where the name is no identifier of C.
     """
-    return Program(identifier(name), network, tuple(calls), arena_of(network, calls))
+    return Program(
+        identifier(name), network, tuple(calls), arena_of(network, calls), tuple(step_of(call.layer, calls) for call in calls)
+    )
 
 
 def view_call(layer: View) -> Call:

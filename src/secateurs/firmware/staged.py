@@ -55,7 +55,7 @@ def _program(network: Network, calls: Sequence[Call], name: str, patched: Patche
     own = {call.layer.name: call for call in calls}
     chain = _chain_call(stage, [own[layer.name] for layer in stage.layers])
     rest = [call for call in calls if call.layer.name not in inside]
-    return Program(identifier(name), network, (chain, *rest), patched.arena)
+    return Program(identifier(name), network, (chain, *rest), patched.arena, patched.steps)
 
 
 def _chain_call(stage: Stage, calls: Sequence[Call]) -> Call:

@@ -19,12 +19,13 @@ from secateurs.firmware.firmware import Firmware, step_reports
 from secateurs.firmware.folder import sources_of, write_folder
 from secateurs.firmware.harness import Vector
 from secateurs.firmware.host import compiler, flash_of, on_host
-from secateurs.firmware.program import Program, identifier, planned, view_call
+from secateurs.firmware.overwriting import overwriting
+from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
 from secateurs.given import Kind as Given
 from secateurs.integer.build import built
-from secateurs.integer.layers import LIMITS, Kind, Network, Numbers, View
+from secateurs.integer.layers import LIMITS, Kind, Network, Numbers
 from secateurs.integer.module import IntegerModel
 from secateurs.integer.quantise import from_integers, quantised, to_integers
 from secateurs.integer.ranges import calibrated, packed_batches
@@ -96,6 +97,7 @@ def c(
         else (evaluate(model, task, task.test, show=False), evaluate(IntegerModel(integers), task, task.test, show=False)),
         steps,
         proof.where,
+        (target.flash, target.sram),
         tuple(f"{each} was changed since it was written, and stays as it is" for each in stayed),
     )
 
@@ -146,10 +148,7 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
 
 
 def _calls(network: Network, name: str) -> list[Call]:
-    found = []
-    for number, layer in enumerate(network.layers):
-        found.append(view_call(layer) if isinstance(layer, View) else call_of(layer, f"{name}_{number}"))
-    return found
+    return [overwriting(call_of(layer, f"{name}_{number}")) for number, layer in enumerate(network.layers)]
 
 
 def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from secateurs.report.firmware_page import firmware_html, write_firmware_html
 from secateurs.report.measure import curve, latencies, layers, measure, over_seeds, reasons
 from secateurs.report.page import html, write_html
 from secateurs.report.plots import layer_bars, metric_curve, training_curve
@@ -46,6 +47,7 @@ __all__ = [
     "costs_of",
     "curve",
     "environment",
+    "firmware_html",
     "front",
     "html",
     "latencies",
@@ -70,6 +72,7 @@ __all__ = [
     "verdict",
     "work_curves",
     "work_histogram",
+    "write_firmware_html",
     "write_html",
     "write_record",
     "write_search",
