@@ -182,13 +182,13 @@ def many(kind: str, seed: int, each: int, makers: tuple = MAKERS) -> list[trials
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["int8", "float32"])
+@pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
 def test_random_layers_answer_as_the_reference(kind: str) -> None:
     assert trials.wrong_on_host(many(kind, 0, 30)) == []
 
 
 @needs_emulator
-@pytest.mark.parametrize("kind", ["int8", "float32"])
+@pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
 def test_random_layers_on_emulated_cores(kind: str) -> None:
     assert trials.counted(many(kind, 1, 8), M4)[0] == []
     assert trials.counted(many(kind, 2, 2), M0 if kind == "int8" else M3)[0] == []

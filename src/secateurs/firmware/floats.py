@@ -8,10 +8,9 @@ from math import isinf
 import numpy as np
 
 from secateurs.firmware.call import Call, Constant
-from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.moves import constant
 from secateurs.firmware.products import Place, whole
-from secateurs.firmware.simple_calls import everywhere, period, pool_shape
+from secateurs.firmware.simple_calls import conv_sizes, everywhere, period, pool_shape
 from secateurs.integer.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Softmax, Table
 
 _FAR = 255
@@ -29,18 +28,9 @@ def literal(number: float) -> str:
     return f"{float(f'{np.float32(number):.9g}')!r}f"
 
 
-def _sizes(layer: Conv, prefix: str) -> Constant:
-    """What of a convolution does not change from part to part, in the order of ``arithmetic.c``."""
-    outputs, height, width, inputs = layer.weight.shape
-    sizes = (height, width, *layer.stride, *layer.dilation, inputs, outputs // layer.groups, layer.groups)
-    if max(sizes) > 32767:
-        raise FirmwareError(f"{layer.name}: sizes above 32767 do not fit the kernel's table: {sizes}; split the layer")
-    return constant(prefix, "shape", "int16_t", sizes)
-
-
 def conv_call(layer: Conv, prefix: str, place: Place | None = None) -> Call:
     """A convolution or linear layer, dense, or with the weights that are not 0 where that takes less."""
-    sizes, bias = _sizes(layer, prefix), constant(prefix, "bias", "float", layer.bias)
+    sizes, bias = conv_sizes(layer, prefix), constant(prefix, "bias", "float", layer.bias)
     place = place or whole(layer)
     ends = f"{literal(layer.low)}, {literal(layer.high)}, {', '.join(str(each) for each in astuple(place))}"
     places, weight = place.out_h * place.out_w, layer.weight

@@ -8,7 +8,7 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.moves import constant
 from secateurs.firmware.products import Place
-from secateurs.integer.layers import Add, Array, Mean, Multiply, Pool, Rescale, Softmax, Table
+from secateurs.integer.layers import Add, Array, Conv, Mean, Multiply, Pool, Rescale, Softmax, Table
 
 _RESCALE = ("arithmetic.c", "rescale.c")
 
@@ -34,6 +34,15 @@ def everywhere(layer: Pool) -> Place:
 def pool_shape(layer: Pool, prefix: str) -> Constant:
     """What of a pool does not change from part to part, in the order of ``window.c``."""
     sizes = (*layer.window, *layer.stride, *layer.dilation, layer.x.shape[2], layer.x.zero, int(layer.counts_padding))
+    if max(sizes) > 32767:
+        raise FirmwareError(f"{layer.name}: sizes above 32767 do not fit the kernel's table: {sizes}; split the layer")
+    return constant(prefix, "shape", "int16_t", sizes)
+
+
+def conv_sizes(layer: Conv, prefix: str) -> Constant:
+    """What of a convolution does not change from part to part, in the order of ``arithmetic.c``."""
+    outputs, height, width, inputs = layer.weight.shape
+    sizes = (height, width, *layer.stride, *layer.dilation, inputs, outputs // layer.groups, layer.groups)
     if max(sizes) > 32767:
         raise FirmwareError(f"{layer.name}: sizes above 32767 do not fit the kernel's table: {sizes}; split the layer")
     return constant(prefix, "shape", "int16_t", sizes)
@@ -76,7 +85,7 @@ def require_sums(name: str, places: int, x: Array) -> None:
 
 
 def add_by(layer: Add, prefix: str, left: int) -> Constant:
-    """Zeros, factors and bounds of a sum, in the order of ``add.c``; terms are shifted by ``left`` before they are rescaled."""
+    """Zeros, factors and bounds of a sum, in the order of ``terms.c``; terms are shifted by ``left`` before they are rescaled."""
     (one, shift_one), (two, shift_two), (out, shift_out) = factors(layer.of_x), factors(layer.of_other), factors(layer.rescale)
     if max(shift_one, shift_two) > 0:
         raise FirmwareError(
@@ -92,7 +101,7 @@ def add_call(layer: Add, prefix: str) -> Call:
     """The sum or difference of two arrays, which may take the place of the first."""
     by = add_by(layer, prefix, 20)
     statement = f"sec_add({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
-    return Call(layer, (*_RESCALE, "add.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
+    return Call(layer, (*_RESCALE, "terms.c", "add.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
 
 
 def multiply_call(layer: Multiply, prefix: str) -> Call:

@@ -1,0 +1,8 @@
+/* Rows of `count` numbers, each on the scale of y, to places `row` numbers apart; `by` is zero, multiplier, shift and zero of y. */
+static void sec_wide_scaled_rows(const int16_t *x, int16_t *y, int rows, int count, int row, const int32_t *by) {
+    for (; rows > 0; rows--, x += count, y += row) {
+        for (int each = 0; each < count; each++) {
+            y[each] = (int16_t)sec_clamped(sec_rescaled(x[each] - by[0], by[1], by[2]) + by[3], -32768, 32767);
+        }
+    }
+}
