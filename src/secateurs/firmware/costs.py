@@ -1,0 +1,155 @@
+"""What a model takes on a microcontroller, as costs: bytes of flash, bytes of SRAM, instructions; of plans of channels without making them.
+
+They need the example, of which one sample counts, and raise `UnsupportedError` for models that a small machine has no kernels for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.costs.formats import fillers
+from secateurs.costs.sums import Sum
+from secateurs.costs.workload import Work
+from secateurs.firmware.arena import lay_out
+from secateurs.firmware.cores import STACK
+from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.outline import outline, padded, taps
+from secateurs.integer.layers import Kind
+from secateurs.types import Cost, Plan, Prepared, Term
+
+CODE = 9_000
+"""Bytes of kernels' code that are reckoned with."""
+KINDS = ("int8", "float32")
+_REACH = 256  # from one weight of a row to the next, as far as 8 bits tell
+
+
+def flash_bytes(kind: Kind = "int8") -> Cost:
+    """The bytes of flash of a model as C: weights in the format that takes least, factors and tables, and 9,000 for the kernels' code.
+
+    Zeros make a layer smaller where blocks of four taps or single weights with 8-bit distances take less than all of them; where a plan
+    removes blocks of 4, 8 or 16 weights, they are taken to be the kernels' (4 inputs of 1, 2 or 4 outputs). Of plans of channels the
+    weights are exact; of plans of single weights they are what distances by chance take.
+
+    >>> model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), torch.zeros(1, 64)
+    >>> 9_000 + 64 * 32 + 32 * 8 + 12 * (32 + 8) <= flash_bytes()(model, x) <= 12_000
+    True
+    """
+    _require("flash_bytes", kind)
+
+    def prepare(model: nn.Module, example: Any) -> Prepared:
+        whole = outline(model, example, kind)
+        dense = whole.under(None)
+        rest = {
+            name: call.flash - (_dense(dense.products[name].left({}), kind) if name in dense.products else 0)
+            for name, call in whole.calls.items()
+        }
+
+        def terms(plan: Plan | None) -> list[Term]:
+            products = whole.under(plan).products
+            found = []
+            for name, bytes_ in rest.items():
+                if name in products:
+                    value = _flash(products[name].left, kind, bytes_)
+                    found.append(Term(name, products[name].sites, value))
+                else:
+                    found.append(Term(name, (), lambda _, bytes_=bytes_: float(bytes_)))  # type: ignore[misc]
+            return [*found, Term("code", (), lambda _: float(CODE))]
+
+        return Sum(terms)
+
+    return Cost(f"flash_bytes(kind={kind!r})", "bytes", prepare)
+
+
+def sram_bytes(kind: Kind = "int8") -> Cost:
+    """The bytes of SRAM of a model as C: the smallest arena that is found for its arrays and what its kernels need, and 1,024 of stack.
+
+    The network's inputs lie in the arena too, outputs to the end. No layers go patch by patch. Masked weights change nothing; of channels,
+    what a plan promises is what the smaller model takes.
+
+    >>> model, x = nn.Sequential(nn.Linear(400, 100), nn.ReLU(), nn.Linear(100, 10)), torch.zeros(1, 400)
+    >>> sram_bytes("float32")(model, x)
+    3024.0
+    """
+    _require("sram_bytes", kind)
+
+    def prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
+        whole = outline(model, example, kind)
+        inputs, outputs = ([face.array.name for face in faces] for faces in (whole.network.inputs, whole.network.outputs))
+        rooms: dict[tuple[str, int], int] = {}
+        known: dict[tuple[int, ...], float] = {}
+
+        def cost(plan: Plan | None) -> float:
+            sizes, counts = whole.under(plan), {} if plan is None else dict(plan)
+            held, steps = sizes.bytes(counts), sizes.steps(counts, rooms)
+            key = (*held.values(), *(step.scratch for step in steps))
+            if key not in known:
+                known[key] = float(lay_out(steps, held, inputs, outputs).bytes + STACK)
+            return known[key]
+
+        return cost
+
+    return Cost(f"sram_bytes(kind={kind!r})", "bytes", prepare)
+
+
+def _require(who: str, kind: Kind) -> None:
+    if kind not in KINDS:
+        raise FirmwareError(f"{who}: kind={kind!r}, but must be {' or '.join(map(repr, KINDS))}")
+
+
+def _flash(left: Callable[[Mapping[str, int]], Work], kind: Kind, rest: float) -> Callable[[Mapping[str, int]], float]:
+    """What a layer's weights take, and the rest of it; nothing where the layer is gone."""
+
+    def value(counts: Mapping[str, int]) -> float:
+        work = left(counts)
+        return min([_dense(work, kind), *_sparse(work, kind)]) + rest if work.groups * work.outputs else 0.0
+
+    return value
+
+
+def _dense(work: Work, kind: Kind) -> float:
+    """All weights, in pairs of outputs and fours of taps, and what becomes of each output's sum; of floats, the bias."""
+    outputs = work.groups * work.outputs
+    if kind == "float32":
+        return 4 * (work.weights + outputs)
+    if work.inputs == work.outputs == 1 < work.groups:
+        return work.weights + 12 * outputs
+    return work.groups * padded(work.outputs, 2) * taps(work.kernel, work.inputs) + 12 * outputs
+
+
+def _sparse(work: Work, kind: Kind) -> list[float]:
+    """What the weights take in each format that leaves zeros out."""
+    if work.nonzeros >= work.weights or (work.groups > 1 and kind != "float32"):
+        return []
+    outputs, kept = work.groups * work.outputs, ceil(work.nonzeros)
+    entries = kept + fillers(work.weights, kept, _REACH)
+    if kind == "float32":
+        return [5 * entries + 6 * outputs]
+    rows = 12 * outputs
+    found = [2 * entries + 2 * outputs + rows]
+    for tall in (1, 2, 4):
+        blocks = _blocks(work, tall)
+        if blocks is not None:
+            places = outputs * taps(work.kernel, work.inputs) // (4 * tall)
+            found.append(
+                (4 * tall + 1) * blocks + fillers(places, ceil(blocks), _REACH) * 4 * tall + 2 * ceil(outputs / tall) + rows
+            )
+    return found
+
+
+def _blocks(work: Work, tall: int) -> float | None:
+    """How many blocks of four taps of so many outputs hold anything, where that is known."""
+    if work.weight is not None:
+        return _filled(work.weight[0], tall)
+    return work.nonzeros / (4 * tall) if work.unit % (4 * tall) == 0 else None
+
+
+def _filled(weight: Tensor, tall: int) -> int:
+    """Of a weight (outputs, inputs, *kernel): taps lie in the order of the kernel, inputs last, with zeros up to a multiple of four."""
+    rows = weight.movedim(1, -1).flatten(1) != 0
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 4, 0, -rows.shape[0] % tall))
+    return int(rows.reshape(rows.shape[0] // tall, tall, -1, 4).any(3).any(1).sum())

@@ -1,0 +1,154 @@
+"""How large the arrays and weights of a network would be under a plan of pruning, without making the smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateurs.costs import Layer as Product
+from secateurs.costs import Workload, workload
+from secateurs.costs.workload import Numbers, size_of
+from secateurs.firmware.arena import Step, step_of
+from secateurs.firmware.call import Call
+from secateurs.firmware.calls import call_of
+from secateurs.integer.build import built
+from secateurs.integer.layers import Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, written
+from secateurs.integer.quantise import quantised
+from secateurs.types import Plan
+
+RANGE = (-8.0, 8.0)
+"""Of each array, where only sizes matter and no numbers were seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A model as a network for small machines, its layers as calls, and what it multiplies; the numbers in it stand for nothing."""
+
+    network: Network
+    calls: Mapping[str, Call]
+    load: Workload
+
+    def under(self, plan: Plan | None) -> Sizes:
+        """Its sizes, told by the units of a plan. Raises `PlanError` where the plan is one of another model."""
+        products = self.load.under(plan)
+        found = _products(self.network, products)
+        return Sizes(self, found, _numbers(self.network, found))
+
+    @cached_property
+    def convolutions(self) -> tuple[Conv, ...]:
+        """The layers that have weights."""
+        return tuple(layer for layer in self.network.layers if isinstance(layer, Conv))
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """The sizes of a network under a plan: what each convolution, by name, multiplies, and how many numbers each array holds."""
+
+    outline: Outline
+    products: Mapping[str, Product]
+    numbers: Mapping[str, Numbers]
+
+    def bytes(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Array → its bytes, where each site keeps so many units."""
+        arrays = self.outline.network.arrays
+        return {name: size_of(self.numbers[name], counts) * (array.bytes // max(1, array.size)) for name, array in arrays.items()}
+
+    def steps(self, counts: Mapping[str, int], rooms: dict[tuple[str, int], int]) -> list[Step]:
+        """The steps of the network, with what each needs beside its arrays; ``rooms`` keeps what was found of that."""
+        found = []
+        for layer in self.outline.network.layers:
+            step = step_of(layer, [self.outline.calls[layer.name]])
+            product = self.products.get(layer.name)
+            if product is not None and isinstance(layer, Conv):
+                key = layer.name, size_of(product.inputs, counts)
+                if key not in rooms:
+                    rooms[key] = _room(layer, key[1])
+                step = replace(step, scratch=rooms[key])
+            found.append(step)
+        return found
+
+    def sites(self, name: str) -> tuple[str, ...]:
+        """The sites of the plan on which the size of an array depends."""
+        return tuple(sorted({site for _, sites in self.numbers[name] for site in sites}))
+
+
+def outline(model: nn.Module, example: Any, kind: Kind) -> Outline:
+    """The outline of a model in int8, int16 or float32.
+
+    Raises `UnsupportedError` where a small machine has no kernels for it.
+    """
+    plain = built(model, example)
+    plain = replace(plain, layers=tuple(_filled(layer) for layer in plain.layers))
+    network = quantised(plain, dict.fromkeys(plain.arrays, RANGE), kind)
+    calls = {layer.name: call_of(layer, f"layer_{number}") for number, layer in enumerate(network.layers)}
+    return Outline(network, calls, workload(model, example))
+
+
+def _filled(layer: Layer) -> Layer:
+    """A layer whose weights are all there, so that nothing is left out."""
+    return replace(layer, weight=np.ones_like(layer.weight), bias=np.zeros_like(layer.bias)) if isinstance(layer, Conv) else layer
+
+
+def _products(network: Network, products: Sequence[Product]) -> dict[str, Product]:
+    """Of each convolution that is a layer of the model, what that multiplies; one that runs twice is named twice."""
+    waiting = [product for product in products if product.parameter is not None]
+    found = {}
+    for layer in network.layers:
+        if isinstance(layer, Conv):
+            match = next((each for each in waiting if layer.name == each.name), None)
+            match = match or next((each for each in waiting if layer.name.startswith(f"{each.name}_")), None)
+            if match is not None:
+                waiting.remove(match)
+                found[layer.name] = match
+    return found
+
+
+def _numbers(network: Network, products: Mapping[str, Product]) -> dict[str, Numbers]:
+    """Of each array, how many numbers it holds, as sums of what the sites of the plan keep."""
+    found: dict[str, Numbers] = {face.array.name: ((face.array.size, ()),) for face in network.inputs}
+    for layer in network.layers:
+        for array in written(layer):
+            found[array.name] = _written(layer, array, found, products)
+    return found
+
+
+def _written(layer: Layer, array: Array, known: Mapping[str, Numbers], products: Mapping[str, Product]) -> Numbers:
+    height, width, _ = array.shape
+    if isinstance(layer, Conv) and layer.name in products:
+        product = products[layer.name]
+        return tuple((height * width * a * b, (*x, *y)) for a, x in product.groups for b, y in product.outputs)
+    if isinstance(layer, Concat):
+        return tuple(term for part in layer.parts for term in known[part.name])
+    if isinstance(layer, Recurrent):
+        return ((array.size, ()),)
+    if isinstance(layer, Pad) and array.shape[2] > layer.x.shape[2]:
+        more = (height * width * (array.shape[2] - layer.x.shape[2]), ())
+        places = layer.x.shape[0] * layer.x.shape[1]
+        return (*((number * height * width // places, sites) for number, sites in known[layer.x.name]), more)
+    return tuple((number * array.size // layer.x.size, sites) for number, sites in known[layer.x.name])
+
+
+def _room(layer: Conv, inputs: int) -> int:
+    """What a convolution of so many inputs (of each group) needs while it runs: it does not depend on the outputs."""
+    groups = layer.groups
+    weight: Any = np.ones((groups, *layer.kernel, inputs), layer.weight.dtype)
+    x, y = (replace(array, shape=(*array.shape[:2], many)) for array, many in ((layer.x, groups * inputs), (layer.y, groups)))
+    rescale = None if layer.rescale is None else Rescale(layer.rescale.multiplier[:1], layer.rescale.shift[:1])
+    bias = np.zeros(groups, layer.bias.dtype)
+    return call_of(replace(layer, x=x, y=y, weight=weight, bias=bias, rescale=rescale), "layer").scratch
+
+
+def padded(number: int, to: int) -> int:
+    """The next multiple."""
+    return -(-number // to) * to
+
+
+def taps(kernel: Sequence[int], inputs: int) -> int:
+    """The numbers that an output reads, in fours."""
+    return padded(prod(kernel) * inputs, 4)
