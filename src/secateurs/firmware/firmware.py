@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ class Firmware:
         yield from self.notes
 
     def __str__(self) -> str:
-        console = Console(width=132, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(width=132, record=True, file=io.StringIO())
         console.print(self)
         return console.export_text()
 

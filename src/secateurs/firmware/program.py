@@ -12,8 +12,11 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.integer.layers import Array, Layer, Network, View
 
 _KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict return "
-    "short signed sizeof static struct switch typedef union unsigned void volatile while main".split()
+    re.findall(
+        r"\w+",
+        """auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
+        return short signed sizeof static struct switch typedef union unsigned void volatile while main""",
+    )
 )
 TYPES = {"int8": "int8_t", "int16": "int16_t", "float32": "float"}
 
