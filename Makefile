@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 KERNELS := CMakeLists.txt $(wildcard src/secateurs/run/csrc/* src/secateurs/coding/csrc/*)
 
-.PHONY: always demo test coverage sanitize sanitize-coding lint types install install-dev clean
+.PHONY: always demo test coverage mcu sanitize sanitize-coding lint types install install-dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/secateurs demo --force
@@ -20,6 +20,12 @@ test: $(VENV)/.installed-dev
 # As `make test`, with the lines and branches that no test reaches; tracing takes half as long again.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term -q $(PYTEST)
+
+# C for microcontrollers on emulated cores; these tests are part of `make test` too, where they skip without the emulator.
+mcu: $(VENV)/.installed-dev
+	@command -v arm-none-eabi-gcc > /dev/null && command -v qemu-system-arm > /dev/null || \
+	  { echo "an emulated Cortex-M is needed; on Debian: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }
+	$(BIN)/python -m pytest -n auto -q $(wildcard tests/test_firmware*.py) tests/test_emulator.py
 
 # The kernels' tests once more, on a build that checks every access to memory and every shift and overflow; and those of the coders.
 SANITIZED := build/sanitized

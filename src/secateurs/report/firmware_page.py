@@ -28,6 +28,7 @@ def firmware_html(firmware: Firmware) -> str:
     return rendered(
         resources.files("secateurs.report").joinpath("firmware.html.jinja").read_text(encoding="utf-8"),
         title=f"{program.name}: {program.network.kind} on a {firmware.core}",
+        verdict=f"{firmware.flash:,} bytes of flash, {firmware.sram:,} of SRAM, {firmware.instructions:,.0f} instructions a run.",
         lines=list(firmware.lines()),
         pictures=[drawing(8.0), drawing(4.4)],
         rows=[
