@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import astuple, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,8 @@ def _in_parts(call: Call, layer: Conv) -> Call:
     (in_h, in_w, inputs), (out_h, out_w, outputs) = layer.x.shape, layer.y.shape
     rows, columns = np.linspace(0, out_h, 3).astype(int), np.linspace(0, out_w, 4).astype(int)
     statements, scratch = [], call.scratch
-    for y0, y1 in zip(rows[:-1], rows[1:], strict=True):
-        for x0, x1 in zip(columns[:-1], columns[1:], strict=True):
+    for y0, y1 in pairwise(rows):
+        for x0, x1 in pairwise(columns):
             spans = []
             for first, end, axis, size in ((y0, y1, 0, in_h), (x0, x1, 1, in_w)):
                 begin = first * layer.stride[axis] - layer.padding[2 * axis]
@@ -169,7 +170,7 @@ def test_planes_of_large_layers_hold_few_rows() -> None:
 def test_weights_of_minus_128_are_refused() -> None:
     layer = conv(np.random.default_rng(0), (1, 1, 4), 2)
     layer = replace(layer, weight=np.full_like(layer.weight, -128))
-    with pytest.raises(FirmwareError, match="conv: weights of -128 do not fit the kernels; round them to -127 … 127"):
+    with pytest.raises(FirmwareError, match=r"conv: weights of -128 do not fit the kernels; round them to -127 … 127"):
         dense_call(layer, "c")
 
 
@@ -181,19 +182,19 @@ def test_other_kinds_are_refused() -> None:
 
 def test_sums_that_leave_32_bits_are_refused() -> None:
     layer = conv(np.random.default_rng(0), (1, 1, 4), 2)
-    with pytest.raises(FirmwareError, match="conv: sums of up to 21474.* do not fit 32 bits; scale its inputs or its bias down"):
+    with pytest.raises(FirmwareError, match=r"conv: sums of up to 21474.* do not fit 32 bits; scale its inputs or its bias down"):
         rows_of(replace(layer, bias=np.array([2**31 - 1, 0], np.int32)))
 
 
 def test_sizes_beyond_the_tables_are_refused() -> None:
     layer = conv(np.random.default_rng(0), (1, 1, 33000), 1, largest=1)
-    with pytest.raises(FirmwareError, match="conv: sizes above 32767 do not fit the kernels' tables: .*33000.*; split the layer"):
+    with pytest.raises(FirmwareError, match=r"conv: sizes above 32767 do not fit the kernels' tables: .*33000.*; split the layer"):
         conv_call(layer, "c")
 
 
 def test_formats_that_are_not_there_are_refused() -> None:
     random = np.random.default_rng(0)
-    with pytest.raises(FirmwareError, match="conv: there is no format 'COO' for its weights; there are dense, .*CSR"):
+    with pytest.raises(FirmwareError, match=r"conv: there is no format 'COO' for its weights; there are dense, .*CSR"):
         conv_call(conv(random, (1, 1, 4), 2), "c", format="COO")
     with pytest.raises(FirmwareError, match="conv: weights of depthwise convolutions have one format, and that is not 'CSR'"):
         conv_call(conv(random, (3, 3, 4), 4, groups=4), "c", format="CSR")
