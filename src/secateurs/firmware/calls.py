@@ -9,6 +9,7 @@ from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import conv_call
 from secateurs.firmware.moves import concat_call, cut_call, pad_call, reorder_call
+from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.products import Place
 from secateurs.firmware.program import view_call
 from secateurs.firmware.recurrent_calls import float_recurrent_call, recurrent_call
@@ -80,4 +81,4 @@ def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
     rule = _RULES.get(layer.x.kind if not isinstance(layer, Concat) else layer.y.kind, {}).get(type(layer))
     if rule is None:
         raise FirmwareError(f"{layer.name}: there is no kernel for {type(layer).__name__} in {layer.y.kind}")
-    return rule(layer, prefix, place) if place is not None else rule(layer, prefix)
+    return rule(layer, prefix, place) if place is not None else overwriting(rule(layer, prefix))

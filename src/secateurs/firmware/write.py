@@ -19,7 +19,6 @@ from secateurs.firmware.firmware import Firmware, step_reports
 from secateurs.firmware.folder import sources_of, write_folder
 from secateurs.firmware.harness import Vector
 from secateurs.firmware.host import compiler, flash_of, on_host
-from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
@@ -148,7 +147,7 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
 
 
 def _calls(network: Network, name: str) -> list[Call]:
-    return [overwriting(call_of(layer, f"{name}_{number}")) for number, layer in enumerate(network.layers)]
+    return [call_of(layer, f"{name}_{number}") for number, layer in enumerate(network.layers)]
 
 
 def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:
