@@ -13,6 +13,7 @@ from secateurs.firmware.cores import STACK
 from secateurs.firmware.costs import CODE, flash_bytes, sram_bytes
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.outline import RANGE
+from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.sparse import blocks_call, scattered_call
 from secateurs.integer.build import UnsupportedError, built
 from secateurs.integer.layers import Conv
@@ -24,7 +25,7 @@ from secateurs.types import PlanError, Task
 def calls_of(model, x, kind):
     network = built(model, x)
     network = quantised(network, dict.fromkeys(network.arrays, RANGE), kind)
-    return network, [call_of(layer, f"n{place}") for place, layer in enumerate(network.layers)]
+    return network, [overwriting(call_of(layer, f"n{place}")) for place, layer in enumerate(network.layers)]
 
 
 def flash_of(model, x, kind="int8"):

@@ -16,9 +16,10 @@ from secateurs.costs.formats import fillers
 from secateurs.costs.sums import Sum
 from secateurs.costs.workload import Work
 from secateurs.firmware.arena import lay_out
+from secateurs.firmware.call import Call
 from secateurs.firmware.cores import STACK
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.outline import outline, padded, taps
+from secateurs.firmware.outline import Outline, Sizes, outline, padded, taps
 from secateurs.integer.layers import Kind
 from secateurs.types import Cost, Plan, Prepared, Term
 
@@ -80,12 +81,12 @@ def sram_bytes(kind: Kind = "int8") -> Cost:
     def prepare(model: nn.Module, example: Any) -> Callable[[Plan | None], float]:
         whole = outline(model, example, kind)
         inputs, outputs = ([face.array.name for face in faces] for faces in (whole.network.inputs, whole.network.outputs))
-        rooms: dict[tuple[str, int], int] = {}
+        under, calls = _remembering(whole), dict[tuple[str, int, int], Call]()
         known: dict[tuple[int, ...], float] = {}
 
         def cost(plan: Plan | None) -> float:
-            sizes, counts = whole.under(plan), {} if plan is None else dict(plan)
-            held, steps = sizes.bytes(counts), sizes.steps(counts, rooms)
+            sizes, counts = under(plan), {} if plan is None else dict(plan)
+            held, steps = sizes.bytes(counts), sizes.steps(counts, calls)
             key = (*held.values(), *(step.scratch for step in steps))
             if key not in known:
                 known[key] = float(lay_out(steps, held, inputs, outputs).bytes + STACK)
@@ -99,6 +100,20 @@ def sram_bytes(kind: Kind = "int8") -> Cost:
 def _require(who: str, kind: Kind) -> None:
     if kind not in KINDS:
         raise FirmwareError(f"{who}: kind={kind!r}, but must be {' or '.join(map(repr, KINDS))}")
+
+
+def _remembering(whole: Outline) -> Callable[[Plan | None], Sizes]:
+    """Sizes under plans: a search asks about many of the same sites."""
+    last: list[tuple[Plan, Sizes]] = []
+
+    def under(plan: Plan | None) -> Sizes:
+        if plan is None or not plan.extents:
+            return whole.under(plan)
+        if not last or plan.extents is not last[0][0].extents or plan.shares.keys() != last[0][0].shares.keys():
+            last[:] = [(plan, whole.under(plan))]
+        return last[0][1]
+
+    return under
 
 
 def _flash(left: Callable[[Mapping[str, int]], Work], kind: Kind, rest: float) -> Callable[[Mapping[str, int]], float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -17,6 +16,7 @@ from secateurs.costs.workload import Numbers, size_of
 from secateurs.firmware.arena import Step, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
+from secateurs.firmware.overwriting import overwriting
 from secateurs.integer.build import built
 from secateurs.integer.layers import Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, written
 from secateurs.integer.quantise import quantised
@@ -40,11 +40,6 @@ class Outline:
         found = _products(self.network, products)
         return Sizes(self, found, _numbers(self.network, found))
 
-    @cached_property
-    def convolutions(self) -> tuple[Conv, ...]:
-        """The layers that have weights."""
-        return tuple(layer for layer in self.network.layers if isinstance(layer, Conv))
-
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
@@ -59,23 +54,19 @@ class Sizes:
         arrays = self.outline.network.arrays
         return {name: size_of(self.numbers[name], counts) * (array.bytes // max(1, array.size)) for name, array in arrays.items()}
 
-    def steps(self, counts: Mapping[str, int], rooms: dict[tuple[str, int], int]) -> list[Step]:
-        """The steps of the network, with what each needs beside its arrays; ``rooms`` keeps what was found of that."""
-        found = []
-        for layer in self.outline.network.layers:
-            step = step_of(layer, [self.outline.calls[layer.name]])
-            product = self.products.get(layer.name)
-            if product is not None and isinstance(layer, Conv):
-                key = layer.name, size_of(product.inputs, counts)
-                if key not in rooms:
-                    rooms[key] = _room(layer, key[1])
-                step = replace(step, scratch=rooms[key])
-            found.append(step)
-        return found
+    def steps(self, counts: Mapping[str, int], calls: dict[tuple[str, int, int], Call]) -> list[Step]:
+        """The steps of the network, with what each needs and may overwrite; ``calls`` keeps what was found of that."""
+        return [step_of(layer, [self._call(layer, counts, calls)]) for layer in self.outline.network.layers]
 
-    def sites(self, name: str) -> tuple[str, ...]:
-        """The sites of the plan on which the size of an array depends."""
-        return tuple(sorted({site for _, sites in self.numbers[name] for site in sites}))
+    def _call(self, layer: Layer, counts: Mapping[str, int], known: dict[tuple[str, int, int], Call]) -> Call:
+        product = self.products.get(layer.name)
+        if product is None or not isinstance(layer, Conv):
+            return self.outline.calls[layer.name]
+        outputs = size_of(product.groups, counts) * size_of(product.outputs, counts)
+        key = layer.name, size_of(product.inputs, counts), outputs
+        if key not in known:
+            known[key] = _resized(layer, size_of(product.groups, counts), *key[1:])
+        return known[key]
 
 
 def outline(model: nn.Module, example: Any, kind: Kind) -> Outline:
@@ -86,7 +77,7 @@ def outline(model: nn.Module, example: Any, kind: Kind) -> Outline:
     plain = built(model, example)
     plain = replace(plain, layers=tuple(_filled(layer) for layer in plain.layers))
     network = quantised(plain, dict.fromkeys(plain.arrays, RANGE), kind)
-    calls = {layer.name: call_of(layer, f"layer_{number}") for number, layer in enumerate(network.layers)}
+    calls = {layer.name: overwriting(call_of(layer, f"layer_{number}")) for number, layer in enumerate(network.layers)}
     return Outline(network, calls, workload(model, example))
 
 
@@ -134,14 +125,17 @@ def _written(layer: Layer, array: Array, known: Mapping[str, Numbers], products:
     return tuple((number * array.size // layer.x.size, sites) for number, sites in known[layer.x.name])
 
 
-def _room(layer: Conv, inputs: int) -> int:
-    """What a convolution of so many inputs (of each group) needs while it runs: it does not depend on the outputs."""
-    groups = layer.groups
+def _resized(layer: Conv, groups: int, inputs: int, outputs: int) -> Call:
+    """A convolution with so many inputs of each group and so many outputs; of the weights, a row of each group is enough to tell."""
     weight: Any = np.ones((groups, *layer.kernel, inputs), layer.weight.dtype)
-    x, y = (replace(array, shape=(*array.shape[:2], many)) for array, many in ((layer.x, groups * inputs), (layer.y, groups)))
-    rescale = None if layer.rescale is None else Rescale(layer.rescale.multiplier[:1], layer.rescale.shift[:1])
     bias = np.zeros(groups, layer.bias.dtype)
-    return call_of(replace(layer, x=x, y=y, weight=weight, bias=bias, rescale=rescale), "layer").scratch
+    rescale = None if layer.rescale is None else Rescale(layer.rescale.multiplier[:1], layer.rescale.shift[:1])
+    x, y, row = (
+        replace(array, shape=(*array.shape[:2], many))
+        for array, many in ((layer.x, groups * inputs), (layer.y, outputs), (layer.y, groups))
+    )
+    call = call_of(replace(layer, x=x, y=row, weight=weight, bias=bias, rescale=rescale, groups=groups), "layer")
+    return overwriting(replace(call, layer=replace(layer, x=x, y=y, groups=groups, weight=weight)))
 
 
 def padded(number: int, to: int) -> int:
