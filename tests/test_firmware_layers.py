@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import secateurs.firmware
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.emulator import M0, M3, M4, missing
-from secateurs.firmware.host import compiler
+from secateurs.firmware.host import compiler, on_host
+from secateurs.firmware.source import KERNELS, kernel
 from secateurs.integer.layers import (
     Add,
     Array,
@@ -192,3 +194,12 @@ def test_random_layers_answer_as_the_reference(kind: str) -> None:
 def test_random_layers_on_emulated_cores(kind: str) -> None:
     assert trials.counted(many(kind, 1, 8), M4)[0] == []
     assert trials.counted(many(kind, 2, 2), M0 if kind == "int8" else M3)[0] == []
+
+
+@needs_compiler
+def test_all_kernels_stand_in_one_file() -> None:
+    """Networks mix them as they like: no two have a name in common, and each of them is in the order."""
+    there = {path.name for path in Path(secateurs.firmware.__file__).with_name("c").glob("*.c")}
+    assert there <= set(KERNELS)
+    parts = ["#include <math.h>\n#include <stdint.h>\n#include <string.h>", *(kernel(name) for name in KERNELS if name in there)]
+    on_host({"main.c": "\n".join([*parts, "int main(void) {\n    return 0;\n}\n"])}, ("-Wno-unused-function",))

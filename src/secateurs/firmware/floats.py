@@ -8,7 +8,7 @@ from math import isinf
 import numpy as np
 
 from secateurs.firmware.call import Call, Constant
-from secateurs.firmware.moves import constant
+from secateurs.firmware.constants import constant
 from secateurs.firmware.products import Place, whole
 from secateurs.firmware.simple_calls import conv_sizes, everywhere, period, pool_shape
 from secateurs.integer.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Softmax, Table

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
-from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.call import Call
+from secateurs.firmware.constants import bytes_of, constant, small
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Concat, Cut, Numbers, Pad, Reorder
+from secateurs.integer.layers import Concat, Cut, Pad, Reorder
 
 _LOOPS = 8
 """As many loops as the kernel can count."""
-
-
-def bytes_of(kind: str) -> int:
-    """What a number takes.
-
-    >>> bytes_of("int16")
-    2
-    """
-    return np.dtype(kind).itemsize
-
-
-def constant(prefix: str, end: str, ctype: str, numbers: Sequence[float] | Numbers) -> Constant:
-    """Numbers in flash under a name that begins with a layer's."""
-    kind = "float32" if ctype == "float" else ctype.removesuffix("_t")
-    return Constant(f"{prefix}_{end}", ctype, np.ascontiguousarray(np.asarray(numbers).astype(kind)))
 
 
 def cut_call(layer: Cut, prefix: str) -> Call:
@@ -80,7 +65,7 @@ def pad_call(layer: Pad, prefix: str) -> Call:
     value = constant(prefix, "value", ctype, np.array([layer.value]))
     row, begin = channels * size, (top * width + left) * channels + layer.channels[0]
     statement = (
-        f"sec_fill({{y}}, {value.name}, {layer.y.size}, {size});\n"
+        f"sec_repeat({{y}}, {value.name}, {layer.y.size}, {size});\n"
         f"sec_inner({{x}}, {{y}} + {begin}, {layer.x.shape[0]}, {layer.x.shape[1]}, {layer.x.shape[2] * size}, {row}, {width * row});"
     )
     cost = 60 + layer.y.size * (0.5 if size == 1 else 5) + layer.x.shape[0] * layer.x.shape[1] * (20 + layer.x.shape[2] * size / 2)
@@ -101,7 +86,7 @@ def concat_call(layer: Concat, prefix: str) -> Call:
             cost += 30 + places * (20 + wide * bytes_of(kind) / 2)
         else:
             kernels += ["arithmetic.c", "rescale.c", "scaled_rows.c" if kind == "int8" else "wide_scaled_rows.c"]
-            numbers = [part.zero, int(by.multiplier[0]), int(by.shift[0]), layer.y.zero]
+            numbers = [part.zero, *small(by, kind, 255 if kind == "int8" else 32768, layer.name), layer.y.zero]
             constants.append(constant(prefix, f"part_{place}", "int32_t", numbers))
             function = "sec_scaled_rows" if kind == "int8" else "sec_wide_scaled_rows"
             statements.append(f"{function}({to}, {wide}, {channels}, {constants[-1].name});")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.constants import constant, factors
 from secateurs.firmware.dense import in_fours
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.moves import constant
-from secateurs.firmware.simple_calls import factors
 from secateurs.integer.layers import Numbers, Recurrent
+from secateurs.integer.recurrent_quantise import largest_gates
 
 
 def recurrent_call(layer: Recurrent, prefix: str) -> Call:
@@ -21,10 +23,10 @@ def recurrent_call(layer: Recurrent, prefix: str) -> Call:
         )
     _, steps, inputs = layer.x.shape
     units, gates = layer.recurrent.shape[1], len(layer.recurrent) // layer.recurrent.shape[1]
-    weights = np.concatenate([in_fours(_padded(each)) for each in (layer.weight, layer.recurrent)], 1)
+    weights = [in_fours(_padded(each)) for each in (layer.weight, layer.recurrent)]
     pairs = ((layer.bias, fixed.of_x), (layer.recurrent_bias, fixed.of_hidden))
-    rows = np.stack([each for bias, by in pairs for each in (bias, by.multiplier, by.shift)], 1)
-    sizes = _sizes(layer, prefix, int(layer.x.kind == "int16"))
+    rows = [np.stack([bias, by.multiplier, by.shift], 1) for bias, by in pairs]
+    sizes = _sizes(layer, prefix, int(layer.x.kind == "int16"), int(_is_easy(layer)))
     constants = (
         sizes,
         constant(prefix, "weights", "int8_t", _by_unit(weights, gates)),
@@ -32,8 +34,9 @@ def recurrent_call(layer: Recurrent, prefix: str) -> Call:
         constant(prefix, "by", "int32_t", _by(layer)),
     )
     kernels = ("arithmetic.c", "rescale.c", "dot.c", "recurrent.c", "gru.c" if layer.gru else "lstm.c")
-    cost = steps * (units * gates * (weights.shape[1] * 2.1 + 70) + units * 110 + inputs * 6)
-    scratch = 4 * units + 2 * weights.shape[1]
+    taps = sum(each.shape[1] for each in weights)
+    cost = steps * (units * gates * (taps * 2.1 + 70) + units * 110 + inputs * 6)
+    scratch = 4 * units + 2 * taps
     return Call(
         layer, kernels, constants, _statement(layer, "", constants), scratch, instructions=cost, label=f"{layer.x.kind}, dense"
     )
@@ -43,12 +46,12 @@ def float_recurrent_call(layer: Recurrent, prefix: str) -> Call:
     """All steps of an LSTM or GRU in float32."""
     _, steps, inputs = layer.x.shape
     units, gates = layer.recurrent.shape[1], len(layer.recurrent) // layer.recurrent.shape[1]
-    weights = np.concatenate([layer.weight, layer.recurrent], 1)
+    weights = [np.concatenate([layer.weight, layer.recurrent], 1)]
     biases = np.stack([layer.bias, layer.recurrent_bias], 1) if layer.gru else (layer.bias + layer.recurrent_bias)[:, None]
     constants = (
         _sizes(layer, prefix),
         constant(prefix, "weights", "float", _by_unit(weights, gates)),
-        constant(prefix, "biases", "float", _by_unit(biases, gates)),
+        constant(prefix, "biases", "float", _by_unit([biases], gates)),
     )
     kernels = ("float_functions.c", "float_recurrent.c", "float_gru.c" if layer.gru else "float_lstm.c")
     cost = steps * (units * gates * (inputs + units) * 5.0 + units * 450)
@@ -81,9 +84,20 @@ def _padded(weight: Numbers) -> Numbers:
     return np.pad(weight, ((0, 0), (0, -weight.shape[1] % 4)))
 
 
-def _by_unit(numbers: Numbers, gates: int) -> Numbers:
-    """Rows gate by gate of each unit, where torch has all units of a gate."""
-    return numbers.reshape(gates, -1, numbers.shape[1]).swapaxes(0, 1).reshape(numbers.shape)
+def _by_unit(numbers: Sequence[Numbers], gates: int) -> Numbers:
+    """Of each unit the rows of its gates, of one matrix after the other, where torch has all units of a gate."""
+    return np.concatenate(
+        [each.reshape(gates, -1, each.shape[1]).swapaxes(0, 1).reshape(-1, gates * each.shape[1]) for each in numbers], 1
+    )
+
+
+def _is_easy(layer: Recurrent) -> bool:
+    """Whether all sums can be doubled, and none of them is multiplied by more than 1."""
+    fixed = layer.fixed
+    assert fixed is not None
+    largest = max(int(largest_gates(layer, which).max()) for which in ("weight", "recurrent"))
+    shifts = [int(each) for by in (fixed.of_x, fixed.of_hidden) for each in (by.shift.min(), by.shift.max())]
+    return largest < 1 << 30 and min(shifts) >= -29 and max(shifts) <= 0
 
 
 def _by(layer: Recurrent) -> list[int]:

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import astuple
 
 from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.constants import constant, factors, small
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.moves import constant
 from secateurs.firmware.products import Place
-from secateurs.integer.layers import Add, Array, Conv, Mean, Multiply, Pool, Rescale, Softmax, Table
+from secateurs.integer.layers import Add, Array, Conv, Mean, Multiply, Pool, Softmax, Table
 
 _RESCALE = ("arithmetic.c", "rescale.c")
-
-
-def factors(by: Rescale | None) -> tuple[int, int]:
-    """The multiplier and the shift that all channels share; a shift by more than a word has is a factor of 0."""
-    assert by is not None
-    multiplier, shift = int(by.multiplier[0]), int(by.shift[0])
-    return (0, 0) if shift < -29 else (multiplier, shift)
 
 
 def period(layer: Multiply) -> int:
@@ -106,7 +99,12 @@ def add_call(layer: Add, prefix: str) -> Call:
 
 def multiply_call(layer: Multiply, prefix: str) -> Call:
     """The product of two arrays, or of one with a number for each channel; it may take the place of the first."""
-    by = constant(prefix, "by", "int32_t", [layer.x.zero, layer.other.zero, *factors(layer.rescale), layer.y.zero])
+    by = constant(
+        prefix,
+        "by",
+        "int32_t",
+        [layer.x.zero, layer.other.zero, *small(layer.rescale, "int8", 255 * 255, layer.name), layer.y.zero],
+    )
     statement = f"sec_times({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {by.name});"
     return Call(layer, (*_RESCALE, "multiply.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
 

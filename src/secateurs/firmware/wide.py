@@ -7,15 +7,14 @@ from dataclasses import astuple
 import numpy as np
 
 from secateurs.firmware.call import Call
+from secateurs.firmware.constants import constant, factors
 from secateurs.firmware.dense import in_fours
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.moves import constant
 from secateurs.firmware.products import Place, flat, whole
 from secateurs.firmware.simple_calls import (
     add_by,
     conv_sizes,
     everywhere,
-    factors,
     period,
     pool_shape,
     require_exponentials,
@@ -59,9 +58,9 @@ def conv_call(layer: Conv, prefix: str, place: Place | None = None) -> Call:
     names, places = ", ".join(each.name for each in numbers), place.out_h * place.out_w
     if depthwise:
         statement = f"sec_wide_depthwise({{x}}, {{y}}, {names}, {ends});"
-        kernels = ("arithmetic.c", "window.c", "wide.c", "wide_depthwise.c")
+        by_channel = ("arithmetic.c", "window.c", "wide.c", "wide_depthwise.c")
         return Call(
-            layer, kernels, numbers, statement, instructions=places * (layer.weight.size * 8.0 + outputs * 40), label="dense"
+            layer, by_channel, numbers, statement, instructions=places * (layer.weight.size * 8.0 + outputs * 40), label="dense"
         )
     statement, taps = f"sec_wide_conv({{x}}, {{y}}, {{scratch}}, {names}, {ends});", weight.shape[2]
     cost = places * (layer.groups * taps * 3 + outputs * (taps * 2.3 + 30))

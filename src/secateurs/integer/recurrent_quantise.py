@@ -36,7 +36,7 @@ def in_integers(layer: Recurrent, x: Array, y: Array, start: Sequence[Array | No
     numbers: dict[str, Any] = {"weight": weight, "recurrent": recurrent, "bias": bias, "recurrent_bias": recurrent_bias}
     found = replace(layer, x=x, y=y, start=tuple(start), last=tuple(last), fixed=fixed, **numbers)
     for which, factors, step in (("weight", steps, x), ("recurrent", further, y)):
-        _require_room(found, which, step, factors * step.scale * 2.0**GATE_BITS)
+        _require_room(found, which, factors * step.scale * 2.0**GATE_BITS)
     _require_steps(found)
     return found
 
@@ -50,17 +50,25 @@ def _whole(weight: Numbers, bias: Numbers, scale: float) -> tuple[Numbers, Numbe
     return whole, steps, np.rint(offset / (steps * scale)).astype(np.int32)
 
 
-def _require_room(layer: Recurrent, which: str, read: Array, factors: Numbers) -> None:
-    """Sums of products and bias stay in 32 bits, and in steps of a gate in 30, for two of them to be added."""
-    weight, bias = (layer.weight, layer.bias) if which == "weight" else (layer.recurrent, layer.recurrent_bias)
+def largest_gates(layer: Recurrent, which: str) -> Numbers:
+    """For each row of ``weight`` or ``recurrent``, the largest absolute value that its sum with the bias can have, whatever the input."""
+    weight, bias, read = (
+        (layer.weight, layer.bias, layer.x) if which == "weight" else (layer.recurrent, layer.recurrent_bias, layer.y)
+    )
     least, most = LIMITS[read.kind]
     reach = max(most - read.zero, read.zero - least)
-    largest = np.abs(weight.astype(np.int64)).sum(1) * reach + np.abs(bias.astype(np.int64))
+    found: Numbers = np.abs(weight.astype(np.int64)).sum(1) * reach + np.abs(bias.astype(np.int64))
+    return found
+
+
+def _require_room(layer: Recurrent, which: str, factors: Numbers) -> None:
+    """Sums of products and bias stay in 32 bits, and in steps of a gate in 30, for two of them to be added."""
+    read, largest = layer.x if which == "weight" else layer.y, largest_gates(layer, which)
     worst = int(largest.argmax())
     if largest[worst] > _ROOM:
         raise SecateursError(
             f"{layer.name}: the sum of row {worst} of its {which} can reach {int(largest[worst])}, more than 32 bits hold: it has too many "
-            f"inputs ({weight.shape[1]}) for {read.kind}; make it narrower"
+            f"inputs ({read.shape[2]}) for {read.kind}; make it narrower"
         )
     gates = largest * factors
     worst = int(gates.argmax())

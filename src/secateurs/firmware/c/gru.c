@@ -1,9 +1,10 @@
 /* A GRU over all steps. `hidden` is what it begins with, `last` where its last state goes, each 0 for none. The weights of a unit are those
-   of its three gates: of each the row for the inputs, then that for the hidden state. `scratch`: the hidden state in 32 bits, then inputs and
+   of its three gates: first the rows for the inputs, then those for the hidden state. `scratch`: the hidden state in 32 bits, then inputs and
    hidden state in 16. */
 static void sec_gru(const void *x, void *y, const void *hidden, void *last, void *scratch, const int16_t *sizes, const int8_t *weights,
                     const int32_t *rows, const int32_t *by) {
     const int units = sizes[SEC_UNITS], inputs = sizes[SEC_STEP_INPUTS], steps = sizes[SEC_STEPS], wide = sizes[SEC_WIDE];
+    const int easy = sizes[SEC_SUMS_EASY];
     const int taps = (inputs + 3) / 4 * 4, further = (units + 3) / 4 * 4;
     int32_t *state = (int32_t *)scratch;
     int16_t *now = (int16_t *)(state + units), *before = now + taps;
@@ -18,12 +19,10 @@ static void sec_gru(const void *x, void *y, const void *hidden, void *last, void
         const int8_t *weight = weights;
         const int32_t *row = rows;
         sec_take(x, at * inputs, inputs, by[SEC_ZERO_X], wide, now);
-        for (int unit = 0; unit < units; unit++) {
-            int32_t ours[3], theirs[3];
-            for (int each = 0; each < 3; each++, row += 6, weight += taps + further) {
-                ours[each] = sec_ours(weight, now, taps, row);
-                theirs[each] = sec_ours(weight + taps, before, further, row + 3);
-            }
+        for (int unit = 0; unit < units; unit++, row += 18, weight += 3 * (taps + further)) {
+            int32_t ours[4], theirs[4];
+            sec_gates(weight, now, taps, 3, row, easy, ours);
+            sec_gates(weight + 3 * taps, before, further, 3, row + 9, easy, theirs);
             const int32_t reset = sec_fixed_sigmoid(sec_gate(ours[0] + theirs[0])), update = sec_fixed_sigmoid(sec_gate(ours[1] + theirs[1]));
             const int32_t new = sec_fixed_tanh(sec_gate(ours[2] + (int32_t)(((int64_t)reset * theirs[2] + 16384) >> 15)));
             state[unit] = (int32_t)(((int64_t)update * state[unit] + (32768 - update) * new + 16384) >> 15);

@@ -1,9 +1,10 @@
 /* An LSTM over all steps. `hidden` and `cell` are what it begins with, `last_hidden` and `last_cell` where its last state goes, each 0 for
-   none. The weights of a unit are those of its four gates: of each the row for the inputs, then that for the hidden state. `scratch`: the
+   none. The weights of a unit are those of its four gates: first the rows for the inputs, then those for the hidden state. `scratch`: the
    cells in 32 bits, then inputs and hidden state in 16. */
 static void sec_lstm(const void *x, void *y, const void *hidden, const void *cell, void *last_hidden, void *last_cell, void *scratch,
                      const int16_t *sizes, const int8_t *weights, const int32_t *rows, const int32_t *by) {
     const int units = sizes[SEC_UNITS], inputs = sizes[SEC_STEP_INPUTS], steps = sizes[SEC_STEPS], wide = sizes[SEC_WIDE];
+    const int easy = sizes[SEC_SUMS_EASY];
     const int taps = (inputs + 3) / 4 * 4, further = (units + 3) / 4 * 4;
     int32_t *state = (int32_t *)scratch;
     int16_t *now = (int16_t *)(state + units), *before = now + taps;
@@ -18,10 +19,12 @@ static void sec_lstm(const void *x, void *y, const void *hidden, const void *cel
         const int8_t *weight = weights;
         const int32_t *row = rows;
         sec_take(x, at * inputs, inputs, by[SEC_ZERO_X], wide, now);
-        for (int unit = 0; unit < units; unit++) {
-            int32_t gate[4];
-            for (int each = 0; each < 4; each++, row += 6, weight += taps + further) {
-                gate[each] = sec_gate(sec_ours(weight, now, taps, row) + sec_ours(weight + taps, before, further, row + 3));
+        for (int unit = 0; unit < units; unit++, row += 24, weight += 4 * (taps + further)) {
+            int32_t gate[4], theirs[4];
+            sec_gates(weight, now, taps, 4, row, easy, gate);
+            sec_gates(weight + 4 * taps, before, further, 4, row + 12, easy, theirs);
+            for (int each = 0; each < 4; each++) {
+                gate[each] = sec_gate(gate[each] + theirs[each]);
             }
             const int64_t kept = (int64_t)sec_fixed_sigmoid(gate[1]) * state[unit];
             state[unit] = (int32_t)((kept + sec_fixed_sigmoid(gate[0]) * sec_fixed_tanh(gate[2]) + 16384) >> 15);

@@ -18,8 +18,9 @@ static const int16_t sec_tanh_table[257] = {
     32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767, 32767,
     32767, 32767, 32767};
 
-/* Places in the array `sizes`, and in the array `by`; `wide`: numbers of 16 bits. */
-enum { SEC_STEPS, SEC_STEP_INPUTS, SEC_UNITS, SEC_BACKWARDS, SEC_WIDE };
+/* Places in the array `sizes`, and in the array `by`; `wide`: numbers of 16 bits; `easy`: all
+   sums of products can be doubled and none is multiplied by more than 1. */
+enum { SEC_STEPS, SEC_STEP_INPUTS, SEC_UNITS, SEC_BACKWARDS, SEC_WIDE, SEC_SUMS_EASY };
 enum {
     SEC_ZERO_X, SEC_ZERO_Y, SEC_Y_MULTIPLIER, SEC_Y_SHIFT, SEC_HIDDEN_ZERO, SEC_HIDDEN_MULTIPLIER, SEC_HIDDEN_SHIFT, SEC_CELL_ZERO,
     SEC_CELL_MULTIPLIER, SEC_CELL_SHIFT, SEC_LAST_MULTIPLIER, SEC_LAST_SHIFT, SEC_LAST_ZERO
@@ -30,18 +31,18 @@ static inline int32_t sec_gate(int32_t number) {
 }
 
 /* Between two numbers of the table, each 2^bits from the next. */
-static inline int32_t sec_line(int32_t size, int bits) {
+static inline int32_t sec_between(int32_t size, int bits) {
     const int16_t *piece = sec_tanh_table + (size >> bits);
     const int32_t rest = size & ((1 << bits) - 1);
     return piece[0] + (((piece[1] - piece[0]) * rest + (1 << (bits - 1))) >> bits);
 }
 
 static inline int32_t sec_fixed_tanh(int32_t number) {
-    return number < 0 ? -sec_line(-number, 7) : sec_line(number, 7);
+    return number < 0 ? -sec_between(-number, 7) : sec_between(number, 7);
 }
 
 static inline int32_t sec_fixed_sigmoid(int32_t number) {
-    return number < 0 ? 16384 - (sec_line(-number, 8) >> 1) : 16384 + (sec_line(number, 8) >> 1);
+    return number < 0 ? 16384 - (sec_between(-number, 8) >> 1) : 16384 + (sec_between(number, 8) >> 1);
 }
 
 static inline int32_t sec_get(const void *from, int at, int wide) {
@@ -66,7 +67,15 @@ static void sec_take(const void *from, int at, int count, int zero, int wide, in
     }
 }
 
-/* What inputs and hidden state add to a gate; `row` is bias, multiplier and shift of each. */
-static inline int32_t sec_ours(const int8_t *weights, const int16_t *x, int taps, const int32_t *row) {
-    return sec_rescaled(sec_dot(weights, x, taps) + row[0], row[1], row[2]);
+/* What `count` gates get from inputs or hidden state; `rows` is bias, multiplier and shift of each. */
+static void sec_gates(const int8_t *weights, const int16_t *x, int taps, int count, const int32_t *rows, int easy, int32_t *gates) {
+    for (int gate = 0; gate < count; gate++, rows += 3) {
+        if (gate % 2 == 0) {
+            const int8_t *next = gate + 1 < count ? weights + taps : weights;
+            sec_dots(weights, next, x, taps, gates + gate);
+            weights = next + taps;
+        }
+        const int32_t sum = gates[gate] + rows[0];
+        gates[gate] = easy ? sec_small(sum, rows[1], 2, -rows[2]) : sec_rescaled(sum, rows[1], rows[2]);
+    }
 }
