@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from secateurs.costs.formats import fillers
 from secateurs.costs.sums import Sum
@@ -25,7 +25,7 @@ from secateurs.types import Cost, Plan, Prepared, Term
 
 CODE = 9_000
 """Bytes of kernels' code that are reckoned with."""
-KINDS = ("int8", "float32")
+KINDS = ("int8", "int16", "float32")
 _REACH = 256  # from one weight of a row to the next, as far as 8 bits tell
 
 
@@ -36,6 +36,7 @@ def flash_bytes(kind: Kind = "int8") -> Cost:
     removes blocks of 4, 8 or 16 weights, they are taken to be the kernels' (4 inputs of 1, 2 or 4 outputs). Of plans of channels the
     weights are exact; of plans of single weights they are what distances by chance take.
 
+    >>> import torch
     >>> model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), torch.zeros(1, 64)
     >>> 9_000 + 64 * 32 + 32 * 8 + 12 * (32 + 8) <= flash_bytes()(model, x) <= 12_000
     True
@@ -72,6 +73,7 @@ def sram_bytes(kind: Kind = "int8") -> Cost:
     The network's inputs lie in the arena too, outputs to the end. No layers go patch by patch. Masked weights change nothing; of channels,
     what a plan promises is what the smaller model takes.
 
+    >>> import torch
     >>> model, x = nn.Sequential(nn.Linear(400, 100), nn.ReLU(), nn.Linear(100, 10)), torch.zeros(1, 400)
     >>> sram_bytes("float32")(model, x)
     3024.0
@@ -99,7 +101,7 @@ def sram_bytes(kind: Kind = "int8") -> Cost:
 
 def _require(who: str, kind: Kind) -> None:
     if kind not in KINDS:
-        raise FirmwareError(f"{who}: kind={kind!r}, but must be {' or '.join(map(repr, KINDS))}")
+        raise FirmwareError(f"{who}: kind={kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
 
 
 def _remembering(whole: Outline) -> Callable[[Plan | None], Sizes]:
@@ -127,44 +129,47 @@ def _flash(left: Callable[[Mapping[str, int]], Work], kind: Kind, rest: float) -
 
 
 def _dense(work: Work, kind: Kind) -> float:
-    """All weights, in pairs of outputs and fours of taps, and what becomes of each output's sum; of floats, the bias."""
+    """All weights, in fours of taps (and, of int8, pairs of outputs), and what becomes of each output's sum; of floats, the bias."""
     outputs = work.groups * work.outputs
     if kind == "float32":
         return 4 * (work.weights + outputs)
+    each = 12 if kind == "int8" else 16
     if work.inputs == work.outputs == 1 < work.groups:
-        return work.weights + 12 * outputs
-    return work.groups * padded(work.outputs, 2) * taps(work.kernel, work.inputs) + 12 * outputs
+        return work.weights + each * outputs
+    rows = padded(work.outputs, 2) if kind == "int8" else work.outputs
+    return work.groups * rows * taps(work.kernel, work.inputs) + each * outputs
 
 
 def _sparse(work: Work, kind: Kind) -> list[float]:
     """What the weights take in each format that leaves zeros out."""
-    if work.nonzeros >= work.weights or (work.groups > 1 and kind != "float32"):
+    if work.nonzeros >= work.weights or kind == "int16" or (work.groups > 1 and kind == "int8"):
         return []
     outputs, kept = work.groups * work.outputs, ceil(work.nonzeros)
     entries = kept + fillers(work.weights, kept, _REACH)
     if kind == "float32":
         return [5 * entries + 6 * outputs]
-    rows = 12 * outputs
-    found = [2 * entries + 2 * outputs + rows]
+    found = [2 * entries + 2 * outputs]
+    places = work.outputs * taps(work.kernel, work.inputs) // 4
     for tall in (1, 2, 4):
         blocks = _blocks(work, tall)
         if blocks is not None:
-            places = outputs * taps(work.kernel, work.inputs) // (4 * tall)
-            found.append(
-                (4 * tall + 1) * blocks + fillers(places, ceil(blocks), _REACH) * 4 * tall + 2 * ceil(outputs / tall) + rows
-            )
-    return found
+            blocks += fillers(places // tall, ceil(blocks), _REACH)
+            found.append((4 * tall + 1) * blocks + 2 * ceil(outputs / tall))
+    if work.weight is not None:
+        most = int(_fours(work.weight[0]).sum(2).max())
+        found += [places * 1.25 * each + 2 * outputs for each in (1, 2) if most <= each]
+    return [12 * outputs + each for each in found]
 
 
 def _blocks(work: Work, tall: int) -> float | None:
     """How many blocks of four taps of so many outputs hold anything, where that is known."""
-    if work.weight is not None:
-        return _filled(work.weight[0], tall)
-    return work.nonzeros / (4 * tall) if work.unit % (4 * tall) == 0 else None
+    if work.weight is None:
+        return work.nonzeros / (4 * tall) if work.unit % (4 * tall) == 0 else None
+    fours = _fours(work.weight[0]).any(2)
+    return int(pad(fours, (0, 0, 0, -len(fours) % tall)).reshape(-1, tall, fours.shape[1]).any(1).sum())
 
 
-def _filled(weight: Tensor, tall: int) -> int:
-    """Of a weight (outputs, inputs, *kernel): taps lie in the order of the kernel, inputs last, with zeros up to a multiple of four."""
+def _fours(weight: Tensor) -> Tensor:
+    """Which numbers of a weight (outputs, inputs, *kernel) are there, four taps together: in the order of the kernel, inputs last."""
     rows = weight.movedim(1, -1).flatten(1) != 0
-    rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 4, 0, -rows.shape[0] % tall))
-    return int(rows.reshape(rows.shape[0] // tall, tall, -1, 4).any(3).any(1).sum())
+    return pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4)
