@@ -38,7 +38,7 @@ def conv_call(layer: Conv, prefix: str, place: Place | None = None) -> Call:
         weights = constant(prefix, "weights", "float", weight[..., 0].transpose(1, 2, 0))
         statement = f"sec_float_depthwise({{x}}, {{y}}, {sizes.name}, {weights.name}, {bias.name}, {ends});"
         dense = ("arithmetic.c", "window.c", "float_depthwise.c")
-        return Call(layer, dense, (sizes, weights, bias), statement, instructions=places * weight.size * 9.0, label="float32")
+        return Call(layer, dense, (sizes, weights, bias), statement, instructions=places * weight.size * 11.5, label="float32")
     listed = _listed(layer, prefix)
     if listed is not None:
         taps = weight[0].size
@@ -50,7 +50,7 @@ def conv_call(layer: Conv, prefix: str, place: Place | None = None) -> Call:
     weights = constant(prefix, "weights", "float", weight)
     statement = f"sec_float_conv({{x}}, {{y}}, {sizes.name}, {weights.name}, {bias.name}, {ends});"
     kernels = ("arithmetic.c", "window.c", "float_conv.c")
-    return Call(layer, kernels, (sizes, weights, bias), statement, instructions=places * weight.size * 3.5, label="float32")
+    return Call(layer, kernels, (sizes, weights, bias), statement, instructions=places * weight.size * 4.0, label="float32")
 
 
 def _listed(layer: Conv, prefix: str) -> tuple[Constant, Constant, Constant] | None:
@@ -92,7 +92,7 @@ def pool_call(layer: Pool, prefix: str, place: Place | None = None) -> Call:
     """A maximum or an average over windows."""
     shape, place = pool_shape(layer, prefix), place or everywhere(layer)
     numbers = ", ".join(str(each) for each in (int(layer.average), *astuple(place)))
-    cost = 30 + place.out_h * place.out_w * (80 + layer.x.shape[2] * (20 + 9 * layer.window[0] * layer.window[1]))
+    cost = 30 + place.out_h * place.out_w * (80 + layer.x.shape[2] * (28 + 10 * layer.window[0] * layer.window[1]))
     statement = f"sec_float_pool({{x}}, {{y}}, {shape.name}, {numbers});"
     return Call(layer, ("window.c", "float_pool.c"), (shape,), statement, instructions=cost)
 
@@ -101,7 +101,7 @@ def mean_call(layer: Mean, prefix: str) -> Call:
     """The mean of each channel over all places."""
     places, channels = layer.x.shape[0] * layer.x.shape[1], layer.x.shape[2]
     statement = f"sec_float_mean({{x}}, {{y}}, {places}, {channels});"
-    return Call(layer, ("float_mean.c",), (), statement, instructions=20 + channels * (10 + 5 * places))
+    return Call(layer, ("float_mean.c",), (), statement, instructions=20 + channels * (10 + 6 * places))
 
 
 def add_call(layer: Add, prefix: str) -> Call:

@@ -90,6 +90,6 @@ def concat_call(layer: Concat, prefix: str) -> Call:
             constants.append(constant(prefix, f"part_{place}", "int32_t", numbers))
             function = "sec_scaled_rows" if kind == "int8" else "sec_wide_scaled_rows"
             statements.append(f"{function}({to}, {wide}, {channels}, {constants[-1].name});")
-            cost += 30 + places * (10 + wide * 25)
+            cost += 30 + places * (10 + wide * 18)
         begin += wide
     return Call(layer, tuple(dict.fromkeys(kernels)), tuple(constants), "\n".join(statements), instructions=cost)

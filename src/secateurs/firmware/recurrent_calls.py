@@ -35,7 +35,7 @@ def recurrent_call(layer: Recurrent, prefix: str) -> Call:
     )
     kernels = ("arithmetic.c", "rescale.c", "dot.c", "recurrent.c", "gru.c" if layer.gru else "lstm.c")
     taps = sum(each.shape[1] for each in weights)
-    cost = steps * (units * gates * (taps * 2.1 + 70) + units * 110 + inputs * 6)
+    cost = steps * (units * gates * (taps * 2.1 + 70) + units * (190 if layer.gru else 130) + inputs * 6)
     scratch = 4 * units + 2 * taps
     return Call(
         layer, kernels, constants, _statement(layer, "", constants), scratch, instructions=cost, label=f"{layer.x.kind}, dense"
@@ -54,7 +54,7 @@ def float_recurrent_call(layer: Recurrent, prefix: str) -> Call:
         constant(prefix, "biases", "float", _by_unit([biases], gates)),
     )
     kernels = ("float_functions.c", "float_recurrent.c", "float_gru.c" if layer.gru else "float_lstm.c")
-    cost = steps * (units * gates * (inputs + units) * 5.0 + units * 450)
+    cost = steps * (units * gates * (inputs + units) * 4.0 + units * 450)
     scratch = 4 * units * (1 if layer.gru else 2)
     return Call(layer, kernels, constants, _statement(layer, "float_", constants), scratch, instructions=cost, label="float32")
 

@@ -48,10 +48,10 @@ def pool_call(layer: Pool, prefix: str, place: Place | None = None) -> Call:
     window, channels = layer.window[0] * layer.window[1], layer.x.shape[2]
     fours = -(-channels // 4)
     if layer.average:
-        each = 60 + fours * (70 + 8 * window)
+        each = 60 + fours * (100 + 6.5 * window)
         kernels: tuple[str, ...] = ("arithmetic.c", "window.c", "sums.c", "average.c")
     else:
-        each = 60 + window * (25 + 9 * fours)
+        each = 60 + window * (20 + 6.2 * fours)
         kernels = ("arithmetic.c", "window.c", "maximum.c")
     function = "sec_average" if layer.average else "sec_maximum"
     statement = f"{function}({{x}}, {{y}}, {shape.name}, {numbers});"
@@ -64,7 +64,7 @@ def mean_call(layer: Mean, prefix: str) -> Call:
     require_sums(layer.name, places, layer.x)
     by = constant(prefix, "by", "int32_t", [places * layer.x.zero, *factors(layer.rescale), layer.y.zero])
     statement = f"sec_mean({{x}}, {{y}}, {places}, {channels}, {by.name});"
-    cost = 30 + -(-channels // 4) * (120 + places * 6)
+    cost = 30 + -(-channels // 4) * (150 + places * 7.5)
     return Call(layer, (*_RESCALE, "sums.c", "mean.c"), (by,), statement, instructions=cost)
 
 
@@ -94,7 +94,7 @@ def add_call(layer: Add, prefix: str) -> Call:
     """The sum or difference of two arrays, which may take the place of the first."""
     by = add_by(layer, prefix, 20)
     statement = f"sec_add({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
-    return Call(layer, (*_RESCALE, "terms.c", "add.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
+    return Call(layer, (*_RESCALE, "terms.c", "add.c"), (by,), statement, in_place="x", instructions=40 + 41 * layer.y.size)
 
 
 def multiply_call(layer: Multiply, prefix: str) -> Call:
@@ -106,7 +106,7 @@ def multiply_call(layer: Multiply, prefix: str) -> Call:
         [layer.x.zero, layer.other.zero, *small(layer.rescale, "int8", 255 * 255, layer.name), layer.y.zero],
     )
     statement = f"sec_times({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {by.name});"
-    return Call(layer, (*_RESCALE, "multiply.c"), (by,), statement, in_place="x", instructions=40 + 32 * layer.y.size)
+    return Call(layer, (*_RESCALE, "multiply.c"), (by,), statement, in_place="x", instructions=40 + 28 * layer.y.size)
 
 
 def table_call(layer: Table, prefix: str) -> Call:
@@ -114,7 +114,7 @@ def table_call(layer: Table, prefix: str) -> Call:
     assert layer.table is not None
     table = constant(prefix, "table", "int8_t", layer.table)
     statement = f"sec_table({{x}}, {{y}}, {layer.y.size}, {table.name});"
-    return Call(layer, ("table.c",), (table,), statement, in_place="x", instructions=20 + 3.5 * layer.y.size)
+    return Call(layer, ("table.c",), (table,), statement, in_place="x", instructions=20 + 5.25 * layer.y.size)
 
 
 def softmax_call(layer: Softmax, prefix: str) -> Call:

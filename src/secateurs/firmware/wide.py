@@ -73,7 +73,7 @@ def pool_call(layer: Pool, prefix: str, place: Place | None = None) -> Call:
     require_sums(layer.name, layer.window[0] * layer.window[1], layer.x)
     shape, place = pool_shape(layer, prefix), place or everywhere(layer)
     numbers = ", ".join(str(each) for each in (int(layer.average), *astuple(place)))
-    cost = 30 + place.out_h * place.out_w * (80 + layer.x.shape[2] * (25 + 8 * layer.window[0] * layer.window[1]))
+    cost = 30 + place.out_h * place.out_w * (80 + layer.x.shape[2] * (33 + 9 * layer.window[0] * layer.window[1]))
     statement = f"sec_wide_pool({{x}}, {{y}}, {shape.name}, {numbers});"
     return Call(layer, ("window.c", "wide_pool.c"), (shape,), statement, instructions=cost)
 
@@ -84,7 +84,7 @@ def mean_call(layer: Mean, prefix: str) -> Call:
     require_sums(layer.name, places, layer.x)
     multiplier, shift = (int(each[0]) for each in single(layer.rescale, layer.name))
     statement = f"sec_wide_mean({{x}}, {{y}}, {places}, {channels}, {multiplier}, {shift});"
-    return Call(layer, ("wide.c", "wide_mean.c"), (), statement, instructions=20 + channels * (30 + 4 * places))
+    return Call(layer, ("wide.c", "wide_mean.c"), (), statement, instructions=20 + channels * (30 + 5 * places))
 
 
 def add_call(layer: Add, prefix: str) -> Call:
@@ -92,7 +92,7 @@ def add_call(layer: Add, prefix: str) -> Call:
     by = add_by(layer, prefix, 15)
     statement = f"sec_wide_add({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
     kernels = ("arithmetic.c", "rescale.c", "terms.c", "wide_add.c")
-    return Call(layer, kernels, (by,), statement, in_place="x", instructions=30 + 50 * layer.y.size)
+    return Call(layer, kernels, (by,), statement, in_place="x", instructions=30 + 57 * layer.y.size)
 
 
 def multiply_call(layer: Multiply, prefix: str) -> Call:
@@ -100,7 +100,7 @@ def multiply_call(layer: Multiply, prefix: str) -> Call:
     multiplier, shift = factors(layer.rescale)
     statement = f"sec_wide_multiply({{x}}, {{other}}, {{y}}, {layer.y.size}, {period(layer)}, {multiplier}, {shift});"
     kernels = ("arithmetic.c", "rescale.c", "wide_multiply.c")
-    return Call(layer, kernels, (), statement, in_place="x", instructions=30 + 30 * layer.y.size)
+    return Call(layer, kernels, (), statement, in_place="x", instructions=30 + 19 * layer.y.size)
 
 
 def table_call(layer: Table, prefix: str) -> Call:

@@ -1,6 +1,12 @@
 /* The sum of products of two rows of numbers. */
 static inline float sec_float_dot(const float *weights, const float *x, int count) {
     float sum = 0.0f;
+    for (; count >= 4; count -= 4, weights += 4, x += 4) {
+        sum += weights[0] * x[0];
+        sum += weights[1] * x[1];
+        sum += weights[2] * x[2];
+        sum += weights[3] * x[3];
+    }
     for (; count > 0; count--) {
         sum += *weights++ * *x++;
     }
