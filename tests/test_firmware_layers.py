@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import secateurs.firmware
+from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.emulator import M0, M3, M4, missing
 from secateurs.firmware.host import compiler, on_host
+from secateurs.firmware.products import Place
 from secateurs.firmware.source import KERNELS, kernel
 from secateurs.integer.layers import (
     Add,
@@ -203,3 +206,36 @@ def test_all_kernels_stand_in_one_file() -> None:
     assert there <= set(KERNELS)
     parts = ["#include <math.h>\n#include <stdint.h>\n#include <string.h>", *(kernel(name) for name in KERNELS if name in there)]
     on_host({"main.c": "\n".join([*parts, "int main(void) {\n    return 0;\n}\n"])}, ("-Wno-unused-function",))
+
+
+def in_parts(layer: Pool | Conv, prefix: str, random: np.random.Generator) -> Call:
+    """A layer as four calls, each on a part of its arrays that begins where the last one ended."""
+    whole, statements = call_of(layer, prefix), []
+    cuts = [sorted({0, int(random.integers(0, size)), size}) for size in layer.y.shape[:2]]
+    window = layer.window if isinstance(layer, Pool) else layer.kernel
+    for top, bottom in pairwise(cuts[0]):
+        for left, right in pairwise(cuts[1]):
+            begin, size, around = [], [], []
+            for axis, (first, end) in enumerate(((top, bottom), (left, right))):
+                start = first * layer.stride[axis] - layer.padding[2 * axis]
+                stop = (end - 1) * layer.stride[axis] - layer.padding[2 * axis] + layer.dilation[axis] * (window[axis] - 1) + 1
+                begin.append(max(0, start))
+                around.append(begin[axis] - start)
+                size.append(min(layer.x.shape[axis], stop) - begin[axis])
+            (_, in_w, inputs), (_, out_w, outputs) = layer.x.shape, layer.y.shape
+            place = Place(*size, in_w * inputs, bottom - top, right - left, out_w * outputs, *around)
+            x, y = (begin[0] * in_w + begin[1]) * inputs, (top * out_w + left) * outputs
+            call = call_of(layer, prefix, place)
+            statements.append(call.statement.replace("{x}", f"{{x}} + {x}").replace("{y}", f"{{y}} + {y}"))
+    return replace(whole, statement="\n".join(statements))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
+def test_parts_together_are_the_whole(kind: str) -> None:
+    random, found = np.random.default_rng(5), []
+    for number in range(30):
+        layer = of_kind(pool(random) if number % 2 or kind == "int8" else conv(random), kind, random)
+        assert isinstance(layer, (Pool, Conv))
+        found.append(trials.trial(in_parts(layer, f"layer_{number}", random), random))
+    assert trials.wrong_on_host(found) == []
