@@ -46,7 +46,7 @@ def planes(layer: Conv, place: Place) -> tuple[int, int]:
     turned, (rows, across) = is_turned(layer), _taps(layer).shape[1:]
     high, wide = (place.out_w, place.out_h) if turned else (place.out_h, place.out_w)
     (down, along), gaps = (layer.stride[::-1] if turned else layer.stride), layer.dilation[1 if turned else 0]
-    pitch = _even((_even(wide) - 1) * along + _even(across))
+    pitch = _even((wide + -wide % 4 - 1) * along + _even(across))
     taps = 2 * rows * _even(across)
 
     def taken(band: int) -> int:

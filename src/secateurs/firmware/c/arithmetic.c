@@ -4,6 +4,13 @@
 #define SEC_DSP 1
 #endif
 
+/* Inner loops are functions of their own: within larger ones the compiler would keep their numbers in memory. */
+#ifdef __GNUC__
+#define SEC_ALONE __attribute__((noinline)) static
+#else
+#define SEC_ALONE static
+#endif
+
 /* Places in the array `shape` of a convolution; inputs and outputs are those of one group. */
 enum {
     SEC_KERNEL_H, SEC_KERNEL_W, SEC_STRIDE_H, SEC_STRIDE_W, SEC_DILATION_H, SEC_DILATION_W, SEC_INPUTS, SEC_OUTPUTS, SEC_GROUPS,

@@ -3,27 +3,33 @@
 
 /* Sums of an even and an odd row over one or two columns: those of the even row, then of the odd one. Words of weights are `step` numbers
    apart; a sum over both rows can hold `chunk` pairs. */
-static void sec_two_rows(const int16_t *weights, int step, const int16_t *x, int pairs, int chunk, int columns, int32_t *sums) {
+SEC_ALONE void sec_two_rows(const int16_t *weights, int step, const int16_t *x, int pairs, int chunk, int columns, int32_t *sums) {
     const int second = 2 * (columns - 1);
     uint32_t both0 = 0, both1 = 0, even0 = 0, even1 = 0;
     sums[2] = sums[3] = 0;
     for (int left = pairs; left > 0; left -= chunk) {
-        for (int some = left < chunk ? left : chunk; some > 0; some--, weights += step, x += 2 * columns) {
+        int some = left < chunk ? left : chunk;
 #ifdef SEC_DSP
-            const int32_t word = sec_word(weights), low = sec_evens(word), x0 = sec_word(x), x1 = sec_word(x + second);
-            both0 = (uint32_t)sec_pair(word, x0, (int32_t)both0);
-            both1 = (uint32_t)sec_pair(word, x1, (int32_t)both1);
-            even0 = (uint32_t)sec_pair(low, x0, (int32_t)even0);
-            even1 = (uint32_t)sec_pair(low, x1, (int32_t)even1);
+        int32_t word, seen;
+        __asm__ volatile(
+            "0:\n\tldr %[word], [%[w]]\n\tadd %[w], %[w], %[step], lsl #1\n\tldr %[seen], [%[x]]\n\tsmlad %[both0], %[word], %[seen], %[both0]\n\t"
+            "sxtb16 r12, %[word]\n\tsmlad %[even0], r12, %[seen], %[even0]\n\tldr %[seen], [%[x], %[second], lsl #1]\n\t"
+            "smlad %[both1], %[word], %[seen], %[both1]\n\tsmlad %[even1], r12, %[seen], %[even1]\n\tadd %[x], %[x], %[columns], lsl #2\n\t"
+            "subs %[some], %[some], #1\n\tbne 0b"
+            : [w] "+r"(weights), [x] "+r"(x), [some] "+r"(some), [both0] "+r"(both0), [both1] "+r"(both1), [even0] "+r"(even0),
+              [even1] "+r"(even1), [word] "=&r"(word), [seen] "=&r"(seen)
+            : [step] "r"(step), [second] "r"(second), [columns] "r"(columns)
+            : "r12", "cc", "memory");
 #else
+        for (; some > 0; some--, weights += step, x += 2 * columns) {
             const int32_t a = weights[0], b = weights[1], low = (int8_t)(a & 255), next = (int8_t)(b & 255);
             const int16_t *const other = x + second;
             both0 += (uint32_t)(a * x[0] + b * x[1]);
             even0 += (uint32_t)(low * x[0] + next * x[1]);
             both1 += (uint32_t)(a * other[0] + b * other[1]);
             even1 += (uint32_t)(low * other[0] + next * other[1]);
-#endif
         }
+#endif
         sums[2] += (int32_t)(both0 - even0) >> 8;
         sums[3] += (int32_t)(both1 - even1) >> 8;
         both0 = even0;

@@ -92,40 +92,74 @@ static void sec_three_by_three(const int16_t *x, int down, int jump, const int16
 }
 #endif
 
-/* The sums of two places whose windows begin at `x` and `other`: rows of `pairs` pairs. */
-static inline void sec_two_places(const int16_t *x, const int16_t *other, int down, const int16_t *taps, int rows, int pairs, int32_t *sums) {
-    int32_t first = 0, second = 0;
-    for (int row = 0; row < rows; row++, x += down, other += down) {
-        for (int pair = 0; pair < 2 * pairs; pair += 2, taps += 2) {
+/* Adds to the sums of four places side by side, `stride` apart: rows of `pairs` pairs. */
+SEC_ALONE void sec_four_places(const int16_t *x, int stride, int down, const int16_t *taps, int rows, int pairs, int32_t *sums) {
+    int32_t first = sums[0], second = sums[1], third = sums[2], fourth = sums[3];
 #ifdef SEC_DSP
-            const int32_t word = sec_word(taps);
-            first = sec_pair(word, sec_word(x + pair), first);
-            second = sec_pair(word, sec_word(other + pair), second);
+    const int apart = 2 * stride, far = 6 * stride, next = 2 * down;
+    const int16_t *at;
+    int32_t word, seen;
+    int left;
+    __asm__ volatile(
+        "0:\n\tmov %[at], %[x]\n\tldr %[left], %[pairs]\n"
+        "1:\n\tldr %[word], [%[taps]], #4\n\tldr %[seen], [%[at]]\n\tsmlad %[first], %[word], %[seen], %[first]\n\tldr %[seen], [%[at], %[apart]]\n\t"
+        "smlad %[second], %[word], %[seen], %[second]\n\tldr %[seen], [%[at], %[apart], lsl #1]\n\tsmlad %[third], %[word], %[seen], %[third]\n\t"
+        "ldr %[seen], [%[at], %[far]]\n\tsmlad %[fourth], %[word], %[seen], %[fourth]\n\tadds %[at], %[at], #4\n\tsubs %[left], %[left], #1\n\tbne 1b\n\t"
+        "ldr %[seen], %[next]\n\tadd %[x], %[x], %[seen]\n\tsubs %[rows], %[rows], #1\n\tbne 0b"
+        : [x] "+r"(x), [taps] "+r"(taps), [rows] "+r"(rows), [first] "+r"(first), [second] "+r"(second), [third] "+r"(third),
+          [fourth] "+r"(fourth), [at] "=&r"(at), [word] "=&r"(word), [seen] "=&r"(seen), [left] "=&r"(left)
+        : [apart] "r"(apart), [far] "r"(far), [next] "m"(next), [pairs] "m"(pairs)
+        : "cc", "memory");
 #else
-            first += taps[0] * x[pair] + taps[1] * x[pair + 1];
-            second += taps[0] * other[pair] + taps[1] * other[pair + 1];
-#endif
+    for (int row = 0; row < rows; row++, x += down) {
+        const int16_t *at = x, *const end = x + 2 * pairs;
+        for (; at < end; at++) {
+            const int32_t tap = *taps++;
+            first += tap * at[0];
+            second += tap * at[stride];
+            third += tap * at[2 * stride];
+            fourth += tap * at[3 * stride];
         }
     }
+#endif
     sums[0] = first;
     sums[1] = second;
+    sums[2] = third;
+    sums[3] = fourth;
+}
+
+/* One row of a channel of the result; taps are doubled where that is easy. */
+static void sec_line_of_places(const int16_t *x, int down, const int16_t *taps, const int32_t *row, const int16_t *shape, int count,
+                               int out_step, int8_t *y) {
+    const int rows = shape[SEC_KERNEL_H], pairs = sec_even(shape[SEC_KERNEL_W]) / 2, stride = shape[SEC_STRIDE_W], easy = shape[SEC_EASY];
+    const int32_t start = row[SEC_START], multiplier = row[SEC_MULTIPLIER], shift = row[SEC_SHIFT], zero = shape[SEC_ZERO_OUT];
+    for (; count > 0; count -= 4, x += 4 * stride) {
+        int32_t sums[4] = {start, start, start, start};
+        sec_four_places(x, stride, down, taps, rows, pairs, sums);
+        for (int each = 0; each < 4 && each < count; each++, y += out_step) {
+            *y = (int8_t)(easy ? sec_easy(sums[each], multiplier, shift, zero)
+                               : sec_scaled(sums[each], multiplier, shift, zero, shape[SEC_LOW], shape[SEC_HIGH]));
+        }
+    }
 }
 
 /* A channel of the result, `out_h` rows of it, out of a plane. */
 static void sec_plane(const int16_t *plane, int pitch, const int8_t *weights, int16_t *taps, const int32_t *row, const int16_t *shape,
                       int out_h, int out_w, int out_row, int out_step, int8_t *y) {
-    const int rows = shape[SEC_KERNEL_H], across = shape[SEC_KERNEL_W], pairs = sec_even(across) / 2, stride = shape[SEC_STRIDE_W];
+    const int rows = shape[SEC_KERNEL_H], across = shape[SEC_KERNEL_W], factor = shape[SEC_EASY] ? 2 : 1;
     const int down = shape[SEC_DILATION_H] * pitch, jump = shape[SEC_STRIDE_H] * pitch;
     int16_t *next = taps;
 #ifdef SEC_DSP
-    if (shape[SEC_EASY] && rows == 3 && across == 3 && (stride == 1 || stride == 2)) {
-        for (int each = 0; each < 3; each++, taps += 4, weights += 3) {
-            taps[0] = (int16_t)(2 * weights[0]);
-            taps[1] = taps[2] = (int16_t)(2 * weights[1]);
-            taps[3] = (int16_t)(2 * weights[2]);
+    const int stride = shape[SEC_STRIDE_W];
+    if (factor == 2 && rows == 3 && across == 3 && (stride == 1 || stride == 2)) {
+        for (int each = 0; each < 3; each++, next += 4, weights += 3) {
+            next[0] = (int16_t)(2 * weights[0]);
+            next[1] = next[2] = (int16_t)(2 * weights[1]);
+            next[3] = (int16_t)(2 * weights[2]);
         }
-        sec_three_by_three(plane, 2 * down, 2 * jump, next, row, shape[SEC_ZERO_OUT], stride, y, out_h, out_row, out_step, out_w);
-        for (int oy = 0; oy < out_h; oy++, y += out_row) {
+        sec_three_by_three(plane, 2 * down, 2 * jump, taps, row, shape[SEC_ZERO_OUT], stride, y, out_h, out_row, out_step, out_w);
+        out_h = shape[SEC_CLAMPS] ? out_h : 0;
+        for (; out_h > 0; out_h--, y += out_row) {
             sec_clamp(y, out_w, out_step, shape);
         }
         return;
@@ -133,22 +167,14 @@ static void sec_plane(const int16_t *plane, int pitch, const int8_t *weights, in
 #endif
     for (int each = 0; each < rows; each++) {
         for (int tap = 0; tap < across; tap++) {
-            *next++ = *weights++;
+            *next++ = (int16_t)(factor * *weights++);
         }
         if (across % 2) {
             *next++ = 0;
         }
     }
     for (int oy = 0; oy < out_h; oy++, plane += jump, y += out_row) {
-        for (int ox = 0; ox < out_w; ox += 2) {
-            const int16_t *const at = plane + ox * stride;
-            int32_t sums[2];
-            sec_two_places(at, ox + 1 < out_w ? at + stride : at, down, taps, rows, pairs, sums);
-            y[ox * out_step] = sec_finish(sums[0], row, shape);
-            if (ox + 1 < out_w) {
-                y[(ox + 1) * out_step] = sec_finish(sums[1], row, shape);
-            }
-        }
+        sec_line_of_places(plane, down, taps, row, shape, out_w, out_step, y);
         sec_clamp(y, out_w, out_step, shape);
     }
 }
@@ -179,7 +205,7 @@ static void sec_depthwise(const int8_t *x, int8_t *y, void *scratch, const int16
     const int row = turned ? channels : in_row, step = turned ? in_row : channels;
     const int to_row = turned ? channels * each : out_row, to_step = turned ? out_row : channels * each;
     const int above = turned ? left : top, before = turned ? top : left;
-    const int pitch = sec_even((sec_even(wide) - 1) * shape[SEC_STRIDE_W] + sec_even(shape[SEC_KERNEL_W]));
+    const int pitch = sec_even(((wide + 3) / 4 * 4 - 1) * shape[SEC_STRIDE_W] + sec_even(shape[SEC_KERNEL_W]));
     int16_t *const planes = (int16_t *)scratch;
     for (int oy = 0; oy < high; oy += shape[SEC_BAND]) {
         const int some = high - oy < shape[SEC_BAND] ? high - oy : shape[SEC_BAND];
