@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateurs.integer.layers import LIMITS, Array, Kind, Network, Numbers, written
+from secateurs.integer.layers import LIMITS, Array, Face, Kind, Network, Numbers, written
 from secateurs.integer.quantise import Range
 from secateurs.integer.reference import values_of
 from secateurs.types import NonFiniteError, SecateursError, TaskError
@@ -188,30 +188,7 @@ def ranges_of(seen: Mapping[str, Seen], method: Method, kind: Kind = "int8") -> 
 
 def seen_in(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
     """What the arrays of a network in float32 show on batches, by their names; raises and warns as `calibrated` does."""
-    found: dict[str, Seen] = {}
-    makers = {array.name: layer.name for layer in network.layers for array in written(layer)}
-    samples = number = 0
-    for number, inputs in enumerate(packed_batches(network, batches), 1):
-        samples += len(inputs[0])
-
-        def see(array: Array, numbers: Numbers, number: int = number) -> None:
-            if not numbers.size:
-                return
-            wrong = numbers.size - int(np.isfinite(numbers).sum())
-            if wrong:
-                who = f"{makers[array.name]} gives" if array.name in makers else f"{array.name} has"
-                raise NonFiniteError(
-                    f"batch {number}: {who} {wrong} of {numbers.size} numbers that are NaN or infinite; calibrate on inputs with which "
-                    "the model in float32 is sound"
-                )
-            found.setdefault(array.name, Seen()).add(numbers)
-
-        for start in range(0, len(inputs[0]), _AT_ONCE):
-            values_of(network, [each[start : start + _AT_ONCE] for each in inputs], see)
-    if not samples:
-        raise TaskError(
-            f"calibration had {number} batches and no sample: give inputs like those that the network will see, some hundred of them"
-        )
+    found = seen_of(network, batches)
     still = [name for name, each in found.items() if each.low == each.high == 0]
     if still:
         warnings.warn(
@@ -222,29 +199,67 @@ def seen_in(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
     return found
 
 
+def seen_of(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
+    """The same without a warning."""
+    found: dict[str, Seen] = {}
+    makers = {array.name: layer.name for layer in network.layers for array in written(layer)}
+    samples = number = 0
+
+    def see(array: Array, numbers: Numbers) -> None:
+        wrong = numbers.size - int(np.isfinite(numbers).sum())
+        if wrong:
+            who = f"{makers[array.name]} gives" if array.name in makers else f"{array.name} has"
+            raise NonFiniteError(
+                f"batch {number}: {who} {wrong} of {numbers.size} numbers that are NaN or infinite; calibrate on inputs with which "
+                "the model in float32 is sound"
+            )
+        found.setdefault(array.name, Seen()).add(numbers)
+
+    for number, inputs in enumerate(packed_batches(network, batches), 1):  # noqa: B007 (what `see` tells)
+        samples += len(inputs[0])
+        for start in range(0, len(inputs[0]), _AT_ONCE):
+            values_of(network, [each[start : start + _AT_ONCE] for each in inputs], see)
+    if not samples:
+        raise TaskError(
+            f"calibration had {number} batches and no sample: give inputs like those that the network will see, some hundred of them"
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A batch as `reference.run` takes it: one array an input, (samples, height, width, channels), float32."""
+
+    arrays: tuple[Numbers, ...]
+
+
 def packed_batches(network: Network, batches: Iterable[Any]) -> Iterator[list[Numbers]]:
     """Of each batch what `reference.run` takes: one array an input, (samples, height, width, channels), float32."""
     if isinstance(batches, (Tensor, np.ndarray, str)) or not isinstance(batches, Iterable):
         what = f"one tensor {tuple(batches.shape)}" if isinstance(batches, (Tensor, np.ndarray)) else repr(batches)
         raise TaskError(f"calibration is {what}, but must be batches, one after the other: [inputs] for example")
     for number, batch in enumerate(batches, 1):
+        if isinstance(batch, Packed):
+            yield list(batch.arrays)
+            continue
         given = _inputs_of(network, batch, number)
-        packed = []
-        for face, tensor in zip(network.inputs, given, strict=True):
-            numbers = np.asarray(tensor.detach().cpu().float() if isinstance(tensor, Tensor) else tensor, np.float32)
-            fits = numbers.ndim == len(face.shape) and all(
-                one == two or (face.batched and dim == 0)
-                for dim, (one, two) in enumerate(zip(numbers.shape, face.shape, strict=True))
-            )
-            if not fits:
-                wanted = ("samples", *face.shape[1:]) if face.batched else face.shape
-                raise TaskError(
-                    f"batch {number}: the {face.name} is {numbers.shape}, but the network was built for ({', '.join(map(str, wanted))})"
-                )
-            packed.append(face.packed(numbers))
+        packed = [_packed(face, tensor, number) for face, tensor in zip(network.inputs, given, strict=True)]
         if len({len(each) for each in packed}) > 1:
             raise TaskError(f"batch {number}: the inputs have {[len(each) for each in packed]} samples; each needs as many")
         yield packed
+
+
+def _packed(face: Face, tensor: Any, number: int) -> Numbers:
+    numbers = np.asarray(tensor.detach().cpu().float() if isinstance(tensor, Tensor) else tensor, np.float32)
+    fits = numbers.ndim == len(face.shape) and all(
+        one == two or (face.batched and dim == 0) for dim, (one, two) in enumerate(zip(numbers.shape, face.shape, strict=True))
+    )
+    if not fits:
+        wanted = ("samples", *face.shape[1:]) if face.batched else face.shape
+        raise TaskError(
+            f"batch {number}: the {face.name} is {numbers.shape}, but the network was built for ({', '.join(map(str, wanted))})"
+        )
+    return face.packed(numbers)
 
 
 def _inputs_of(network: Network, batch: Any, number: int) -> Sequence[Any]:

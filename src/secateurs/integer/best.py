@@ -1,0 +1,155 @@
+"""The integers that answer most like the network in float32: ways to choose them, tried on calibration inputs that none of them saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateurs.integer.correct import Change, corrected, rounded_together, unbiased
+from secateurs.integer.equalise import equalised, reaches
+from secateurs.integer.layers import Kind, Network, Numbers
+from secateurs.integer.quantise import from_integers, quantised, to_integers
+from secateurs.integer.ranges import Packed, Seen, least_error, minmax, packed_batches, percentile, ranges_of, seen_in, seen_of
+from secateurs.integer.reference import run
+from secateurs.types import SecateursError, TaskError
+
+_LEAST = 8
+_MOST = 1024
+"""So many samples of the calibration inputs are kept, at most, from the first on."""
+
+_HELD = 64
+"""So many of those that are held out are run, at most: each way that is tried runs them."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way: how ranges were chosen, what was equalised and corrected, and its signal-to-noise in decibels on inputs held out."""
+
+    ranges: str
+    equalised: str
+    corrected: str
+    decibels: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """The network in integers that answered most like the one in float32, and all that was tried, in that order.
+
+    ``decibels`` = 10 log10(sum y^2 / sum (y - y')^2) over the outputs of ``held_out`` samples; ``samples`` others gave the ranges.
+    """
+
+    network: Network
+    tried: tuple[Tried, ...]
+    samples: int
+    held_out: int
+
+    @property
+    def kept(self) -> Tried:
+        """The way that was kept."""
+        return max(self.tried, key=lambda each: each.decibels)
+
+    def __str__(self) -> str:
+        rows = [("ranges", "equalised", "corrected", "signal to noise, dB")]
+        rows += [
+            (each.ranges, each.equalised, each.corrected, f"{each.decibels:.1f}{' ← kept' if each is self.kept else ''}")
+            for each in self.tried
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            "  ".join([*(part.ljust(width) for part, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows
+        ]
+        return "\n".join([*lines, f"ranges from {self.samples} samples, decibels on {self.held_out} others"])
+
+
+def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
+    """A network in integers, with what loses least of: ranges, equalisation, rounding and biases chosen by calibration inputs.
+
+    Of the calibration inputs every fourth sample is held out; the others give ranges and corrections. Each method of `ranges` is tried
+    with and without `equalised`; then, with the two that answer most like float32, `unbiased`, alone and after `rounded_together`. Nothing
+    is random: the same inputs give the same network.
+
+    Raises `TaskError` with fewer than 8 samples, and what `calibrated` and `quantised` raise.
+
+    >>> import torch
+    >>> from secateurs.integer.build import built
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> found = best(built(model, torch.randn(2, 8)), [torch.randn(64, 8)])
+    >>> found.network.kind, found.samples, found.held_out, found.kept.decibels > 25
+    ('int8', 48, 16, True)
+    """
+    if kind not in ("int8", "int16"):
+        raise SecateursError(f"best: kind={kind!r} is neither 'int8' nor 'int16'; float32 needs no integers to be chosen")
+    part, held = _apart(network, batches)
+    wanted = run(network, held)
+    variants = _variants(network, part)
+    methods = {each.name: each for each in (minmax(), percentile(), least_error())}
+    made: list[tuple[Tried, Network]] = []
+
+    def attempt(method: str, how: str, fixed: str, changes: Sequence[Change]) -> None:
+        real, seen = variants[how]
+        whole = quantised(real, ranges_of(seen, methods[method], kind), kind)
+        whole = corrected(whole, real, [part], changes) if changes else whole
+        made.append((Tried(method, how, fixed, decibels(whole, held, wanted)), whole))
+
+    for how in variants:
+        for method in methods:
+            attempt(method, how, "no", ())
+    for way, _ in sorted(made, key=lambda each: -each[0].decibels)[:2]:
+        attempt(way.ranges, way.equalised, "biases", [unbiased])
+        attempt(way.ranges, way.equalised, "rounding and biases", [rounded_together, unbiased])
+    whole = max(made, key=lambda each: each[0].decibels)[1]
+    return Best(whole, tuple(way for way, _ in made), len(part.arrays[0]), len(held[0]))
+
+
+def _apart(network: Network, batches: Iterable[Any]) -> tuple[Packed, list[Numbers]]:
+    """Calibration inputs to choose by, and every fourth sample, by which choices are compared."""
+    found: list[list[Numbers]] = []
+    for inputs in packed_batches(network, batches):
+        found.append(inputs)
+        if sum(len(each[0]) for each in found) >= _MOST:
+            break
+    samples = sum(len(each[0]) for each in found)
+    if samples < _LEAST:
+        raise TaskError(
+            f"best: {samples} calibration samples are too few to choose by some and compare by others: give at least {_LEAST}, better "
+            "some hundred, or take calibrated and quantised, which choose nothing"
+        )
+    inputs = [np.concatenate(parts)[:_MOST] for parts in zip(*found, strict=True)]
+    held = np.arange(len(inputs[0])) % 4 == 3
+    return Packed(tuple(each[~held] for each in inputs)), [each[held][:_HELD] for each in inputs]
+
+
+def _variants(network: Network, part: Packed) -> dict[str, tuple[Network, dict[str, Seen]]]:
+    """The network as it is and equalised in each way, and what its arrays show."""
+    reached = reaches(network, [part])
+    found = {
+        "no": network,
+        "by weights": equalised(network),
+        "by ranges, 0.25": equalised(network, reached, 0.25),
+        "by ranges, 0.5": equalised(network, reached, 0.5),
+    }
+    plain = seen_in(network, [part])
+    same = {how for how, each in found.items() if all(one is two for one, two in zip(each.layers, network.layers, strict=True))}
+    return {
+        how: (each, plain if how == "no" else seen_of(each, [part]))
+        for how, each in found.items()
+        if how == "no" or how not in same
+    }
+
+
+def decibels(whole: Network, inputs: Sequence[Numbers], wanted: Sequence[Numbers]) -> float:
+    """Signal to noise of a network in integers: 10 log10(sum y^2 / sum (y - y')^2) over all outputs, given those in float32.
+
+    ``inputs`` are float32 as `Face.packed` has them. Each output counts alike, whatever its size.
+    """
+    given = [to_integers(each, face.array) for each, face in zip(inputs, whole.inputs, strict=True)]
+    noise = 0.0
+    for made, face, exact in zip(run(whole, given), whole.outputs, wanted, strict=True):
+        wrong = from_integers(made, face.array).astype(np.float64) - exact
+        power = float((exact.astype(np.float64) ** 2).sum())
+        noise += float((wrong**2).sum()) / (power or 1.0) / len(whole.outputs)
+    return float("inf") if noise == 0 else -10 * float(np.log10(noise))
