@@ -218,7 +218,8 @@ def seen_of(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
     for number, inputs in enumerate(packed_batches(network, batches), 1):  # noqa: B007 (what `see` tells)
         samples += len(inputs[0])
         for start in range(0, len(inputs[0]), _AT_ONCE):
-            values_of(network, [each[start : start + _AT_ONCE] for each in inputs], see)
+            with np.errstate(over="ignore", invalid="ignore"):  # told with a name
+                values_of(network, [each[start : start + _AT_ONCE] for each in inputs], see)
     if not samples:
         raise TaskError(
             f"calibration had {number} batches and no sample: give inputs like those that the network will see, some hundred of them"
