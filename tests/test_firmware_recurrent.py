@@ -61,6 +61,24 @@ class Steps(nn.Module):
         return state
 
 
+class Stacked(nn.Module):
+    """Two cells, one on top of the other, LSTMs from the last step on; all that the second gives, and what the first ends with."""
+
+    def __init__(self, gru: bool) -> None:
+        super().__init__()
+        make = nn.GRUCell if gru else nn.LSTMCell
+        self.below, self.above, self.gru = make(5, 6), make(6, 4), gru
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states: list[Any] = [None, None]
+        found = []
+        for step in range(x.shape[1]) if self.gru else range(x.shape[1] - 1, 0, -1):
+            states[0] = self.below(x[:, step], states[0])
+            states[1] = self.above(states[0] if self.gru else states[0][0], states[1])
+            found.append(states[1] if self.gru else states[1][0])
+        return torch.stack(found, 1), states[0] if self.gru else states[0][1]
+
+
 class Streaming(nn.Module):
     """A layer that is given its state and gives the next."""
 
@@ -82,6 +100,8 @@ MODELS = {
     "lstm, two layers, both directions": lambda: Outputs(nn.LSTM(5, 6, 2, batch_first=True, bidirectional=True)),
     "lstm without biases": lambda: Outputs(nn.LSTM(5, 6, batch_first=True, bias=False)),
     "lstm cell": lambda: Steps(nn.LSTMCell(5, 6), 6),
+    "two cells, lstm": lambda: Stacked(gru=False),
+    "two cells, gru": lambda: Stacked(gru=True),
 }
 
 
@@ -111,7 +131,7 @@ def _both(model: nn.Module, example: Any) -> tuple[Network, list[np.ndarray]]:
 def test_models_answer_as_torch_and_in_integers_nearly_so(name: str) -> None:
     network, inputs = _both(MODELS[name](), torch.randn(20, 11, 5))
     expected = sum(isinstance(layer, Recurrent) for layer in network.layers)
-    assert expected == (11 if "cell" in name else 4 if "two layers" in name else 1)
+    assert expected == (4 if "both directions" in name else 2 if "two cells" in name else 1)
     ranges = _ranges(network, inputs)
     floats = run(network, inputs)[0]
     for kind, most in (("int8", 4.0), ("int16", 400.0)):
@@ -131,6 +151,28 @@ def test_a_state_goes_in_and_comes_out(gru: bool) -> None:
     found = run(made, [to_integers(each, face.array) for each, face in zip(inputs, made.inputs, strict=True)])
     for face, each, want in zip(made.outputs, found, run(network, inputs), strict=True):
         assert np.abs(from_integers(each, face.array) - want).max() <= 4 * face.array.scale
+
+
+class Apart(nn.Module):
+    """Steps that are none of one layer: another cell for each second one, another order, or a cell's state that is read in between."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.cells, self.why = nn.ModuleList([nn.LSTMCell(5, 6), nn.LSTMCell(5, 6)]), why
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, total = None, None
+        for place, step in enumerate([0, 2, 1, 3] if self.why == "order" else range(4)):
+            state = self.cells[place % 2 if self.why == "cells" else 0](x[:, step], state)
+            total = state[0] if self.why != "state" else state[1] if total is None else total + state[1]
+        assert total is not None
+        return total
+
+
+@pytest.mark.parametrize("why", ["cells", "order", "state"])
+def test_steps_that_are_none_of_one_layer_stay_as_they_are(why: str) -> None:
+    network, _ = _both(Apart(why), torch.randn(20, 4, 5))
+    assert sum(isinstance(layer, Recurrent) for layer in network.layers) == 4
 
 
 def test_what_functions_give_is_near_what_they_are() -> None:

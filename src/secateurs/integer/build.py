@@ -19,6 +19,7 @@ from secateurs.integer.gru import refused as recurrent_refused
 from secateurs.integer.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
 from secateurs.integer.lower import Building, build
 from secateurs.integer.placed import lying
+from secateurs.integer.unrolled import joined
 from secateurs.nested import Value, changed, leaves, tensors_in
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network import nodes
@@ -54,7 +55,7 @@ def built(model: nn.Module, example: Any) -> Network:
     inputs = tuple(_input(to, recorded, value, name, batched) for name, value in _named(recorded.example, "input"))
     _require_kernels(model, build(to, recorded.nodes))
     outputs = tuple(_output(to, value, name, batched) for name, value in _named(recorded.result, "output"))
-    return _tidy(Network(inputs, outputs, tuple(to.layers)))
+    return _tidy(joined(Network(inputs, outputs, tuple(to.layers))))
 
 
 def _require_kernels(model: nn.Module, refused: list[str]) -> None:
