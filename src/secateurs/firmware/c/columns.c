@@ -9,8 +9,8 @@ static int16_t *sec_widen(const int8_t *from, int count, int16_t *to, int step) 
     "sxtb16 %[c], " word "\n\tsxtb16 " word ", " word ", ror #8\n\tstr %[c], [%[to], #" first "]\n\tstr " word ", [%[to], #" second "]\n\t"
     if (step == 4) {
         for (; count >= 16; count -= 16) {
-            __asm__ volatile("ldrd %[a], %[b], [%[from]], #8\n\t" SEC_FOUR("%[a]", "0", "8") SEC_FOUR("%[b]", "16", "24")
-                             "ldrd %[a], %[b], [%[from]], #8\n\t" SEC_FOUR("%[a]", "32", "40") SEC_FOUR("%[b]", "48", "56") "adds %[to], #64"
+            __asm__ volatile("ldr %[a], [%[from]], #4\n\tldr %[b], [%[from]], #4\n\t" SEC_FOUR("%[a]", "0", "8") SEC_FOUR("%[b]", "16", "24")
+                             "ldr %[a], [%[from]], #4\n\tldr %[b], [%[from]], #4\n\t" SEC_FOUR("%[a]", "32", "40") SEC_FOUR("%[b]", "48", "56") "adds %[to], #64"
                              : [from] "+r"(from), [to] "+r"(to), [a] "=&r"(a), [b] "=&r"(b), [c] "=&r"(c)
                              :
                              : "memory", "cc");
