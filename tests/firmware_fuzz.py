@@ -13,21 +13,21 @@ from collections.abc import Sequence
 import numpy as np
 from small_networks import small_network
 
-from secateurs.firmware.call import Constant
+from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.calls import call_of
 from secateurs.firmware.firmware import told
+from secateurs.firmware.formats import choices
 from secateurs.firmware.host import SANITIZED, on_host
-from secateurs.firmware.program import TYPES, Program
+from secateurs.firmware.overwriting import overwriting
+from secateurs.firmware.program import TYPES, Program, planned
 from secateurs.firmware.source import declared, header, names_of, source
-from secateurs.firmware.write import fitting
 from secateurs.integer.build import built
-from secateurs.integer.layers import Kind, Numbers
+from secateurs.integer.layers import Conv, Kind, Layer, Numbers
 from secateurs.integer.quantise import quantised, to_integers
 from secateurs.integer.ranges import calibrated
 from secateurs.integer.reference import run
-from secateurs.targets import microcontroller
 
 Case = tuple[Program, list[Numbers], list[Numbers]]
-HUGE = microcontroller(flash=1 << 30, sram=1 << 30)
 
 
 def case(seed: int, kind: Kind, name: str) -> Case:
@@ -46,8 +46,16 @@ def case(seed: int, kind: Kind, name: str) -> Case:
             limits = np.iinfo(kind)
             given = np.concatenate([given, rng.integers(limits.min, limits.max + 1, given.shape, dtype=kind)])
         inputs.append(given)
-    sram = microcontroller(flash=1 << 30, sram=1 << 30)
-    return fitting(network, name, sram), inputs, run(network, inputs)
+    calls = [_call(layer, f"{name}_{number}", rng) for number, layer in enumerate(network.layers)]
+    return planned(network, calls, name), inputs, run(network, inputs)
+
+
+def _call(layer: Layer, name: str, rng: np.random.Generator) -> Call:
+    """A layer in any of the formats that its weights allow."""
+    if not isinstance(layer, Conv) or layer.x.kind != "int8":
+        return call_of(layer, name)
+    options = choices(layer, name)
+    return overwriting(options[rng.integers(len(options))])
 
 
 def program_of(cases: Sequence[Case]) -> dict[str, str]:
