@@ -153,6 +153,29 @@ def test_a_state_goes_in_and_comes_out(gru: bool) -> None:
         assert np.abs(from_integers(each, face.array) - want).max() <= 4 * face.array.scale
 
 
+@pytest.mark.parametrize("gru", [True, False])
+def test_a_state_that_comes_out_goes_in_again_as_it_is(gru: bool) -> None:
+    """Step by step as the float model over all steps; what a first step begins with are zeros, so their range is that of what is left."""
+    model, states = Streaming(nn.GRU(5, 6) if gru else nn.LSTM(5, 6)), 1 if gru else 2
+    whole = torch.randn(30, 1, 5)
+    network, inputs = _both(model, (whole, *(torch.zeros(1, 1, 6) for _ in range(states))))
+    step, _ = _both(model, (whole[:1], *(torch.zeros(1, 1, 6) for _ in range(states))))
+    ranges = _ranges(network, inputs) | {face.array.name: (0.0, 0.0) for face in step.inputs[1:]}
+    if not gru:
+        ranges["inner.cell"] = -1.5, 1.5
+    made = quantised(step, ranges)
+    for given, left in zip(made.inputs[1:], made.outputs[1:], strict=True):
+        assert (given.array.scale, given.array.zero) == (left.array.scale, left.array.zero)
+    kept = [to_integers(np.zeros((1, 1, 1, 6)), face.array) for face in made.inputs[1:]]
+    found = []
+    for place in range(30):
+        x = to_integers(inputs[0][:, :, place : place + 1], made.inputs[0].array)
+        y, *kept = run(made, [x, *kept])
+        found.append(from_integers(y, made.outputs[0].array).reshape(-1))
+    wanted = run(network, inputs)[0].reshape(30, 6)
+    assert np.abs(np.stack(found) - wanted).max() <= 8 * made.outputs[0].array.scale
+
+
 class Apart(nn.Module):
     """Steps that are none of one layer: another cell for each second one, another order, or a cell's state that is read in between."""
 

@@ -35,7 +35,7 @@ from secateurs.integer.layers import (
     with_layers,
     written,
 )
-from secateurs.integer.recurrent_quantise import in_integers
+from secateurs.integer.recurrent_quantise import in_integers, with_states_alike
 from secateurs.integer.reference import ADD_SHIFT
 from secateurs.integer.rounding import rescale
 from secateurs.types import SecateursError
@@ -61,6 +61,7 @@ def quantised(network: Network, ranges: Mapping[str, Range], kind: Kind = "int8"
     """
     if kind == "float32":
         return network
+    ranges = with_states_alike(network, ranges)
     arrays = {array.name: of_range(array, _range(array, ranges), kind) for array in _sources(network)}
     layers = []
     for layer in network.layers:
@@ -262,7 +263,9 @@ def _recurrent(layer: Recurrent, arrays: Arrays, ranges: Mapping[str, Range], ki
         begun = _range(layer.start[0], ranges)
         low, high = min(low, begun[0]), max(high, begun[1])
     y = of_range(layer.y, (low, high), kind)
-    last: list[Array | None] = [None if each is None else replace(each, kind=kind, scale=y.scale, zero=y.zero) for each in layer.last]
+    last: list[Array | None] = [
+        None if each is None else replace(each, kind=kind, scale=y.scale, zero=y.zero) for each in layer.last
+    ]
     if len(layer.last) > 1 and layer.last[1] is not None:
         last[1] = of_range(layer.last[1], _range(layer.last[1], ranges), kind)
     return in_integers(layer, arrays[layer.x.name], y, start, last)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from secateurs.integer.layers import LIMITS, Array, Fixed, Numbers, Recurrent
+from secateurs.integer.layers import LIMITS, Array, Fixed, Network, Numbers, Recurrent
 from secateurs.integer.recurrent import GATE_BITS, STATE_BITS
 from secateurs.integer.rounding import rescale
 from secateurs.types import SecateursError
 
 _STATE = 2.0**-STATE_BITS
 _ROOM = 2**31 - 1
+
+
+def with_states_alike(network: Network, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The ranges, where a state that a layer begins with and the one that it leaves have the same: what leaves can go in again as it is.
+
+    >>> x, y, begun = Array("x", (1, 5, 2)), Array("y", (1, 5, 3)), Array("h", (1, 1, 3))
+    >>> layer = Recurrent("gru", x, y, np.ones((9, 2)), np.ones((9, 3)), np.ones(9), np.ones(9), True, (begun,))
+    >>> with_states_alike(Network((), (), (layer,)), {"x": (-1, 1), "y": (-0.5, 0.7), "h": (0.0, 0.0)})["h"]
+    (-0.5, 0.7)
+    """
+    found = dict(ranges)
+    for layer in network.layers:
+        if isinstance(layer, Recurrent):
+            for left, begun in zip((layer.y, *layer.last[1:]), layer.start, strict=False):
+                if left is not None and begun is not None and left.name in found and begun.name in found:
+                    both = found[left.name], found[begun.name]
+                    low, high = min(each[0] for each in both), max(each[1] for each in both)
+                    found[left.name] = found[begun.name] = low, high
+    return found
 
 
 def in_integers(layer: Recurrent, x: Array, y: Array, start: Sequence[Array | None], last: Sequence[Array | None]) -> Recurrent:
