@@ -10,10 +10,11 @@ import secateurs as sc
 from secateurs.firmware.arena import arena_of
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.cores import STACK
-from secateurs.firmware.costs import CODE, flash_bytes, sram_bytes
+from secateurs.firmware.costs import CODE, flash_bytes, instructions, sram_bytes
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import choices
-from secateurs.firmware.outline import RANGE
+from secateurs.firmware.instructions import counted
+from secateurs.firmware.outline import ranges_of
 from secateurs.firmware.overwriting import overwriting
 from secateurs.integer.build import UnsupportedError, built
 from secateurs.integer.layers import Conv
@@ -24,12 +25,24 @@ from secateurs.types import PlanError, Task
 
 def calls_of(model, x, kind):
     network = built(model, x)
-    network = quantised(network, dict.fromkeys(network.arrays, RANGE), kind)
+    network = quantised(network, ranges_of(network), kind)
     return network, [overwriting(call_of(layer, f"n{place}")) for place, layer in enumerate(network.layers)]
 
 
 def flash_of(model, x, kind="int8"):
     return CODE + sum(call.flash for call in calls_of(model, x, kind)[1])
+
+
+def instructions_of(model, x, kind="int8"):
+    """Of each layer the format that takes fewest, as it is chosen for a model that is there."""
+    network, calls = calls_of(model, x, kind)
+    found = 0.0
+    for layer, call in zip(network.layers, calls, strict=True):
+        if isinstance(layer, Conv) and kind == "int8":
+            found += min(counted(each).instructions for each in choices(layer, "n"))
+        else:
+            found += call.instructions
+    return found
 
 
 def sram_of(model, x, kind="int8"):
@@ -74,16 +87,19 @@ NETS = [(Branching, torch.randn(1, 3, 12, 12)), (separable, torch.randn(2, 1, 49
 def test_plans_of_channels_promise_what_the_smaller_model_takes(make, x, kind):
     torch.manual_seed(0)
     model = make().eval()
-    flash, sram = flash_bytes(kind), sram_bytes(kind)
+    flash, sram, run = flash_bytes(kind), sram_bytes(kind), instructions(kind)
     assert flash(model, x) == flash_of(model, x, kind)
     assert sram(model, x) == sram_of(model, x, kind)
+    assert run(model, x) == pytest.approx(instructions_of(model, x, kind))
     task = Task(example=x)
     promised = []
     for keep in (0.7, 0.4):
         model = make().eval()
         masks = sc.prune_(model, sc.Channel(), sc.TopK(sc.magnitude()), sc.uniform(keep=keep), task)
         promised = [(cost, cost(make().eval(), x, masks.plan)) for cost in (flash, sram)]
+        fewer = run(make().eval(), x, masks.plan)
         sc.shrink_(model, masks, x)
+        assert fewer == pytest.approx(instructions_of(model, x, kind), rel=0.01)
         assert promised == [(flash, flash_of(model, x, kind)), (sram, sram_of(model, x, kind))]
         assert promised == [(cost, cost(model, x)) for cost, _ in promised]
 
@@ -108,19 +124,20 @@ def test_zeros_take_no_flash_where_a_format_leaves_them_out():
         if not isinstance(pattern, sc.NofM):  # of which a plan does not tell where the weights are
             assert promised == pytest.approx(least, rel=0.01)
         assert promised >= least - 8
+        assert instructions()(model, x) == pytest.approx(instructions_of(model, x), rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
 @pytest.mark.parametrize("specimen", [*LAYERS[:6], *NETWORKS[:2], COUPLED[3]], ids=repr)
 def test_they_keep_the_laws_of_costs(specimen, kind):
-    for cost in (flash_bytes(kind), sram_bytes(kind)):
+    for cost in (flash_bytes(kind), sram_bytes(kind), instructions(kind)):
         check_cost(cost, on=[specimen])
 
 
 def test_they_limit_what_is_kept():
     model, x = separable().eval(), NETS[1][1]
     task = Task(example=x)
-    for cost in (flash_bytes(), sram_bytes()):
+    for cost in (flash_bytes(), sram_bytes(), instructions()):
         limit = round(0.85 * cost(model, x))
         pruned = separable().eval()
         budget = sc.within_budget(sc.Budget(cost, limit=limit), sc.uniform)
@@ -133,6 +150,8 @@ def test_they_limit_what_is_kept():
 def test_what_cannot_be_told_is_said():
     with pytest.raises(FirmwareError, match=r"flash_bytes: kind='int4', but must be one of 'int8', 'int16', 'float32'"):
         flash_bytes("int4")
+    with pytest.raises(FirmwareError, match="there is no core 'z80' here; take one of cortex-m"):
+        instructions(core="z80")
     with pytest.raises(UnsupportedError, match="the input is int64"):
         sram_bytes()(nn.Embedding(5, 4), torch.zeros(1, 3, dtype=torch.long))
     other = sc.find_sites(nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 2)), sc.Channel(), torch.zeros(1, 9))

@@ -6,27 +6,30 @@ They need the example, of which one sample counts, and raise `UnsupportedError` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import nn
 
-from secateurs.costs.formats import fillers
 from secateurs.costs.sums import Sum
 from secateurs.costs.workload import Work
+from secateurs.costs.workload import size_of as count_of
 from secateurs.firmware.arena import lay_out
 from secateurs.firmware.call import Call
-from secateurs.firmware.cores import STACK
+from secateurs.firmware.calls import call_of
+from secateurs.firmware.cores import STACK, core_of
 from secateurs.firmware.error import FirmwareError
-from secateurs.firmware.outline import Outline, Sizes, outline, padded, taps
-from secateurs.integer.layers import Kind
+from secateurs.firmware.instructions import USUAL, size_of
+from secateurs.firmware.instructions import instructions as predicted
+from secateurs.firmware.kept import TALL, formats_of, padded, taps
+from secateurs.firmware.outline import Outline, Sizes, outline, resized
+from secateurs.integer.layers import Conv, Cut, Kind, Layer, Pad, Recurrent, Reorder, with_arrays
 from secateurs.types import Cost, Plan, Prepared, Term
 
 CODE = 9_000
 """Bytes of kernels' code that are reckoned with."""
 KINDS = ("int8", "int16", "float32")
-_REACH = 256  # from one weight of a row to the next, as far as 8 bits tell
 
 
 def flash_bytes(kind: Kind = "int8") -> Cost:
@@ -45,9 +48,9 @@ def flash_bytes(kind: Kind = "int8") -> Cost:
 
     def prepare(model: nn.Module, example: Any) -> Prepared:
         whole = outline(model, example, kind)
-        dense = whole.under(None)
+        dense = whole.under(None).products
         rest = {
-            name: call.flash - (_dense(dense.products[name].left({}), kind) if name in dense.products else 0)
+            name: call.flash - (_all_stored(dense[name].left({}), kind) if name in dense else 0)
             for name, call in whole.calls.items()
         }
 
@@ -104,6 +107,62 @@ def _require(who: str, kind: Kind) -> None:
         raise FirmwareError(f"{who}: kind={kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
 
 
+def instructions(kind: Kind = "int8", core: str = USUAL) -> Cost:
+    """The instructions of one pass on a microcontroller's core, as its kernels are predicted to take them; instructions are no cycles.
+
+    Each layer of int8 has the format of its weights that is fastest there; in int16 and float32 zeros are multiplied like others. ``core``
+    is the name of a core, such as ``"cortex-m4"``. Of plans the formats are told as for `flash_bytes`.
+
+    >>> import torch
+    >>> model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), torch.zeros(1, 64)
+    >>> 64 * 32 + 32 * 8 < instructions()(model, x) < 4 * (64 * 32 + 32 * 8)
+    True
+    """
+    _require("instructions", kind)
+    core_of(core)
+
+    def prepare(model: nn.Module, example: Any) -> Prepared:
+        whole = outline(model, example, kind)
+
+        def terms(plan: Plan | None) -> list[Term]:
+            sizes, found = whole.under(plan), []
+            for layer in whole.network.layers:
+                if isinstance(layer, Conv) and layer.name in sizes.products:
+                    product = sizes.products[layer.name]
+                    found.append(Term(layer.name, product.sites, _run(layer, product.left, kind, core)))
+                elif whole.calls[layer.name].instructions:
+                    found.append(Term(layer.name, sizes.sites(layer), _moved(layer, whole.calls[layer.name], sizes)))
+            return found
+
+        return Sum(terms)
+
+    return Cost(f"instructions(kind={kind!r}, core={core!r})", "instructions", prepare)
+
+
+def _run(layer: Conv, left: Callable[[Mapping[str, int]], Work], kind: Kind, core: str) -> Callable[[Mapping[str, int]], float]:
+    """The instructions of a convolution in the format that takes fewest; none where the layer is gone."""
+
+    def value(counts: Mapping[str, int]) -> float:
+        work = left(counts)
+        if not work.groups * work.outputs:
+            return 0.0
+        now = resized(layer, work.groups, work.inputs, work.groups * work.outputs)
+        if kind != "int8":
+            return call_of(now, "layer").instructions
+        size = size_of(now)
+        return min(predicted(format, replace(size, kept=round(kept)), core) for format, kept in formats_of(work, kind).items())
+
+    return value
+
+
+def _moved(layer: Layer, call: Call, sizes: Sizes) -> Callable[[Mapping[str, int]], float]:
+    """The instructions of a layer without weights; of one that says more of its arrays than their sizes, so many for each number."""
+    numbers = sizes.numbers[layer.y.name]
+    if isinstance(layer, (Reorder, Cut, Pad, Recurrent)):
+        return lambda counts: call.instructions * count_of(numbers, counts) / layer.y.size
+    return lambda counts: call_of(with_arrays(layer, sizes.arrays(layer, counts)), "layer").instructions
+
+
 def _remembering(whole: Outline) -> Callable[[Plan | None], Sizes]:
     """Sizes under plans: a search asks about many of the same sites."""
     last: list[tuple[Plan, Sizes]] = []
@@ -123,53 +182,29 @@ def _flash(left: Callable[[Mapping[str, int]], Work], kind: Kind, rest: float) -
 
     def value(counts: Mapping[str, int]) -> float:
         work = left(counts)
-        return min([_dense(work, kind), *_sparse(work, kind)]) + rest if work.groups * work.outputs else 0.0
+        if not work.groups * work.outputs:
+            return 0.0
+        return min(_stored(work, kind, format, kept) for format, kept in formats_of(work, kind).items()) + rest
 
     return value
 
 
-def _dense(work: Work, kind: Kind) -> float:
-    """All weights, in fours of taps (and, of int8, pairs of outputs), and what becomes of each output's sum; of floats, the bias."""
-    outputs = work.groups * work.outputs
-    if kind == "float32":
-        return 4 * (work.weights + outputs)
-    each = 12 if kind == "int8" else 16
-    if work.inputs == work.outputs == 1 < work.groups:
-        return work.weights + each * outputs
-    rows = padded(work.outputs, 2) if kind == "int8" else work.outputs
-    return work.groups * rows * taps(work.kernel, work.inputs) + each * outputs
+def _all_stored(work: Work, kind: Kind) -> float:
+    format, kept = next(iter(formats_of(work, kind).items()))
+    return _stored(work, kind, format, kept)
 
 
-def _sparse(work: Work, kind: Kind) -> list[float]:
-    """What the weights take in each format that leaves zeros out."""
-    if work.nonzeros >= work.weights or kind == "int16" or (work.groups > 1 and kind == "int8"):
-        return []
-    outputs, kept = work.groups * work.outputs, ceil(work.nonzeros)
-    entries = kept + fillers(work.weights, kept, _REACH)
-    if kind == "float32":
-        return [5 * entries + 6 * outputs]
-    found = [2 * entries + 2 * outputs]
-    places = work.outputs * taps(work.kernel, work.inputs) // 4
-    for tall in (1, 2, 4):
-        blocks = _blocks(work, tall)
-        if blocks is not None:
-            blocks += fillers(places // tall, ceil(blocks), _REACH)
-            found.append((4 * tall + 1) * blocks + 2 * ceil(outputs / tall))
-    if work.weight is not None:
-        most = int(_fours(work.weight[0]).sum(2).max())
-        found += [places * 1.25 * each + 2 * outputs for each in (1, 2) if most <= each]
-    return [12 * outputs + each for each in found]
-
-
-def _blocks(work: Work, tall: int) -> float | None:
-    """How many blocks of four taps of so many outputs hold anything, where that is known."""
-    if work.weight is None:
-        return work.nonzeros / (4 * tall) if work.unit % (4 * tall) == 0 else None
-    fours = _fours(work.weight[0]).any(2)
-    return int(pad(fours, (0, 0, 0, -len(fours) % tall)).reshape(-1, tall, fours.shape[1]).any(1).sum())
-
-
-def _fours(weight: Tensor) -> Tensor:
-    """Which numbers of a weight (outputs, inputs, *kernel) are there, four taps together: in the order of the kernel, inputs last."""
-    rows = weight.movedim(1, -1).flatten(1) != 0
-    return pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4)
+def _stored(work: Work, kind: Kind, format: str, kept: float) -> float:
+    """The bytes of weights in a format, and of what becomes of each output's sum; of floats, of the bias."""
+    outputs, each = work.groups * work.outputs, {"int8": 12, "int16": 16, "float32": 4}[kind]
+    if format == "dense":
+        rows = padded(work.outputs, 2) if kind == "int8" else work.outputs
+        weights = 4 * work.weights if kind == "float32" else work.groups * rows * taps(work.kernel, work.inputs)
+    elif format == "depthwise":
+        weights = work.weights * (4 if kind == "float32" else 1)
+    elif format == "CSR":
+        weights = (5 if kind == "float32" else 2) * kept + 2 * outputs  # type: ignore[assignment]
+    else:
+        tall = TALL.get(format, 1)
+        weights = (4 * tall + 1) * kept + 2 * ceil(outputs / tall)  # type: ignore[assignment]
+    return weights + each * outputs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.overwriting import overwriting
 from secateurs.integer.build import built
-from secateurs.integer.layers import Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, written
+from secateurs.integer.layers import Add, Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, read, written
 from secateurs.integer.quantise import quantised
 from secateurs.types import Plan
 
-RANGE = (-8.0, 8.0)
-"""Of each array, where only sizes matter and no numbers were seen."""
+REACH = 8.0
+"""The largest number of each array, where only sizes matter and no numbers were seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +57,19 @@ class Sizes:
         """The steps of the network, with what each needs and may overwrite; ``calls`` keeps what was found of that."""
         return [step_of(layer, [self._call(layer, counts, calls)]) for layer in self.outline.network.layers]
 
+    def sites(self, layer: Layer) -> tuple[str, ...]:
+        """The sites of the plan on which the sizes of a layer's arrays depend."""
+        names = [array.name for array in (*read(layer), *written(layer))]
+        return tuple(sorted({site for name in names for _, sites in self.numbers[name] for site in sites}))
+
+    def arrays(self, layer: Layer, counts: Mapping[str, int]) -> dict[str, Array]:
+        """The arrays of a layer where each site keeps so many units."""
+        found = {}
+        for array in (*read(layer), *written(layer)):
+            height, width, _ = array.shape
+            found[array.name] = replace(array, shape=(height, width, size_of(self.numbers[array.name], counts) // (height * width)))
+        return found
+
     def _call(self, layer: Layer, counts: Mapping[str, int], known: dict[tuple[str, int, int], Call]) -> Call:
         product = self.products.get(layer.name)
         if product is None or not isinstance(layer, Conv):
@@ -65,7 +77,7 @@ class Sizes:
         outputs = size_of(product.groups, counts) * size_of(product.outputs, counts)
         key = layer.name, size_of(product.inputs, counts), outputs
         if key not in known:
-            known[key] = _resized(layer, size_of(product.groups, counts), *key[1:])
+            known[key] = _call_of(resized(layer, size_of(product.groups, counts), *key[1:]))
         return known[key]
 
 
@@ -76,9 +88,18 @@ def outline(model: nn.Module, example: Any, kind: Kind) -> Outline:
     """
     plain = built(model, example)
     plain = replace(plain, layers=tuple(_filled(layer) for layer in plain.layers))
-    network = quantised(plain, dict.fromkeys(plain.arrays, RANGE), kind)
+    network = quantised(plain, ranges_of(plain), kind)
     calls = {layer.name: overwriting(call_of(layer, f"layer_{number}")) for number, layer in enumerate(network.layers)}
     return Outline(network, calls, workload(model, example))
+
+
+def ranges_of(network: Network) -> dict[str, tuple[float, float]]:
+    """A range for each array where no numbers were seen: as far as the layer that writes it lets them go."""
+    found = dict.fromkeys(network.arrays, (-REACH, REACH))
+    for layer in network.layers:
+        if isinstance(layer, (Conv, Add)):
+            found[layer.y.name] = max(-REACH, layer.low), min(REACH, layer.high)
+    return found
 
 
 def _filled(layer: Layer) -> Layer:
@@ -125,24 +146,15 @@ def _written(layer: Layer, array: Array, known: Mapping[str, Numbers], products:
     return tuple((number * array.size // layer.x.size, sites) for number, sites in known[layer.x.name])
 
 
-def _resized(layer: Conv, groups: int, inputs: int, outputs: int) -> Call:
-    """A convolution with so many inputs of each group and so many outputs; of the weights, a row of each group is enough to tell."""
-    weight: Any = np.ones((groups, *layer.kernel, inputs), layer.weight.dtype)
-    bias = np.zeros(groups, layer.bias.dtype)
-    rescale = None if layer.rescale is None else Rescale(layer.rescale.multiplier[:1], layer.rescale.shift[:1])
-    x, y, row = (
-        replace(array, shape=(*array.shape[:2], many))
-        for array, many in ((layer.x, groups * inputs), (layer.y, outputs), (layer.y, groups))
-    )
-    call = call_of(replace(layer, x=x, y=row, weight=weight, bias=bias, rescale=rescale, groups=groups), "layer")
-    return overwriting(replace(call, layer=replace(layer, x=x, y=y, groups=groups, weight=weight)))
+def resized(layer: Conv, groups: int, inputs: int, outputs: int) -> Conv:
+    """A convolution with so many inputs of each group and so many outputs of all; its weights stand for nothing."""
+    weight: Any = np.broadcast_to(np.ones((), layer.weight.dtype), (outputs, *layer.kernel, inputs))
+    bias, rescale = np.zeros(outputs, layer.bias.dtype), layer.rescale
+    x, y = (replace(array, shape=(*array.shape[:2], many)) for array, many in ((layer.x, groups * inputs), (layer.y, outputs)))
+    one = None if rescale is None else Rescale(rescale.multiplier[:1], rescale.shift[:1])
+    return replace(layer, x=x, y=y, weight=weight, bias=bias, rescale=one, groups=groups)
 
 
-def padded(number: int, to: int) -> int:
-    """The next multiple."""
-    return -(-number // to) * to
-
-
-def taps(kernel: Sequence[int], inputs: int) -> int:
-    """The numbers that an output reads, in fours."""
-    return padded(prod(kernel) * inputs, 4)
+def _call_of(layer: Conv) -> Call:
+    """The call of a convolution, but for its weights: a row of each group is enough to tell the rest."""
+    return overwriting(replace(call_of(resized(layer, layer.groups, layer.weight.shape[3], layer.groups), "layer"), layer=layer))
