@@ -12,19 +12,23 @@ from torch import nn
 
 from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
+from secateurs.firmware.choose import chosen
 from secateurs.firmware.cores import STACK, Chip, core_of
 from secateurs.firmware.emulator import Core, emulated, missing
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.firmware import Firmware, step_reports
 from secateurs.firmware.folder import sources_of, write_folder
+from secateurs.firmware.formats import choices
 from secateurs.firmware.harness import Vector
 from secateurs.firmware.host import compiler, flash_of, on_host
+from secateurs.firmware.instructions import counted
+from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
 from secateurs.given import Kind as Given
 from secateurs.integer.build import built
-from secateurs.integer.layers import LIMITS, Kind, Network, Numbers
+from secateurs.integer.layers import LIMITS, Conv, Kind, Layer, Network, Numbers
 from secateurs.integer.module import IntegerModel
 from secateurs.integer.quantise import from_integers, quantised, to_integers
 from secateurs.integer.ranges import calibrated, packed_batches
@@ -138,7 +142,7 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
 
     Raises `FirmwareError` where nothing fits.
     """
-    calls = _calls(network, name)
+    calls = _calls(network, name, target)
     program = planned(network, calls, name)
     if program.arena.bytes + STACK > target.sram:
         program = in_patches(network, calls, name, target.sram - STACK) or program
@@ -146,8 +150,17 @@ def fitting(network: Network, name: str, target: Chip) -> Program:
     return program
 
 
-def _calls(network: Network, name: str) -> list[Call]:
-    return [call_of(layer, f"{name}_{number}") for number, layer in enumerate(network.layers)]
+def _calls(network: Network, name: str, target: Chip) -> list[Call]:
+    """A call for each layer, in the format that is fastest of those that fit together; the smallest ones where nothing fits."""
+    options = [_options(layer, f"{name}_{number}", target.cpu) for number, layer in enumerate(network.layers)]
+    least = sum(min(call.flash for call in each) for each in options)
+    return chosen(options, max(least, target.flash - _CODE))
+
+
+def _options(layer: Layer, name: str, cpu: str) -> list[Call]:
+    if isinstance(layer, Conv) and layer.x.kind == "int8":
+        return [counted(overwriting(call), core=cpu) for call in choices(layer, name)]
+    return [call_of(layer, name)]
 
 
 def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:

@@ -134,14 +134,22 @@ def _linear(to: Building, node: nodes.Linear) -> None:
     weight, placed = _numbers(node.weight, 0), to.of(node.x)
     shape = (*node.x.shape[:-1], weight.shape[0])
     if node.x.shape[-1] == placed.array.size:  # a flattened image: its columns are permuted instead of its numbers
-        x, order = to.viewed(placed, (1, 1, weight.shape[1])), columns(placed)
-        weight = weight if order is None else weight[:, order]
+        order = columns(placed)
+        if order is not None and _blocks(weight) - _blocks(weight[:, order]) > weight.shape[1]:
+            x = to.rows(node.x)  # what is pruned in blocks of inputs is worth more than moving these
+        else:
+            x, weight = to.viewed(placed, (1, 1, weight.shape[1])), weight if order is None else weight[:, order]
     else:
         x = to.rows(node.x)
     y = to.array(node.name or "linear", (1, x.shape[1], weight.shape[0]))
     weight = np.ascontiguousarray(weight[:, None, None, :])
     to.layers.append(Conv(y.name, x, y, weight, _numbers(node.bias, weight.shape[0])))
     _finished(to, node, natural(y, shape))
+
+
+def _blocks(weight: np.ndarray[Any, Any]) -> int:
+    """How many blocks of four inputs have no weight: of each four multiplications that go, a few pay for a number moved."""
+    return int((weight[:, : weight.shape[1] // 4 * 4].reshape(-1, 4) == 0).all(1).sum())
 
 
 def _finished(to: Building, node: Any, placed: Placed) -> None:
