@@ -10,6 +10,8 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place
 from secateurs.integer.layers import Add, Array, Conv, Mean, Multiply, Pool, Softmax, Table
 
+_HALF = 1 << 30
+"""The multiplier of a half."""
 _RESCALE = ("arithmetic.c", "rescale.c")
 
 
@@ -78,23 +80,54 @@ def require_sums(name: str, places: int, x: Array) -> None:
 
 
 def add_by(layer: Add, prefix: str, left: int) -> Constant:
-    """Zeros, factors and bounds of a sum, in the order of ``terms.c``; terms are shifted by ``left`` before they are rescaled."""
-    (one, shift_one), (two, shift_two), (out, shift_out) = factors(layer.of_x), factors(layer.of_other), factors(layer.rescale)
-    if max(shift_one, shift_two) > 0:
-        raise FirmwareError(
-            f"{layer.name}: factors of the terms above 1 leave 32 bits after a shift by {left}; give it the ranges anew"
-        )
+    """Factors and bounds of a sum, in the order of ``terms.c``; terms are shifted by ``left`` and doubled before they are rescaled."""
+    terms = []
+    for array, by in ((layer.x, layer.of_x), (layer.other, layer.of_other)):
+        multiplier, shift = factors(by)
+        if shift > 0 or (shift == 0 and multiplier > _HALF):
+            raise FirmwareError(f"{layer.name}: a term is more than half of what its sums are in; give it the ranges anew")
+        terms += [2 << left, -array.zero * (2 << left), multiplier, -shift]
+    low, high = _bounds(layer)
+    return constant(prefix, "by", "int32_t", [*terms, *factors(layer.rescale), layer.y.zero, low, high, layer.sign])
+
+
+def _bounds(layer: Add) -> tuple[int, int]:
     least, most = (-128, 127) if layer.y.kind == "int8" else (-32768, 32767)
-    low, high = int(max(layer.low, least)), int(min(layer.high, most))
-    terms = [layer.x.zero, one, -shift_one, layer.other.zero, two, -shift_two]
-    return constant(prefix, "by", "int32_t", [*terms, out, shift_out, layer.y.zero, low, high, layer.sign])
+    return int(max(layer.low, least)), int(min(layer.high, most))
+
+
+def _quick_by(layer: Add) -> tuple[bool, list[int]] | None:
+    """Whether ``other`` is the term that comes first, and the numbers of ``add.c``; nothing where factors are not what they mostly are.
+
+    The term of the larger scale is multiplied by a half exactly: its number shifted by 19.
+    """
+    terms = [(layer.x, factors(layer.of_x), 1), (layer.other, factors(layer.of_other), layer.sign)]
+    turned = terms[0][1] != (_HALF, 0)
+    (one, exact, sign), (two, (multiplier, shift), sign_two) = terms[::-1] if turned else terms
+    out, shift_out = factors(layer.rescale)
+    if exact != (_HALF, 0) or shift > 0 or shift_out > -1 or out == 0 or abs(layer.y.zero) << -shift_out >= 1 << 29:
+        return None
+    doubled = int(shift == 0)  # a half too: twice the number, shifted by one more
+    left, shift = 1 << (21 + doubled), max(doubled - shift, 1)
+    ends = [out, -shift_out, (1 << (-shift_out - 1)) + (layer.y.zero << -shift_out), *_bounds(layer)]
+    first = [sign << 19, -(sign << 19) * one.zero]
+    return turned, [*first, left, -left * two.zero, multiplier, shift, 1 << (shift - 1), sign_two, *ends]
 
 
 def add_call(layer: Add, prefix: str) -> Call:
     """The sum or difference of two arrays, which may take the place of the first."""
-    by = add_by(layer, prefix, 20)
-    statement = f"sec_add({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
-    return Call(layer, (*_RESCALE, "terms.c", "add.c"), (by,), statement, in_place="x", instructions=40 + 41 * layer.y.size)
+    quick = _quick_by(layer)
+    if quick is None:
+        by = add_by(layer, prefix, 20)
+        statement = f"sec_add_any({{x}}, {{other}}, {{y}}, {layer.y.size}, {by.name});"
+        kernels = (*_RESCALE, "terms.c", "add_any.c")
+        return Call(layer, kernels, (by,), statement, in_place="x", instructions=40 + 60 * layer.y.size)
+    turned, numbers = quick
+    by = constant(prefix, "by", "int32_t", numbers)
+    names = "{other}, {x}" if turned else "{x}, {other}"
+    statement, clamps = f"sec_add({names}, {{y}}, {layer.y.size}, {by.name});", _bounds(layer) != (-128, 127)
+    cost = 50 + (28 + 9 * clamps) * layer.y.size
+    return Call(layer, (*_RESCALE, "add.c"), (by,), statement, in_place="x", instructions=cost)
 
 
 def multiply_call(layer: Multiply, prefix: str) -> Call:
