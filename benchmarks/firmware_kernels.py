@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -19,10 +20,10 @@ from tables import markdown, write
 from secateurs.firmware import instructions
 from secateurs.firmware.call import Call
 from secateurs.firmware.emulator import CLOCK, M0, M3, M4, M7, M55, Core, emulated
-from secateurs.firmware.formats import FORMATS, conv_call
+from secateurs.firmware.formats import FORMATS, uncounted_call
 from secateurs.firmware.instructions import Size, features, names, size_of
 from secateurs.firmware.trying import Trial, program, told
-from secateurs.integer.layers import Conv
+from secateurs.integer.layers import Conv, Numbers
 from secateurs.integer.reference import answers
 
 ROOT = Path(__file__).parent.parent
@@ -51,11 +52,17 @@ def _shapes(random: np.random.Generator, count: int, most: int, depthwise: bool)
         padding = (half[0], kernel[0] - 1 - half[0], half[1], kernel[1] - 1 - half[1]) if random.random() < 0.8 else (0, 0, 0, 0)
         if high < kernel[0] - padding[0] - padding[1] or wide < kernel[1] - padding[2] - padding[3]:
             continue
-        more = {"low": -100.0, "high": 90.0} if random.random() < 0.15 else {}
+        more: dict[str, Any] = {"low": -100.0, "high": 90.0} if random.random() < 0.15 else {}
         groups, outputs = (inputs, inputs) if depthwise else (1, outputs)
-        if (depthwise and inputs < 2) or high * wide * max(inputs, outputs) > most or outputs * kernel[0] * kernel[1] * inputs > 40_000:
+        if (
+            (depthwise and inputs < 2)
+            or high * wide * max(inputs, outputs) > most
+            or outputs * kernel[0] * kernel[1] * inputs > 40_000
+        ):
             continue
-        found.append(conv(random, (high, wide, inputs), outputs, kernel, largest=40, stride=stride, padding=padding, groups=groups, **more))
+        found.append(
+            conv(random, (high, wide, inputs), outputs, kernel, largest=40, stride=stride, padding=padding, groups=groups, **more)
+        )
     return found
 
 
@@ -86,12 +93,12 @@ def count(calls: Sequence[Call], core: Core, random: np.random.Generator, at_onc
     return found
 
 
-def fit(format: str, core: Core, random: np.random.Generator) -> tuple[list[float], np.ndarray]:
+def fit(format: str, core: Core, random: np.random.Generator) -> tuple[list[float], Numbers]:
     """Coefficients, and relative errors on layers that were not fitted."""
     small = core is M0
     some = 60 if small else 160
     layers = [_zeros(format, each, random) for each in _shapes(random, some, 2000 if small else 20_000, format == "depthwise")]
-    calls = [conv_call(layer, "c", format=format) for layer in layers]
+    calls = [uncounted_call(layer, "c", format=format) for layer in layers]
     if small:
         calls = [call for call in calls if call.flash < 20_000 and call.scratch < 6000]
     taken = np.array(count(calls, core, random, 4 if small else 20))
@@ -108,11 +115,11 @@ def _size(call: Call) -> Size:
     return size_of(call.layer, None, kept)
 
 
-def break_even(format: str, core: str, size: Size, kept: Callable[[float], int]) -> str:
-    """The sparsity from which on a format takes fewer instructions than dense, in steps of a hundredth."""
+def break_even(format: str, core: str, size: Size, most: float) -> str:
+    """The sparsity from which on a format takes fewer instructions than dense, in steps of a hundredth; it keeps ``most`` at 0."""
     dense = instructions.instructions("dense", size, core)
     for sparsity in range(100):
-        if instructions.instructions(format, replace(size, kept=kept(1 - sparsity / 100)), core) < dense:
+        if instructions.instructions(format, replace(size, kept=round(most * (1 - sparsity / 100))), core) < dense:
             return f"{sparsity} %"
     return "never"
 
@@ -126,7 +133,7 @@ def _break_evens(core: str) -> Iterable[list[str]]:
     units = {"blocks of 4": 4, "blocks of 2 x 4": 8, "blocks of 4 x 4": 16, "CSR": 1}
     for name, size in examples.items():
         weights = size.kernel[0] * size.kernel[1] * size.inputs * size.outputs
-        row = [break_even(each, core, size, lambda keep, w=weights, u=unit: round(keep * w / u)) for each, unit in units.items()]
+        row = [break_even(each, core, size, weights / unit) for each, unit in units.items()]
         dense = instructions.instructions("dense", size, core)
         for most in (2, 1):
             some = instructions.instructions(f"{most} of 4", replace(size, kept=weights * most // 16), core)
@@ -138,7 +145,7 @@ def main() -> None:
     """Count, fit, write the table and the page."""
     random = np.random.default_rng(0)
     fitted: dict[str, dict[str, list[float]]] = {}
-    errors: dict[tuple[str, str], np.ndarray] = {}
+    errors: dict[tuple[str, str], Numbers] = {}
     for core in FITTED:
         fitted[core.name] = {}
         for format in FORMATS:
@@ -150,11 +157,14 @@ def main() -> None:
     write("firmware_kernels", "# Instructions of the int8 kernels", *_page(errors, random))
 
 
-def _page(errors: dict[tuple[str, str], np.ndarray], random: np.random.Generator) -> Iterable[str]:
+def _page(errors: dict[tuple[str, str], Numbers], random: np.random.Generator) -> Iterable[str]:
     yield "Counted by qemu (`-icount shift=0`): instructions, not cycles. Coefficients are fitted to three quarters of random layers."
     yield "## Prediction on the other quarter: mean and largest error"
     rows = [
-        [format, *(f"{np.abs(errors[core.name, format]).mean():.1%}, {np.abs(errors[core.name, format]).max():.0%}" for core in FITTED)]
+        [
+            format,
+            *(f"{np.abs(errors[core.name, format]).mean():.1%}, {np.abs(errors[core.name, format]).max():.0%}" for core in FITTED),
+        ]
         for format in FORMATS
     ]
     yield markdown(["format", *(core.name for core in FITTED)], rows)
@@ -167,7 +177,7 @@ def _page(errors: dict[tuple[str, str], np.ndarray], random: np.random.Generator
     yield markdown(headings, _break_evens(M4.name))
     yield "## Other cores with the arithmetic of a Cortex-M4: their instructions by its"
     layers = _shapes(random, 20, 20_000, False)
-    calls = [conv_call(layer, "c") for layer in layers]
+    calls = [uncounted_call(layer, "c") for layer in layers]
     base = np.array(count(calls, M4, random, 20))
     yield markdown(
         ["core", "mean", "largest"],

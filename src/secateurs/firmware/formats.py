@@ -6,6 +6,7 @@ from secateurs.firmware.call import Call
 from secateurs.firmware.dense import dense_call
 from secateurs.firmware.depthwise import depthwise_call, is_depthwise
 from secateurs.firmware.error import FirmwareError
+from secateurs.firmware.instructions import counted
 from secateurs.firmware.products import Place
 from secateurs.firmware.sparse import blocks_call, of_four_call, scattered_call
 from secateurs.integer.layers import Conv
@@ -13,13 +14,21 @@ from secateurs.integer.layers import Conv
 FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "1 of 4", "2 of 4", "CSR")
 """All formats of int8 weights. A block is four taps of as many rows of outputs."""
 
+_TALL = {"blocks of 4": 1, "blocks of 2 x 4": 2, "blocks of 4 x 4": 4}
+
 
 def conv_call(layer: Conv, name: str, place: Place | None = None, format: str | None = None) -> Call:
     """A convolution or linear layer of int8 as C; ``name`` begins the names of its constants.
 
     ``place`` is the part of its arrays that it works on, all of them if left out; ``format`` one of `FORMATS`, without it all weights
-    are kept. The answers do not depend on the format. Raises `FirmwareError` where the layer cannot have it.
+    are kept. The answers do not depend on the format. ``instructions`` of the call are those of a Cortex-M4: `counted` tells of others.
+    Raises `FirmwareError` where the layer cannot have the format.
     """
+    return counted(uncounted_call(layer, name, place, format), place)
+
+
+def uncounted_call(layer: Conv, name: str, place: Place | None = None, format: str | None = None) -> Call:
+    """The same call, of which no instructions are known: what they are fitted to."""
     if is_depthwise(layer):
         if format not in (None, "depthwise"):
             raise FirmwareError(f"{layer.name}: weights of depthwise convolutions have one format, and that is not {format!r}")
@@ -33,9 +42,6 @@ def conv_call(layer: Conv, name: str, place: Place | None = None, format: str | 
     if format in _TALL:
         return blocks_call(layer, name, place, _TALL[format])
     raise FirmwareError(f"{layer.name}: there is no format {format!r} for its weights; there are {', '.join(FORMATS)}")
-
-
-_TALL = {"blocks of 4": 1, "blocks of 2 x 4": 2, "blocks of 4 x 4": 4}
 
 
 def choices(layer: Conv, name: str, place: Place | None = None) -> list[Call]:

@@ -13,8 +13,9 @@ from importlib.resources import files
 from math import ceil
 
 from secateurs.firmware.call import Call
+from secateurs.firmware.dense import chunk_of
 from secateurs.firmware.depthwise import is_depthwise, is_turned, planes
-from secateurs.firmware.products import Place, limits, lines_of, whole
+from secateurs.firmware.products import Place, flat, limits, lines_of, rows_of, whole
 from secateurs.integer.layers import Conv
 
 USUAL = "cortex-m4"
@@ -28,7 +29,7 @@ class Size:
 
     ``inputs`` and ``outputs`` are those of one group; ``kept`` counts what a sparse format keeps (blocks, weights, or for N of 4 the fours
     of weights); ``lined``: rows are copied with their padding first; ``clamped``: the result is not clamped by its width alone.
-    ``turned`` and ``band`` are a depthwise layer's.
+    ``split``: no four rows of dense weights can be summed at once. ``band``: the rows that a depthwise layer works on at a time.
     """
 
     high: int
@@ -42,6 +43,7 @@ class Size:
     lined: bool = False
     padded: bool = False
     clamped: bool = False
+    split: bool = False
     kept: int = 0
     band: int = 0
 
@@ -61,6 +63,7 @@ def size_of(layer: Conv, place: Place | None = None, kept: int = 0) -> Size:
         lines_of(layer, place) > 0,
         any(layer.padding),
         limits(layer) != (-128, 127),
+        not rows_of(layer).easy or chunk_of(layer) < flat(layer).shape[2] // 2,
         kept,
     )
     if not is_depthwise(layer):
@@ -121,7 +124,7 @@ def _gathering(size: Size) -> dict[str, float]:
 
 def _dense(format: str, size: Size, batches: int, singles: int) -> dict[str, float]:
     taps = ceil(size.kernel[0] * size.kernel[1] * size.inputs / 4) * 4
-    fours, rest = size.outputs // 4, (size.outputs % 4 + 1) // 2
+    fours, rest = (0, (size.outputs + 1) // 2) if size.split else (size.outputs // 4, (size.outputs % 4 + 1) // 2)
     return {
         "four rows, two places": batches * fours,
         "four rows, two places, tap": batches * fours * taps,
@@ -171,7 +174,7 @@ def _depthwise(size: Size) -> dict[str, float]:
         "row of four channels": reached * fours,
         "place of four channels": pixels * (size.groups // 4),
         "place of less": pixels * (size.groups % 4),
-        "padding": (reached * 4 * size.padded),
+        "padding": reached * 4 * size.padded,
         "band of a channel": bands * outputs,
         "tap of a band": bands * outputs * rows * across,
         "line, 3 x 3": lines * own,
