@@ -64,6 +64,7 @@ from secateurs.criteria import (
 )
 from secateurs.evidence import input_norm, observe
 from secateurs.files import bytes_, save
+from secateurs.firmware.costs import flash_bytes, instructions, sram_bytes
 from secateurs.masks import Masks
 from secateurs.patterns import Block, Channel, Element, Filter, Head, Kernel, NofM, Vector, find_sites, find_weights, misfit
 from secateurs.solve import ALPS, GateFisher, Lasso, LeastSquares, Merge, Restored, SparseGPT, Swaps, ThiNet, TopK, ZipLM
@@ -293,6 +294,7 @@ COSTS: list[tuple[Cost, Callable[..., float] | None]] = [
     (eie().cycles, None),
     (TensorCores().milliseconds, lambda model, example, masks: TensorCores().milliseconds(model, example)),
 ]
+OF_SMALL_MACHINES = (flash_bytes(), sram_bytes(), instructions())
 
 
 @pytest.mark.parametrize("specimen", LAYERS, ids=repr)
@@ -373,6 +375,12 @@ def test_each_cost_keeps_its_laws_on_each_model(cost, counted, specimen, tmp_pat
         return size - 8 - header
 
     assert check_cost(cost, counted=saved_payload if cost is tensor_bytes else counted, on=[specimen]) is None
+
+
+@pytest.mark.parametrize("cost", OF_SMALL_MACHINES, ids=[cost.name for cost in OF_SMALL_MACHINES])
+def test_each_cost_of_small_machines_keeps_its_laws_where_there_are_kernels(cost):
+    perceptron = Specimen("perceptron", lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), torch.zeros(1, 64))
+    assert check_cost(cost, on=[perceptron]) is None
 
 
 def test_the_memory_of_keys_and_values_keeps_its_laws_where_there_are_any():

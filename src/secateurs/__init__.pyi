@@ -97,6 +97,7 @@ from .files import load_masks as load_masks
 from .files import read_saved as read_saved
 from .files import save as save
 from .firmware.costs import flash_bytes as flash_bytes
+from .firmware.costs import instructions as instructions
 from .firmware.costs import sram_bytes as sram_bytes
 from .graph import Blocks as Blocks
 from .graph import blocks_of as blocks_of

@@ -14,6 +14,7 @@ from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.choose import chosen
 from secateurs.firmware.cores import STACK, Chip, core_of
+from secateurs.firmware.costs import CODE
 from secateurs.firmware.emulator import Core, emulated, missing
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.firmware import Firmware, step_reports
@@ -37,8 +38,6 @@ from secateurs.recover import evaluate
 from secateurs.types import Task
 
 CHIP = Given("a chip, for example targets.microcontroller(flash=256_000, sram=64_000)", lambda value: isinstance(value, Chip))
-_CODE = 9_000
-"""Bytes of kernels' code that are reckoned with where no compiler measures them."""
 _PICOJOULES = 12.0
 """What an instruction of a Cortex-M4 takes, in picojoules: about 12 µW/MHz in 40 nm low power (Arm's figure for the core alone)."""
 
@@ -87,7 +86,7 @@ def c(
         Path(folder),
         program,
         core.name,
-        proof.flash if proof.flash is not None else program.constants + _CODE,
+        proof.flash if proof.flash is not None else program.constants + CODE,
         proof.flash is not None,
         program.arena.bytes + STACK,
         sum(step.instructions for step in steps),
@@ -154,7 +153,7 @@ def _calls(network: Network, name: str, target: Chip) -> list[Call]:
     """A call for each layer, in the format that is fastest of those that fit together; the smallest ones where nothing fits."""
     options = [_options(layer, f"{name}_{number}", target.cpu) for number, layer in enumerate(network.layers)]
     least = sum(min(call.flash for call in each) for each in options)
-    return chosen(options, max(least, target.flash - _CODE))
+    return chosen(options, max(least, target.flash - CODE))
 
 
 def _options(layer: Layer, name: str, cpu: str) -> list[Call]:
@@ -173,10 +172,10 @@ def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], te
 
 def _require_room(program: Program, target: Chip) -> None:
     """Raise `FirmwareError` where weights or arena are larger than what the chip has."""
-    flash, sram = program.constants + _CODE, program.arena.bytes + STACK
+    flash, sram = program.constants + CODE, program.arena.bytes + STACK
     if flash > target.flash:
         large = max(program.calls, key=lambda call: call.flash)
-        keep = max(0.0, (target.flash - _CODE) / max(1, program.constants))
+        keep = max(0.0, (target.flash - CODE) / max(1, program.constants))
         raise FirmwareError(
             f"{program.name} needs about {flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of "
             f"{target.name}: its largest weight is that of {large.layer.name} ({large.flash:,} bytes); with {keep:.0%} of the weights it "
