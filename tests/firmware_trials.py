@@ -24,7 +24,7 @@ static long differ_KIND(const KIND *found, const KIND *wanted, long count) {
 _FLOATS = """
 static long differ_float(const float *found, const float *wanted, long count) {
     long wrong = 0;
-    float most = 1e-6f;
+    float most = 0.05f;
     for (long each = 0; each < count; each++) most = fabsf(wanted[each]) > most ? fabsf(wanted[each]) : most;
     for (long each = 0; each < count; each++) wrong += !(fabsf(found[each] - wanted[each]) <= 1e-5f * most || found[each] == wanted[each]);
     return wrong;

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import secateurs.firmware
 from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.emulator import M0, M3, M4, missing
+from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.host import compiler, on_host
 from secateurs.firmware.products import Place
 from secateurs.firmware.source import KERNELS, kernel
@@ -29,7 +31,9 @@ from secateurs.integer.layers import (
     Network,
     Pad,
     Pool,
+    Recurrent,
     Reorder,
+    Rescale,
     Softmax,
     Table,
     read,
@@ -242,3 +246,66 @@ def test_parts_together_are_the_whole(kind: str) -> None:
         assert isinstance(layer, (Pool, Conv))
         found.append(trials.trial(in_parts(layer, f"layer_{number}", random), random))
     assert trials.wrong_on_host(found) == []
+
+
+def _bad_layers() -> dict[str, tuple[Layer, str]]:
+    """Layers whose numbers do not fit a kernel, and what is told."""
+
+    def array(name: str, *shape: int, kind: str = "int8", scale: float = 0.1) -> Array:
+        return Array(name, shape, kind, scale)  # type: ignore[arg-type]
+
+    one = Rescale(np.array([1 << 30], np.int32), np.array([0], np.int32))
+    large = Rescale(np.array([1 << 30], np.int32), np.array([40], np.int32))
+    wide, far = array("x", 2, 2, 40_000), array("x", 3000, 3000, 1)
+    weight = np.ones((1, 1, 1, 40_000), np.float32)
+    nine = tuple([2] * 9)
+    x, y = array("x", 1, 2, 3), array("y", 1, 2, 3)
+    x16, y16 = array("x", 1, 2, 3, kind="int16"), array("y", 1, 2, 3, kind="int16")
+    heavy = Conv("conv", x16, y16, np.ones((3, 1, 1, 3), np.int8), np.full(3, 1 << 50, np.int64), rescale=one)
+    recurrent = Recurrent("gru", x, y, *(np.ones(size, np.int8) for size in ((9, 3), (9, 3), 9, 9)), True)
+    return {
+        "wide pool": (
+            Pool("pool", wide, array("y", 1, 1, 40_000), True, (2, 2), (2, 2)),
+            "pool: sizes above 32767 .* split the layer",
+        ),
+        "wide conv": (
+            Conv(
+                "conv",
+                array("x", 1, 1, 40_000, kind="float32"),
+                array("y", 1, 1, 1, kind="float32"),
+                weight,
+                np.ones(1, np.float32),
+            ),
+            "conv: sizes above 32767 .* split the layer",
+        ),
+        "far mean": (Mean("mean", far, array("y", 1, 1, 1), one), "mean: the sum over 9000000 places can reach 2295000000"),
+        "softmax": (Softmax("softmax", wide, wide, np.ones(256, np.uint32)), "softmax: softmax over 40000 channels"),
+        "add": (
+            Add("add", x, x, y, of_x=large, of_other=one, rescale=one),
+            "add: a term is more than half of what its sums are in",
+        ),
+        "concat": (
+            Concat("concat", (x16,), y16, (Rescale(np.array([1 << 30], np.int32), np.array([20], np.int32)),)),
+            "concat: a factor of 1.05e[+]06 from its numbers to those of its result",
+        ),
+        "wide mean": (Mean("mean", x16, array("y", 1, 1, 3, kind="int16"), large), "mean: a factor of .* or more between its sums"),
+        "heavy conv": (heavy, f"conv: sums can reach .*, more than kernels take \\({1 << 47}\\)"),
+        "recurrent": (recurrent, "gru: it has arrays of int8, but no factors for integers; quantise the network first"),
+        "reorder": (
+            Reorder("reorder", array("x", 1, 1, 512), array("y", 1, 1, 512), nine, tuple(range(8, -1, -1))),
+            "reorder: 9 loops over sizes .* where the kernel has 8; reorder in two steps",
+        ),
+    }
+
+
+@pytest.mark.parametrize("which", _bad_layers())
+def test_what_does_not_fit_a_kernel_is_told(which: str) -> None:
+    layer, message = _bad_layers()[which]
+    with pytest.raises(FirmwareError, match=message):
+        call_of(layer, "layer")
+
+
+def test_a_layer_without_a_kernel_is_told() -> None:
+    x = Array("x", (1, 1, 1), "int8")
+    with pytest.raises(FirmwareError, match="odd: there is no kernel for SimpleNamespace in int8"):
+        call_of(SimpleNamespace(name="odd", x=x, y=x), "odd")  # type: ignore[arg-type]

@@ -75,6 +75,11 @@ def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
 
     A `View` is no call: its array is the same memory. Raises `FirmwareError` where there is no kernel for the layer, or numbers in it
     do not fit the kernel.
+
+    >>> from secateurs.integer.layers import Array
+    >>> x, y = Array("x", (4, 4, 8), "int8", 0.1), Array("y", (2, 2, 8), "int8", 0.1)
+    >>> call_of(Pool("pool", x, y, average=False, window=(2, 2), stride=(2, 2)), "pool").statement
+    'sec_maximum({x}, {y}, pool_shape, 4, 4, 32, 2, 2, 16, 0, 0);'
     """
     if isinstance(layer, View):
         return view_call(layer)
