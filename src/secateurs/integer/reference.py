@@ -143,7 +143,7 @@ def _pool(layer: Pool, x: Numbers) -> Numbers:
     real = x.dtype.kind == "f"
     wide = x.astype(np.float64 if real else np.int64)
     there = np.ones_like(wide[:1, :, :, :1])
-    ends = _ends(layer)
+    ends = ends_of(layer)
     if not layer.average:
         least = -np.inf if real else LIMITS[layer.x.kind][0]
         seen = windows(_padded(wide, ends, least), layer.window, layer.stride, layer.dilation, layer.y.shape[:2])
@@ -160,7 +160,7 @@ def _pool(layer: Pool, x: Numbers) -> Numbers:
     return (np.sign(total) * ((np.abs(total) + count // 2) // count)).astype(x.dtype)
 
 
-def _ends(layer: Pool) -> tuple[int, int, int, int]:
+def ends_of(layer: Pool) -> tuple[int, int, int, int]:
     """The padding, larger at the end where windows stick out."""
     top, bottom, left, right = layer.padding
     need = [
