@@ -21,7 +21,7 @@ from secateurs.firmware import instructions
 from secateurs.firmware.call import Call
 from secateurs.firmware.emulator import CLOCK, M0, M3, M4, M7, M55, Core, emulated
 from secateurs.firmware.formats import FORMATS, uncounted_call
-from secateurs.firmware.instructions import Size, features, names, size_of
+from secateurs.firmware.instructions import Size, features, kept_in, names, size_of
 from secateurs.firmware.trying import Trial, program, told
 from secateurs.integer.layers import Conv, Numbers
 from secateurs.integer.reference import answers
@@ -111,8 +111,7 @@ def fit(format: str, core: Core, random: np.random.Generator) -> tuple[list[floa
 
 def _size(call: Call) -> Size:
     assert isinstance(call.layer, Conv)
-    kept = next((len(each.numbers) for each in call.constants if each.name.endswith("_gaps")), 0)
-    return size_of(call.layer, None, kept)
+    return size_of(call.layer, None, kept_in(call))
 
 
 def break_even(format: str, core: str, size: Size, most: float) -> str:

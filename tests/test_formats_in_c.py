@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateurs.firmware.call import Call
+from secateurs.firmware.coded import coded
 from secateurs.firmware.emulator import M3, M4, M55, Core, missing
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import FORMATS, choices, conv_call
@@ -44,6 +45,7 @@ def _calls(random: np.random.Generator) -> list[Call]:
                 call for tall in (1, 2, 4) for call in _formats(pruned(layer, random, keep, tall, 4), f"blocks of {tall} x 4")
             ]
             calls += _formats(pruned(layer, random, keep, 1, 1), "CSR")
+        calls += _formats(pruned(layer, random, 0.3, 1, 1), "Huffman")
         calls += _formats(of_four(layer, random, 1), "1 of 4") + _formats(of_four(layer, random, 2), "2 of 4")
     return apart(calls)
 
@@ -123,16 +125,44 @@ def test_what_is_left_out_takes_no_flash() -> None:
     single = pruned(layer, random, 0.25, 1, 1)
     assert taken(single, "CSR") == 2 * np.count_nonzero(single.weight) + 2 * 32
     assert taken(of_four(layer, random, 1), "1 of 4") == 16 * 32 * 5 // 4 + 2 * 32
+    assert taken(replace(single, weight=np.sign(single.weight)), "Huffman") < 64 * 32 * 1.5 / 8 + 20
+
+
+@given(st.lists(st.integers(-127, 127), min_size=1, max_size=300) | st.lists(st.sampled_from([0, 0, 0, 1, -1, 77]), min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_words_lead_back_to_their_numbers(numbers: list[int]) -> None:
+    """Read bit by bit; in the mean no word takes a bit more than the entropy."""
+    bits, code, symbols = coded(np.array(numbers, np.int8))
+    shortest, longest = code[:2].tolist()
+    last, offset = code[2 : 3 + longest - shortest].tolist(), code[3 + longest - shortest :].tolist()
+    stream, at, found = np.unpackbits(bits), 0, []
+    for _ in numbers:
+        word = int("".join(map(str, stream[at : at + 16])), 2)
+        length = next(each for each in range(shortest, longest + 1) if word <= last[each - shortest])
+        found.append(int(symbols[((word >> (16 - length)) + offset[length - shortest]) % (1 << 16)]))
+        at += length
+    assert found == numbers
+    assert len(bits) == -(-at // 8) + 3
+    counts = np.unique(numbers, return_counts=True)[1] / len(numbers)
+    assert at <= len(numbers) * (1 - float(counts @ np.log2(counts)))
 
 
 def test_choices_are_what_the_zeros_allow() -> None:
     random = np.random.default_rng(4)
     layer = conv(random, (1, 1, 32), 8, largest=60)
-    assert [call.label for call in choices(layer, "c")] == ["dense", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "CSR"]
+    assert [call.label for call in choices(layer, "c")] == [
+        "dense",
+        "blocks of 4",
+        "blocks of 2 x 4",
+        "blocks of 4 x 4",
+        "CSR",
+        "Huffman",
+    ]
     assert "2 of 4" in [call.label for call in choices(of_four(layer, random, 2), "c")]
     assert "1 of 4" in [call.label for call in choices(of_four(layer, random, 1), "c")]
-    assert [call.label for call in choices(conv(random, (3, 3, 6), 6, groups=2), "c")] == ["dense"]
+    assert [call.label for call in choices(conv(random, (3, 3, 6), 6, groups=2), "c")] == ["dense", "Huffman"]
     assert [call.label for call in choices(conv(random, (3, 3, 6), 6, groups=6), "c")] == ["depthwise"]
+    assert [call.label for call in choices(layer, "c", scratch=5 * 32)] == ["dense", "blocks of 2 x 4", "blocks of 4 x 4"]
 
 
 def test_groups_have_one_format() -> None:

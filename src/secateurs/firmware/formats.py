@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateurs.firmware.call import Call
+from secateurs.firmware.coded import coded_call
 from secateurs.firmware.dense import dense_call
 from secateurs.firmware.depthwise import depthwise_call, is_depthwise
 from secateurs.firmware.error import FirmwareError
@@ -11,8 +12,8 @@ from secateurs.firmware.products import Place
 from secateurs.firmware.sparse import blocks_call, of_four_call, scattered_call
 from secateurs.integer.layers import Conv
 
-FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "1 of 4", "2 of 4", "CSR")
-"""All formats of int8 weights. A block is four taps of as many rows of outputs."""
+FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "1 of 4", "2 of 4", "CSR", "Huffman")
+"""All formats of int8 weights. A block is four taps of as many rows of outputs; Huffman is dense, decoded each time the layer runs."""
 
 _TALL = {"blocks of 4": 1, "blocks of 2 x 4": 2, "blocks of 4 x 4": 4}
 
@@ -35,6 +36,8 @@ def uncounted_call(layer: Conv, name: str, place: Place | None = None, format: s
         return depthwise_call(layer, name, place)
     if format in (None, "dense"):
         return dense_call(layer, name, place)
+    if format == "Huffman":
+        return coded_call(layer, name, place)
     if format == "CSR":
         return scattered_call(layer, name, place)
     if format in ("1 of 4", "2 of 4"):
@@ -44,14 +47,19 @@ def uncounted_call(layer: Conv, name: str, place: Place | None = None, format: s
     raise FirmwareError(f"{layer.name}: there is no format {format!r} for its weights; there are {', '.join(FORMATS)}")
 
 
-def choices(layer: Conv, name: str, place: Place | None = None) -> list[Call]:
-    """The layer in all formats that it can have, dense first."""
-    found = []
-    for format in FORMATS if not is_depthwise(layer) else (None,):
-        if format != "depthwise":
-            try:
-                found.append(conv_call(layer, name, place, format))
-            except FirmwareError:
-                if format in (None, "dense"):
-                    raise
+def choices(layer: Conv, name: str, place: Place | None = None, scratch: int | None = None) -> list[Call]:
+    """The layer in all formats that it can have and that need at most ``scratch`` bytes beside its arrays; dense first, whatever it needs.
+
+    Raises `FirmwareError` where it can have none.
+    """
+    if is_depthwise(layer):
+        return [conv_call(layer, name, place)]
+    found = [conv_call(layer, name, place, "dense")]
+    for format in FORMATS[2:]:
+        try:
+            call = conv_call(layer, name, place, format)
+        except FirmwareError:
+            continue
+        if scratch is None or call.scratch <= scratch:
+            found.append(call)
     return found

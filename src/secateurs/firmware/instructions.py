@@ -20,16 +20,16 @@ from secateurs.integer.layers import Conv
 
 USUAL = "cortex-m4"
 """The core whose coefficients are taken for those that have none."""
-_COLUMNS = {"dense": 2, "blocks of 2 x 4": 2, "blocks of 4 x 4": 2}
+_COLUMNS = {"dense": 2, "Huffman": 2, "blocks of 2 x 4": 2, "blocks of 4 x 4": 2}
 
 
 @dataclass(frozen=True)
 class Size:
     """What the instructions of a convolution depend on.
 
-    ``inputs`` and ``outputs`` are those of one group; ``kept`` counts what a sparse format keeps (blocks, weights, or for N of 4 the fours
-    of weights); ``lined``: rows are copied with their padding first; ``clamped``: the result is not clamped by its width alone.
-    ``split``: no four rows of dense weights can be summed at once. ``band``: the rows that a depthwise layer works on at a time.
+    ``inputs`` and ``outputs`` are those of one group; ``kept`` counts what a format keeps: blocks, weights, for N of 4 fours of weights,
+    for Huffman bytes; ``lined``: rows are copied with their padding first; ``clamped``: not by the width of the result alone; ``split``: no
+    four rows of dense weights can be summed at once. ``band``: the rows that a depthwise layer works on at a time.
     """
 
     high: int
@@ -89,11 +89,14 @@ def names(format: str) -> tuple[str, ...]:
 def _features(format: str, size: Size) -> dict[str, float]:
     if format == "depthwise":
         return _depthwise(size)
-    rule = {"dense": _dense, "blocks of 2 x 4": _tall, "blocks of 4 x 4": _tall}.get(format, _rows)
+    rule = {"dense": _dense, "Huffman": _dense, "blocks of 2 x 4": _tall, "blocks of 4 x 4": _tall}.get(format, _rows)
     most = _COLUMNS.get(format, 4)
     places = size.high * size.wide
     batches, singles = divmod(places, most)
     found = _gathering(size) | {"batch": batches, "place alone": singles}
+    if format == "Huffman":
+        decoded = (size.outputs + 1) // 2 * 2 * ceil(size.kernel[0] * size.kernel[1] * size.inputs / 4) * 4
+        found |= {"weight": decoded, "bit": 8 * size.kept / size.groups}
     found |= rule(format, size, batches, singles) | {"clamped number": places * size.outputs * size.clamped}
     return {name: float(size.groups * value) for name, value in found.items()}
 
@@ -215,5 +218,9 @@ def counted(call: Call, place: Place | None = None, core: str = USUAL) -> Call:
     """The call of a convolution with the instructions that it takes on a core."""
     layer = call.layer
     assert isinstance(layer, Conv)
-    kept = next((len(each.numbers) for each in call.constants if each.name.endswith("_gaps")), 0)
-    return replace(call, instructions=instructions(call.label, size_of(layer, place, kept), core))
+    return replace(call, instructions=instructions(call.label, size_of(layer, place, kept_in(call)), core))
+
+
+def kept_in(call: Call) -> int:
+    """What a size counts as kept, of a call."""
+    return next((len(each.numbers) for each in call.constants if each.name.endswith(("_gaps", "_bits"))), 0)

@@ -48,6 +48,7 @@ def kernel(name: str) -> str:
 def declared(constant: Constant) -> str:
     """A constant as C.
 
+    >>> import numpy as np
     >>> print(declared(Constant("a", "int8_t", np.array([1, -2], np.int8))))
     static const int8_t a[2] __attribute__((aligned(4))) = {1, -2};
     """
