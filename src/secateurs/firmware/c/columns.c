@@ -84,6 +84,16 @@ static void sec_column(const int8_t *x, const int16_t *shape, const sec_place *p
     const int8_t *line = x + iy * place->in_row + left * place->in_step;
     int8_t *byte = patch;
     if (run % 4 == 0 && place->joined && inside && iy >= 0 && iy + (rows - 1) * place->down < place->in_h) {
+#ifdef SEC_DSP
+        if (run == 4 && !single) {
+            for (int ky = 0; ky < rows; ky++, line += place->line, to += 2 * step) {
+                const int32_t word = sec_word(line), even = sec_evens(word), odd = sec_odds(word);
+                memcpy(to, &even, 4);
+                memcpy(to + step, &odd, 4);
+            }
+            return;
+        }
+#endif
         for (int ky = 0; ky < rows; ky++, line += place->line) {
             to = single ? sec_apart(line, run, to, step) : sec_widen(line, run, to, step);
         }
@@ -156,6 +166,7 @@ static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, 
     int16_t *const wide = (int16_t *)scratch;
     int8_t *const patch = (int8_t *)(wide + most * what->taps), *const lines = patch + what->taps, *to[4];
     const sec_place from = lined ? sec_in_lines(place, line) : *place;
+    const int plain = shape[SEC_KERNEL_H] * shape[SEC_KERNEL_W] == 1 && shape[SEC_INPUTS] % 4 == 0 && !lined && !place->top && !place->left;
     int waiting = 0, columns = 0, remain = out_h * out_w;
     for (int oy = 0; oy < out_h; oy++) {
         int8_t *at = y + oy * out_row;
@@ -168,14 +179,18 @@ static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, 
                 remain -= columns;
             }
             to[waiting] = at;
-            sec_column(lined ? lines : x, shape, &from, lined ? 0 : oy, ox, single, wide + (single ? waiting : 2 * waiting),
-                       single ? columns : 2 * columns, patch);
+            int16_t *const column = wide + (single ? waiting : 2 * waiting);
+            const int step = single ? columns : 2 * columns;
+            if (plain && !single) {
+                sec_widen(x + oy * shape[SEC_STRIDE_H] * place->in_row + ox * shape[SEC_STRIDE_W] * place->in_step, what->taps, column, step);
+            } else {
+                sec_column(lined ? lines : x, shape, &from, lined ? 0 : oy, ox, single, column, step, patch);
+            }
             if (++waiting == columns) {
                 multiply(what, wide, columns, to);
-                for (waiting = 0; waiting < columns; waiting++) {
-                    sec_clamp(to[waiting], shape[SEC_OUTPUTS], 1, shape);
+                while (waiting > 0) {
+                    sec_clamp(to[--waiting], shape[SEC_OUTPUTS], 1, shape);
                 }
-                waiting = 0;
             }
         }
     }
