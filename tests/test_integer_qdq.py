@@ -93,7 +93,7 @@ class Everything(nn.Module):
         x = F.relu6(self.one(F.pad(x, (0, 1, 0, 1), value=0.5)))
         y = F.hardswish(self.two(x))
         z = F.silu(self.three(F.max_pool2d(x, 3, 1, 1)))
-        both = F.relu(y + z) - x
+        both = F.relu(y + z) - F.avg_pool2d(x, 3, 1, 1)
         gate = F.hardsigmoid(self.squeeze(both.mean((2, 3))))
         x = both * gate[:, :, None, None]
         x = torch.cat([x, torch.sigmoid(y), torch.tanh(z), F.gelu(y), F.gelu(z, approximate="tanh")], 1)
