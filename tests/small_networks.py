@@ -1,6 +1,6 @@
 """Random networks of the layers that small machines have, with zeros of all patterns in their weights.
 
-    model, example = small_network(seed=7)
+model, example = small_network(seed=7)
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def _convolution(draw: random.Random, kind: str, shape: tuple[int, int, int]) ->
         groups = channels if kind == "depthwise" else draw.choice([each for each in (1, 1, 1, 2, 3) if channels % each == 0])
         outputs = groups * draw.choice((1, 1, 2, 3, 4) if kind != "depthwise" else (1, 1, 1, 2))
     stride = draw.choice((1, 1, 2)), draw.choice((1, 1, 2))
-    dilation = tuple(draw.choice((1, 1, 2)) if size * 2 - 1 <= side else 1 for size, side in zip(kernel, (height, width), strict=True))
+    dilation = tuple(
+        draw.choice((1, 1, 2)) if size * 2 - 1 <= side else 1 for size, side in zip(kernel, (height, width), strict=True)
+    )
     pads = tuple(draw.choice((0, 0, 1, 2)) for _ in range(4))
     conv = nn.Conv2d(channels, outputs, kernel, stride, 0, dilation, groups, bias=draw.random() < 0.8)  # type: ignore[arg-type]
     inner: nn.Module = nn.Sequential(conv, nn.BatchNorm2d(outputs)) if draw.random() < 0.5 else conv
@@ -143,7 +145,12 @@ def _statistics_(module: nn.Module, draw: random.Random) -> None:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             generator = torch.Generator().manual_seed(draw.randrange(1 << 30))
-            for tensor, low, high in ((part.running_mean, -1, 1), (part.running_var, 0.3, 2), (part.weight, -1, 2), (part.bias, -1, 1)):
+            for tensor, low, high in (
+                (part.running_mean, -1, 1),
+                (part.running_var, 0.3, 2),
+                (part.weight, -1, 2),
+                (part.bias, -1, 1),
+            ):
                 assert tensor is not None
                 tensor.data.uniform_(low, high, generator=generator)
 

@@ -20,7 +20,7 @@ def long(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor of ``shape`` in an array: it is a reshaped tensor of sizes ``base``, whose dimensions lie in memory in the order ``layout``."""
+    """A tensor of ``shape`` in an array: a reshaped one of sizes ``base``, whose dimensions lie in memory in the order ``layout``."""
 
     array: Array
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class Placed:
 def _regrouped(
     base: Sequence[int], layout: Sequence[int], sizes: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """A base and its layout with dimensions split, or merged where they lie one after another, into other sizes; None where it cannot be."""
+    """A base and its layout with dimensions split, or merged where they lie one after another, into other sizes; None if it cannot be."""
     pieces: dict[int, list[int]] = {}  # of each old dimension that begins a group, the new ones; of those merged into it none
     place = target = 0
     while place < len(base):
