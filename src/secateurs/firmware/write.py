@@ -28,6 +28,7 @@ from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
 from secateurs.given import Kind as Given
+from secateurs.integer.best import best
 from secateurs.integer.build import built
 from secateurs.integer.layers import LIMITS, Conv, Kind, Layer, Network, Numbers
 from secateurs.integer.module import IntegerModel
@@ -38,6 +39,8 @@ from secateurs.recover import evaluate
 from secateurs.types import Task
 
 CHIP = Given("a chip, for example targets.microcontroller(flash=256_000, sram=64_000)", lambda value: isinstance(value, Chip))
+_FEW = 16
+"""So few samples leave none to compare ways to quantise by: ranges are taken as they were seen."""
 _PICOJOULES = 12.0
 """What an instruction of a Cortex-M4 takes, in picojoules: about 12 µW/MHz in 40 nm low power (Arm's figure for the core alone)."""
 
@@ -53,6 +56,7 @@ def c(
     name: str = "network",
     task: Task | None = None,
     tests: int = 4,
+    search: bool = True,
     check: bool = True,
 ) -> Firmware:
     """Write a model as C for a microcontroller, run that against the integer reference, and tell what it takes there.
@@ -63,7 +67,9 @@ def c(
     ``example`` is what the model is called with; of several samples the first is taken. ``calibration`` are batches on which the ranges of
     activations are seen. ``kind`` is int8, int16 (activations; weights have 8 bits) or float32. Zeros of the weights are used: each
     layer gets the format that is fastest there, as far as all fit into flash. With a ``task`` its metric is told on its test data.
-    ``tests`` samples of the calibration become the test vector. ``check=False`` runs no compiler and no emulator.
+    ``tests`` samples of the calibration become the test vector. ``search=False`` takes ranges as they were seen, where else those,
+    equalisation, rounding and biases are tried and what answers most like the model is kept. ``check=False`` runs no compiler and no
+    emulator.
 
     Raises `UnsupportedError` for layers without kernels; `FirmwareError` where it does not fit the target, or a name is none of C's;
     `TaskError` and `NonFiniteError` for calibration inputs that do not fit or on which the model is not sound; `WriteError`. Nothing is
@@ -72,7 +78,7 @@ def c(
     _require(model, target, kind, name, tests)
     network = built(model, example)
     samples = _samples(network, calibration, example, kind)
-    integers = _integers(network, samples, kind)
+    integers, how = _integers(network, samples, kind, search)
     core = core_of(target.cpu)
     program = fitting(integers, name, target)
     answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
@@ -100,7 +106,7 @@ def c(
         steps,
         proof.where,
         (target.flash, target.sram),
-        tuple(f"{each} was changed since it was written, and stays as it is" for each in stayed),
+        (*how, *(f"{each} was changed since it was written, and stays as it is" for each in stayed)),
     )
 
 
@@ -128,11 +134,17 @@ def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, 
     return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
-def _integers(network: Network, samples: list[Numbers], kind: Kind) -> Network:
+def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool) -> tuple[Network, tuple[str, ...]]:
+    """The network in integers, and how they were chosen."""
     if kind == "float32":
-        return network
+        return network, ()
     batch = {face.name: face.unpacked(each) for face, each in zip(network.inputs, samples, strict=True)}
-    return quantised(network, calibrated(network, [batch], kind=kind), kind)
+    if not search or len(samples[0]) < _FEW:
+        return quantised(network, calibrated(network, [batch], kind=kind), kind), ()
+    found = best(network, [batch], kind)
+    kept = found.kept
+    told = f"ranges by {kept.ranges}, equalised: {kept.equalised}, corrected: {kept.corrected}; {kept.decibels:.1f} dB of signal to noise"
+    return found.network, (told,)
 
 
 def fitting(network: Network, name: str, target: Chip) -> Program:
