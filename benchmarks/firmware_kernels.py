@@ -39,8 +39,8 @@ def _shapes(random: np.random.Generator, count: int, most: int, depthwise: bool)
     """Layers as networks for small machines have them, none with more than ``most`` numbers in an array."""
     found: list[Conv] = []
     while len(found) < count:
-        kernel = [(1, 1), (1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (1, 3), (10, 4), (1, 9)][random.integers(9)]
-        inputs = int(random.choice([1, 3, 8, 10, 16, 24, 32, 48, 64, 96, 128, 256]))
+        kernel = [(1, 1), (1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (1, 3), (10, 4), (10, 4), (1, 9)][random.integers(10)]
+        inputs = int(random.choice([1, 1, 3, 8, 10, 16, 24, 32, 48, 64, 96, 128, 256]))
         outputs = int(random.choice([4, 8, 10, 12, 16, 21, 24, 32, 35, 48, 64, 96, 128]))
         high, wide = int(random.choice([1, 5, 8, 12, 16, 25])), int(random.choice([1, 4, 5, 8, 10, 12, 16, 24]))
         if depthwise:

@@ -37,6 +37,7 @@ def _known(random: np.random.Generator) -> list[Conv]:
         conv(random, (1, 1, 64), 12),
         conv(random, (6, 7, 10), 4, (3, 4), padding=(1, 1, 1, 2)),
         conv(random, (6, 7, 5), 4, (2, 4)),
+        conv(random, (4, 4, 8), 6, padding=(0, 1, 0, 1), stride=(2, 2)),
         conv(random, (1, 1, 3000), 5),
         conv(random, (1, 2, 1400), 9),
         conv(random, (7, 6, 3), 7, (3, 3), padding=SAME, low=-100.0, high=90.0, zero=3),

@@ -115,13 +115,15 @@ def _gathering(size: Size) -> dict[str, float]:
         "place": places,
         "row of a window": places * rows * direct,
         "tap": places * taps * direct,
+        "row of a window of four taps": places * rows * (direct and run == 4),
         "copied row of a window": places * rows * (not loose and not direct),
         "copied tap": places * taps * (not loose and not direct),
         "scattered row of a window": places * rows * across * loose,
         "scattered tap": places * taps * loose,
         "row of places": size.high * size.lined,
         "padded row": fresh,
-        "number of padded rows": (fresh + max(0, rows - size.stride[0]) * (size.high - 1) * size.lined) * line,
+        "number of padded rows": fresh * line,
+        "moved number": max(0, rows - size.stride[0]) * (size.high - 1) * size.lined * line,
     }
 
 

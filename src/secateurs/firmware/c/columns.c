@@ -166,7 +166,8 @@ static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, 
     int16_t *const wide = (int16_t *)scratch;
     int8_t *const patch = (int8_t *)(wide + most * what->taps), *const lines = patch + what->taps, *to[4];
     const sec_place from = lined ? sec_in_lines(place, line) : *place;
-    const int plain = shape[SEC_KERNEL_H] * shape[SEC_KERNEL_W] == 1 && shape[SEC_INPUTS] % 4 == 0 && !lined && !place->top && !place->left;
+    const int inside = !place->top && !place->left && (out_h - 1) * shape[SEC_STRIDE_H] < place->in_h && (out_w - 1) * shape[SEC_STRIDE_W] < place->in_w;
+    const int plain = inside && shape[SEC_KERNEL_H] * shape[SEC_KERNEL_W] == 1 && shape[SEC_INPUTS] % 4 == 0 && !single;
     int waiting = 0, columns = 0, remain = out_h * out_w;
     for (int oy = 0; oy < out_h; oy++) {
         int8_t *at = y + oy * out_row;
@@ -181,7 +182,7 @@ static void sec_sweep(const sec_product *what, sec_multiply multiply, int most, 
             to[waiting] = at;
             int16_t *const column = wide + (single ? waiting : 2 * waiting);
             const int step = single ? columns : 2 * columns;
-            if (plain && !single) {
+            if (plain) {
                 sec_widen(x + oy * shape[SEC_STRIDE_H] * place->in_row + ox * shape[SEC_STRIDE_W] * place->in_step, what->taps, column, step);
             } else {
                 sec_column(lined ? lines : x, shape, &from, lined ? 0 : oy, ox, single, column, step, patch);
