@@ -69,8 +69,9 @@ def test_a_rounding_is_that_of_its_definition_and_passes_gradients():
 def test_afterwards_weights_have_few_values_and_masks_hold(bits):
     model = network()
     masks = sc.prune_(model, sc.Element(), sc.TopK(sc.magnitude()), sc.uniform(sparsity=0.5), task())
+    before = {name: mask.clone() for name, mask in masks.items()}
     run = trained(model, quantisation_aware(bits=bits), masks=masks)
-    assert {name: mask.sum() for name, mask in run.masks.items()} == {name: mask.sum() for name, mask in masks.items()}
+    assert same(before, dict(run.masks))  # weights that are rounded to zero may come back
     for name in ("0.weight", "4.weight", "6.weight"):
         weight = model.get_parameter(name).detach()
         assert not weight[~run.masks[name]].any()
