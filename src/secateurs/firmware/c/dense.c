@@ -40,23 +40,67 @@ SEC_ALONE void sec_two_rows(const int16_t *weights, int step, const int16_t *x, 
 }
 
 #ifdef SEC_DSP
-/* r0 weights, r1 x, r2-r5 sums over both rows, r6-r9 over even rows; a pair of taps of four rows and two columns. */
+/* The sums of four rows and two columns, as assembly: in the end r0 is at the weights that follow, r2-r5 are sums over both rows, r6-r9 over
+   even ones. For one column r2 and r3, r6 and r7. */
+#ifdef __ARM_FEATURE_MVE
+#define SEC_AT_ONCE 4
+/* r3 weights, r1 x; sums in even registers, as vectors want them: r0, r2, r4, r6 and r8, r10, r12, lr. */
+#define SEC_VECTORS_2                                                                                                                      \
+    "vld20.32 {q0, q1}, [r3]\n\tvld21.32 {q0, q1}, [r3]!\n\tvld20.32 {q2, q3}, [r1]\n\tvld21.32 {q2, q3}, [r1]!\n\t"                      \
+    "vmladava.s16 r0, q0, q2\n\tvmladava.s16 r2, q0, q3\n\tvmladava.s16 r4, q1, q2\n\tvmladava.s16 r6, q1, q3\n\tvmovlb.s8 q0, q0\n\t"    \
+    "vmovlb.s8 q1, q1\n\tvmladava.s16 r8, q0, q2\n\tvmladava.s16 r10, q0, q3\n\tvmladava.s16 r12, q1, q2\n\tvmladava.s16 lr, q1, q3\n\t"
+#define SEC_PAIR_2                                                                                                                         \
+    "ldrd r7, r9, [r1], #8\n\tldr r11, [r3], #4\n\tsmlad r0, r11, r7, r0\n\tsmlad r2, r11, r9, r2\n\tsxtb16 r11, r11\n\t"                \
+    "smlad r8, r11, r7, r8\n\tsmlad r10, r11, r9, r10\n\tldr r11, [r3], #4\n\tsmlad r4, r11, r7, r4\n\tsmlad r6, r11, r9, r6\n\t"         \
+    "sxtb16 r11, r11\n\tsmlad r12, r11, r7, r12\n\tsmlad lr, r11, r9, lr\n\t"
+#define SEC_SUMS_2                                                                                                                         \
+    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n\tmov r8, r0\n\tmov r10, r0\n\tmov r12, r0\n\tmov lr, r0\n\t"             \
+    "ldr r3, %[w]\n\tldr r1, %[x]\n\tldr r5, %[most]\n\tcmp r1, r5\n\tbeq 2f\n1:\n\t" SEC_VECTORS_2 "cmp r1, r5\n\tbne 1b\n"               \
+    "2:\n\tldr r5, %[end]\n\tcmp r1, r5\n\tbeq 3f\n\t" SEC_PAIR_2 SEC_PAIR_2                                                             \
+    "\n3:\n\tmov r11, r3\n\tmov r7, r10\n\tmov r5, r6\n\tmov r6, r8\n\tmov r8, r12\n\tmov r9, lr\n\tmov r3, r2\n\tmov r2, r0\n\tmov r0, r11\n\t"
+/* r9 weights; sums in r0, r2 and r4, r6. */
+#define SEC_VECTORS_1                                                                                                                      \
+    "vld20.32 {q0, q1}, [r9]\n\tvld21.32 {q0, q1}, [r9]!\n\tvldrh.u16 q2, [r1], #16\n\tvmladava.s16 r0, q0, q2\n\t"                       \
+    "vmladava.s16 r2, q1, q2\n\tvmovlb.s8 q0, q0\n\tvmovlb.s8 q1, q1\n\tvmladava.s16 r4, q0, q2\n\tvmladava.s16 r6, q1, q2\n\t"
+#define SEC_PAIR_1                                                                                                                         \
+    "ldr r7, [r1], #4\n\tldrd r3, r5, [r9], #8\n\tsmlad r0, r3, r7, r0\n\tsmlad r2, r5, r7, r2\n\tsxtb16 r3, r3\n\tsxtb16 r5, r5\n\t"     \
+    "smlad r4, r3, r7, r4\n\tsmlad r6, r5, r7, r6\n\t"
+#define SEC_SUMS_1                                                                                                                         \
+    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n\tldr r9, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tldr lr, %[end]\n\t"  \
+    "cmp r1, r12\n\tbeq 2f\n1:\n\t" SEC_VECTORS_1 "cmp r1, r12\n\tbne 1b\n2:\n\tcmp r1, lr\n\tbeq 3f\n\t" SEC_PAIR_1 SEC_PAIR_1             \
+    "\n3:\n\tmov r7, r6\n\tmov r6, r4\n\tmov r3, r2\n\tmov r2, r0\n\tmov r0, r9\n\t"
+#define SEC_CLOBBERED "d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7",
+#else
+#define SEC_AT_ONCE 8
 #define SEC_PAIR_2                                                                                                                         \
     "ldrd r10, r11, [r1], #8\n\tldrd r12, lr, [r0], #8\n\t"                                                                                \
     "smlad r2, r12, r10, r2\n\tsmlad r3, r12, r11, r3\n\tsmlad r4, lr, r10, r4\n\tsmlad r5, lr, r11, r5\n\tsxtb16 r12, r12\n\t"          \
     "sxtb16 lr, lr\n\tsmlad r6, r12, r10, r6\n\tsmlad r7, r12, r11, r7\n\tsmlad r8, lr, r10, r8\n\tsmlad r9, lr, r11, r9\n\t"
 #define SEC_PAIRS_2 SEC_PAIR_2 SEC_PAIR_2
+#define SEC_SUMS_2                                                                                                                         \
+    "movs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\tmov r8, r2\n\tmov r9, r2\n\t"             \
+    "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tcmp r1, r12\n\tbeq 2f\n"                                                       \
+    "1:\n\t" SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 "ldr r12, %[most]\n\tcmp r1, r12\n\tbne 1b\n"                              \
+    "2:\n\tldr r12, %[end]\n\tcmp r1, r12\n\tbeq 3f\n\t" SEC_PAIRS_2 "b 2b\n3:\n\t"
+#define SEC_PAIRS_1                                                                                                                        \
+    "ldrd r10, r11, [r1], #8\n\tldm r0!, {r4, r5, r8, r9}\n\t"                                                                            \
+    "smlad r2, r4, r10, r2\n\tsmlad r3, r5, r10, r3\n\tsxtb16 r4, r4\n\tsxtb16 r5, r5\n\tsmlad r6, r4, r10, r6\n\tsmlad r7, r5, r10, r7\n\t" \
+    "smlad r2, r8, r11, r2\n\tsmlad r3, r9, r11, r3\n\tsxtb16 r8, r8\n\tsxtb16 r9, r9\n\tsmlad r6, r8, r11, r6\n\tsmlad r7, r9, r11, r7\n\t"
+#define SEC_SUMS_1                                                                                                                         \
+    "movs r2, #0\n\tmovs r3, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\t"                                                                       \
+    "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tldr lr, %[end]\n\tcmp r1, r12\n\tbeq 2f\n"                                     \
+    "1:\n\t" SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 "cmp r1, r12\n\tbne 1b\n2:\n\tcmp r1, lr\n\tbeq 3f\n\t" SEC_PAIRS_1 "b 2b\n3:\n\t"
+#define SEC_CLOBBERED
+#endif
+
 /* Fours of rows for two columns, in all registers of the core. Returns the weights that follow. */
 static const int16_t *sec_fours_2(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int fours, int zero,
                                   int8_t *y0, int8_t *y1) {
-    const int16_t *const most = x + 4 * (pairs & ~7), *const end = x + 4 * pairs;
+    const int16_t *const most = x + 4 * (pairs / SEC_AT_ONCE * SEC_AT_ONCE), *const end = x + 4 * pairs;
     const int8_t *const last = y0 + 4 * fours;
     __asm__ volatile(
-        "0:\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\tmov r8, r2\n\tmov r9, r2\n\t"
-        "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tcmp r1, r12\n\tbeq 2f\n"
-        "1:\n\t" SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 SEC_PAIRS_2 "ldr r12, %[most]\n\tcmp r1, r12\n\tbne 1b\n"
-        "2:\n\tldr r12, %[end]\n\tcmp r1, r12\n\tbeq 3f\n\t" SEC_PAIRS_2 "b 2b\n"
-        "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y0]\n\t" SEC_NEXT_ROW
+        "0:\n\t" SEC_SUMS_2
+        "str r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y0]\n\t" SEC_NEXT_ROW
         SEC_EVEN("r6") SEC_EVEN("r7") "strb r6, [lr], #1\n\tldr r6, %[y1]\n\tstrb r7, [r6], #1\n\t" SEC_NEXT_ROW
         SEC_ODD("r2") SEC_ODD("r3") "strb r2, [lr], #1\n\tstrb r3, [r6], #1\n\t" SEC_NEXT_ROW
         "subs r4, r4, r8\n\tsubs r5, r5, r9\n\t" SEC_EVEN("r8") SEC_EVEN("r9") "strb r8, [lr], #1\n\tstrb r9, [r6], #1\n\t" SEC_NEXT_ROW
@@ -64,33 +108,24 @@ static const int16_t *sec_fours_2(const int16_t *weights, const int32_t *rows, c
         "str r1, %[rows]\n\tstr lr, %[y0]\n\tstr r6, %[y1]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
         : [w] "+m"(weights), [rows] "+m"(rows), [y0] "+m"(y0), [y1] "+m"(y1)
         : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
-        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+        : SEC_CLOBBERED "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
     return weights;
 }
-
-/* r0 weights, r1 x, r2 and r3 sums over both rows, r6 and r7 over even rows; two pairs of taps of four rows and one column. */
-#define SEC_PAIRS_1                                                                                                                        \
-    "ldrd r10, r11, [r1], #8\n\tldm r0!, {r4, r5, r8, r9}\n\t"                                                                            \
-    "smlad r2, r4, r10, r2\n\tsmlad r3, r5, r10, r3\n\tsxtb16 r4, r4\n\tsxtb16 r5, r5\n\tsmlad r6, r4, r10, r6\n\tsmlad r7, r5, r10, r7\n\t" \
-    "smlad r2, r8, r11, r2\n\tsmlad r3, r9, r11, r3\n\tsxtb16 r8, r8\n\tsxtb16 r9, r9\n\tsmlad r6, r8, r11, r6\n\tsmlad r7, r9, r11, r7\n\t"
 
 /* The same for one column. */
 static const int16_t *sec_fours_1(const int16_t *weights, const int32_t *rows, const int16_t *x, int pairs, int fours, int zero,
                                   int8_t *y) {
-    const int16_t *const most = x + 2 * (pairs & ~7), *const end = x + 2 * pairs;
+    const int16_t *const most = x + 2 * (pairs / SEC_AT_ONCE * SEC_AT_ONCE), *const end = x + 2 * pairs;
     const int8_t *const last = y + 4 * fours;
     __asm__ volatile(
-        "0:\n\tmovs r2, #0\n\tmovs r3, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\t"
-        "ldr r0, %[w]\n\tldr r1, %[x]\n\tldr r12, %[most]\n\tldr lr, %[end]\n\tcmp r1, r12\n\tbeq 2f\n"
-        "1:\n\t" SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 SEC_PAIRS_1 "cmp r1, r12\n\tbne 1b\n"
-        "2:\n\tcmp r1, lr\n\tbeq 3f\n\t" SEC_PAIRS_1 "b 2b\n"
-        "3:\n\tstr r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y]\n\t" SEC_NEXT_ROW
+        "0:\n\t" SEC_SUMS_1
+        "str r0, %[w]\n\tldr r1, %[rows]\n\tldr r12, %[zero]\n\tsubs r2, r2, r6\n\tsubs r3, r3, r7\n\tldr lr, %[y]\n\t" SEC_NEXT_ROW
         SEC_EVEN("r6") "strb r6, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r2") "strb r2, [lr], #1\n\t" SEC_NEXT_ROW
         SEC_EVEN("r7") "strb r7, [lr], #1\n\t" SEC_NEXT_ROW SEC_ODD("r3") "strb r3, [lr], #1\n\t"
         "str r1, %[rows]\n\tstr lr, %[y]\n\tldr r0, %[last]\n\tcmp lr, r0\n\tbne 0b"
         : [w] "+m"(weights), [rows] "+m"(rows), [y] "+m"(y)
         : [x] "m"(x), [most] "m"(most), [end] "m"(end), [zero] "m"(zero), [last] "m"(last)
-        : "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+        : SEC_CLOBBERED "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
     return weights;
 }
 #endif
