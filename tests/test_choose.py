@@ -26,7 +26,7 @@ OPTIONS = st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min
 
 
 @given(OPTIONS, st.none() | st.integers(0, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_best_of_all_combinations_is_found(numbers: list[list[tuple[int, int]]], flash: int | None) -> None:
     options = [[_call(float(each), size) for each, size in layer] for layer in numbers]
     fitting = [
