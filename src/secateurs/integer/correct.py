@@ -138,7 +138,7 @@ def rounded_together(pair: Pair) -> Conv:
     per, groups = len(real.weight) // real.groups, real.groups
     weight = real.weight.astype(np.float64).reshape(groups, per, -1)
     steps = np.abs(weight).max(2) / 127
-    floor = np.abs(real.bias).reshape(groups, per) / (2.0**30 * whole.x.scale)
+    floor = np.abs(real.bias).reshape(groups, per) / (2.0**24 * whole.x.scale)
     found, chosen = np.zeros_like(weight), np.zeros_like(steps)
     for group in range(groups):
         second = _moments(pair, group)

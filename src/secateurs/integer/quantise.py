@@ -171,11 +171,12 @@ def _conv(layer: Conv, arrays: Arrays, ranges: Mapping[str, Range], kind: Kind) 
 def integers_of(layer: Conv, x: Array, kind: Kind) -> tuple[Numbers, Numbers, Numbers]:
     """A layer's weights as int8, what a step of each output's is worth, and its biases in steps of the sums.
 
-    Steps are as small as the weights allow, and large enough that the bias stays below 2^30, whatever the kind.
+    Steps are as small as the weights allow, and large enough that the bias stays below 2^24, whatever the kind:
+    what weights add beside a larger one is less than a step of the result.
     """
     weight, bias = layer.weight.astype(np.float64), layer.bias.astype(np.float64)
     steps = np.abs(weight).reshape(len(weight), -1).max(1) / 127
-    steps = np.maximum(steps, np.maximum(np.abs(bias) / (2.0**30 * x.scale), 1e-30))
+    steps = np.maximum(steps, np.maximum(np.abs(bias) / (2.0**24 * x.scale), 1e-30))
     largest = steps.max(initial=0.0)
     steps = np.where(steps > 1e-30, steps, largest if largest > 1e-30 else 1 / x.scale)
     whole = np.clip(np.rint(weight / steps[:, None, None, None]), -127, 127).astype(np.int8)
