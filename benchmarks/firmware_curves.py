@@ -6,14 +6,19 @@ import json
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import matplotlib.pyplot as plt
 from firmware_scalpel import BLOCKS, LEVELS, NODES, OF_FOUR
 from tables import markdown
 
+from secateurs.targets import PAYS
+
 DOCS = Path(__file__).parent.parent / "docs"
 Cells = dict[str, Any]
+Sums = dict[str, dict[float, dict[str, float]]]
+"""Layers of a kind → sparsity → pattern → instructions."""
 PATTERNS = ("CSR", *BLOCKS, NODES)
 
 
@@ -22,15 +27,14 @@ def cells(folder: Path) -> Cells:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def scalpel_sums(folder: Path) -> dict[str, dict[float, dict[str, float]]]:
+def scalpel_sums(folder: Path) -> Sums:
     """Instructions by kind of layer, sparsity and pattern, summed over the layers of a network that have all that patterns."""
-    found: dict[str, dict[float, dict[str, float]]] = {}
-    for path in sorted((folder / "scalpel").glob("*")):
-        layers = {float(name): cell for name, cell in cells(path).items()}
-        kind = f"{path.name.split(',')[0]}, {'fully connected' if _is_linear(path.name) else 'convolutions'}"
-        for level, cell in layers.items():
+    found: Sums = {}
+    for place, levels in cells(folder / "scalpel").items():
+        kind = f"{place.split(',')[0]}, {'fully connected' if _is_linear(place) else 'convolutions'}"
+        for level, cell in levels.items():
             for pattern, told in cell.items():
-                sums = found.setdefault(kind, {}).setdefault(level, {})
+                sums = found.setdefault(kind, {}).setdefault(float(level), {})
                 sums[pattern] = sums.get(pattern, 0.0) + told["instructions"]
     return found
 
@@ -84,7 +88,7 @@ def scalpel(folder: Path) -> Iterable[str]:
     yield from _hardware(folder, sums)
 
 
-def _curves(sums: dict[str, dict[float, dict[str, float]]]) -> None:
+def _curves(sums: Sums) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex=True)
     order = sorted(sums, key=lambda kind: ("convolutions" not in kind, kind))
     for axis, kind in zip(axes.flat, order, strict=False):
@@ -111,26 +115,60 @@ def _curves(sums: dict[str, dict[float, dict[str, float]]]) -> None:
     plt.close(figure)
 
 
-def _hardware(folder: Path, sums: dict[str, dict[float, dict[str, float]]]) -> Iterable[str]:
-    rows = []
-    for path in sorted((folder / "hardware").glob("*")):
-        for level, cell in cells(path).items():
-            mcu = _network(path.name, float(level), sums)
-            if mcu:
-                rows.append([path.name, f"{float(level):.0%}", _best_of(mcu), _best_of(cell["cpu"]), _best_of(cell["gpu"])])
-    if not rows:
+SHOWN = (0.5, 0.75, 0.9)
+"""The sparsities of the table of hardware."""
+SPARSE = {"microcontroller": ("CSR", *BLOCKS), "CPU": ("single weights", "blocks"), "GPU, reckoned": ("Element()", "NofM(2, 4)")}
+"""Patterns that leave a layer its shape, by class of hardware."""
+
+
+def on_hardware(folder: Path, sums: Sums) -> dict[str, dict[float, dict[str, dict[str, float]]]]:
+    """Class of hardware → sparsity → network → pattern → times as fast as dense."""
+    found: dict[str, dict[float, dict[str, dict[str, float]]]] = {name: {level: {} for level in SHOWN} for name in SPARSE}
+    for network, levels in cells(folder / "hardware").items():
+        for level in SHOWN:
+            cell = levels.get(f"{level:.2f}")
+            if cell is not None and (counted := _network(network, level, sums)):
+                for name, speeds in zip(SPARSE, (counted, cell["cpu"], cell["gpu"]), strict=True):
+                    found[name][level][network] = speeds
+    return found
+
+
+def _hardware(folder: Path, sums: Sums) -> Iterable[str]:
+    found = on_hardware(folder, sums)
+    if not any(found["CPU"].values()):
         return
     yield "### Three classes of hardware"
     yield (
-        "How many times as fast as dense, the best pattern in bold: that is the one to use there. Microcontroller: instructions, counted. "
-        "CPU: this machine, float32, one thread, batch 1, `sc.run.compile` of both, measured in turns; blocks are as many outputs as an "
-        "instruction takes numbers, of one input; where no sparse kernel is faster `compile` takes the dense one, so that what loses "
-        "shows as 1. GPU: there is none on this machine; reckoned by `sc.recommend(…, sc.targets.gpu())`, batch 1."
+        "How many times as fast as dense, the geometric mean of the three networks whole. Microcontroller: instructions, counted. CPU: "
+        "this machine, float32, one thread, batch 1, `sc.run.compile` of both, measured in turns; blocks are as many outputs as an "
+        "instruction takes numbers, of one input; where no sparse kernel is faster `compile` takes the dense one, so that what loses shows "
+        "as 1. GPU: there is none on this machine; reckoned by `sc.recommend(…, sc.targets.gpu())`, batch 1, where 2:4 removes half of the "
+        "weights at any sparsity asked for."
     )
-    yield markdown(["network", "sparsity", "microcontroller", "CPU", "GPU (reckoned)"], rows)
+    rows = []
+    for name, by in found.items():
+        for level, networks in by.items():
+            means = {each: geometric_mean([speeds[each] for speeds in networks.values()]) for each in next(iter(networks.values()))}
+            sparse = {each: means[each] for each in SPARSE[name]}
+            best = max(sparse, key=lambda each: sparse[each])
+            advice = best if sparse[best] >= PAYS else "none: leave it dense"
+            rows.append([name, f"{level:.0%}", ", ".join(f"{each} {speed:.2f}" for each, speed in means.items()), f"**{advice}**"])
+    yield markdown(["hardware", "sparsity", "times as fast as dense", "recommended of those that leave layers their shape"], rows)
+    yield (
+        "With as many weights left, narrower layers (channels, nodes) are faster nearly everywhere: they are the first choice as far as the "
+        "accuracy bears it, and the recommended pattern is the one for what goes beyond. How far that is depends on the network: LeNets "
+        "bear far fewer channels than single weights, the DS-CNN above bears channels better than blocks. Network by network, the fastest "
+        "in bold:"
+    )
+    rows = [
+        [network, f"{level:.0%}", *(_best_of(by[level][network]) for by in found.values())]
+        for network in next(iter(found["CPU"].values()))
+        for level in SHOWN
+    ]
+    yield markdown(["network", "sparsity", *found], rows)
 
 
-def _network(name: str, level: float, sums: dict[str, dict[float, dict[str, float]]]) -> dict[str, float]:
+def _network(name: str, level: float, sums: Sums) -> dict[str, float]:
     """Of all layers of a network together: how many times as fast as dense each pattern is."""
     parts = [by for kind, by in sums.items() if kind.startswith(f"{name},")]
     if not parts or any(level not in by for by in parts):

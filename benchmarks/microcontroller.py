@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +35,7 @@ from firmware_networks import NETWORKS, Published, integers_of
 from tables import RESULTS
 
 import secateurs as sc
+from secateurs.integer.layers import Network, Numbers
 from secateurs.integer.module import IntegerModel
 from secateurs.tasks.images import data_file
 
@@ -86,22 +87,25 @@ def accuracies(about: Published, model: Any) -> dict[str, float]:
     return told
 
 
+def both(about: Published, model: Any) -> dict[str, Any]:
+    """Accuracy, and what the C takes."""
+    return accuracies(about, model) | firmware(about, model)
+
+
 def ds_cnn(given: argparse.Namespace) -> None:
     """The keyword spotter, dense and pruned in many ways."""
     about = networks.keywords()
     for way in pruning.WAYS:
         model = pruning.made(about, way)
-        kept(f"ds_cnn/accuracy/{way.name}", partial(accuracies, about, model), given.again)
-        kept(f"ds_cnn/firmware/{way.name}", partial(firmware, about, model), given.again)
+        kept(f"ds_cnn/{way.name}", partial(both, about, model), given.again)
 
 
 def tiny(given: argparse.Namespace) -> None:
     """The networks of MLPerf Tiny."""
     for name, make in NETWORKS.items():
-        if given.again or not (CELLS / f"tiny/firmware/{name}.json").exists():
+        if given.again or not (CELLS / f"tiny/{name}.json").exists():
             about = make()
-            kept(f"tiny/firmware/{name}", partial(firmware, about, about.model), True)
-            kept(f"tiny/accuracy/{name}", partial(accuracies, about, about.model), True)
+            kept(f"tiny/{name}", partial(both, about, about.model), True)
 
 
 def beside_cmsis(given: argparse.Namespace) -> None:
@@ -109,16 +113,19 @@ def beside_cmsis(given: argparse.Namespace) -> None:
     if given.cmsis is None:
         print("CMSIS-NN is not measured: give its folder, --cmsis FOLDER (git clone https://github.com/ARM-software/CMSIS-NN)")
         return
-    version = cmsis.version_of(given.cmsis)
     for name, make in NETWORKS.items():
         builds = {build: CELLS / f"cmsis/{name}{build}.json" for build in cmsis.BUILDS}
         if not given.again and all(path.exists() for path in builds.values()):
             continue
         network, inputs = integers_of(make())
         for build in builds:
-            found = partial(cmsis.counted, given.cmsis, network, inputs[0], build)
-            told = lambda found=found: {"version": version, "layers": [[e.name, e.wrong, e.instructions] for e in found()]}  # noqa: E731
-            kept(f"cmsis/{name}{build}", told, given.again)
+            kept(f"cmsis/{name}{build}", partial(of_cmsis, given.cmsis, network, inputs[0], build), given.again)
+
+
+def of_cmsis(folder: Path, network: Network, inputs: Numbers, build: str) -> dict[str, Any]:
+    """Its version; of each layer how many numbers differ from ours, and instructions."""
+    layers = cmsis.counted(folder, network, inputs, build)
+    return {"version": cmsis.version_of(folder), "layers": [[each.name, each.wrong, each.instructions] for each in layers]}
 
 
 def tflite(given: argparse.Namespace) -> None:
@@ -126,7 +133,7 @@ def tflite(given: argparse.Namespace) -> None:
     if given.tflite is None or importlib.util.find_spec("ai_edge_litert") is None:
         print("the publisher's int8 file is not measured: give --tflite FILE, with ai-edge-litert on PYTHONPATH")
         return
-    kept("ds_cnn/tflite", partial(published_int8, given.tflite), given.again)
+    kept("tflite", partial(published_int8, given.tflite), given.again)
 
 
 def published_int8(path: Path) -> dict[str, float]:
@@ -148,14 +155,17 @@ def published_int8(path: Path) -> dict[str, float]:
     }
 
 
+def at_levels(measure: Callable[[float], Any], levels: Iterable[float]) -> dict[str, Any]:
+    """A measurement at each sparsity."""
+    return {f"{level:.2f}": measure(level) for level in levels}
+
+
 def patterns(given: argparse.Namespace) -> None:
     """Scalpel's figures, and the same patterns on this machine's CPU."""
     for place in scalpel.places():
-        for level in (0.0, *scalpel.LEVELS):
-            kept(f"scalpel/{place.name}/{level:.2f}", partial(scalpel.measured, place, level), given.again)
+        kept(f"scalpel/{place.name}", partial(at_levels, partial(scalpel.measured, place), (0.0, *scalpel.LEVELS)), given.again)
     for name in scalpel.NETWORKS:
-        for level in scalpel.LEVELS:
-            kept(f"hardware/{name}/{level:.2f}", partial(hardware, name, level), given.again)
+        kept(f"hardware/{name}", partial(at_levels, partial(hardware, name), scalpel.LEVELS), given.again)
 
 
 def energy(given: argparse.Namespace) -> None:
