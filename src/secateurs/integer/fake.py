@@ -25,15 +25,16 @@ _MOVES = 0.1
 
 
 def quantisation_aware(
-    *, bits: int = 8, activations: int | None = 8, freeze: float = 0.5, only: Selection | None = None, skip: Selection | None = None
+    *, bits: int = 8, activations: int | None = 8, freeze: float = 1.0, only: Selection | None = None, skip: Selection | None = None
 ) -> Hook:
     """A hook for `train_`: the network trains with the weights and inputs of convolutions and linear layers rounded, masks held.
 
     In each pass weights are the nearest of 2 ^ bits - 1 whole numbers of steps, a step for each output, symmetric around zero, so that
     folding batch normalisation into them later changes nothing; what these layers read is rounded to 2 ^ activations levels between
     running averages of its extremes, zero among them (``None``: left exact). The gradient passes a rounding as if it were not there, and is
-    zero where a number is clipped (Jacob et al. 2017, arXiv:1712.05877, section 3). From the part ``freeze`` of the epochs on,
-    statistics of batch normalisations stay as they are. Masked weights are zero throughout.
+    zero where a number is clipped (Jacob et al. 2017, arXiv:1712.05877, section 3). Masked weights are zero throughout. From the part
+    ``freeze`` of the epochs on, statistics of batch normalisations stay as they are and normalise in training too: for long trainings that
+    end with small steps; in short ones it loses more than it brings.
 
     Afterwards the model is an ordinary one in float32, with the rounded weights: 8 bits are to the bit those that `quantised` makes.
     ``only`` and ``skip`` choose layers as in `prune_`. With a checkpoint a run that was stopped goes on to the bit.
