@@ -155,10 +155,10 @@ def _hardware(folder: Path, sums: Sums) -> Iterable[str]:
             rows.append([name, f"{level:.0%}", ", ".join(f"{each} {speed:.2f}" for each, speed in means.items()), f"**{advice}**"])
     yield markdown(["hardware", "sparsity", "times as fast as dense", "recommended of those that leave layers their shape"], rows)
     yield (
-        "With as many weights left, narrower layers (channels, nodes) are faster nearly everywhere: they are the first choice as far as the "
-        "accuracy bears it, and the recommended pattern is the one for what goes beyond. How far that is depends on the network: LeNets "
-        "bear far fewer channels than single weights, the DS-CNN above bears channels better than blocks. Network by network, the fastest "
-        "in bold:"
+        "With as many weights left, narrower layers (channels, nodes) are faster nearly everywhere: they are the first choice as far as "
+        "the accuracy bears it, and the recommended pattern is the one for what goes beyond. How far that is depends on the network: "
+        "LeNets bear far fewer channels than single weights, the DS-CNN above bears channels better than blocks. Network by network, the "
+        "fastest in bold:"
     )
     rows = [
         [network, f"{level:.0%}", *(_best_of(by[level][network]) for by in found.values())]

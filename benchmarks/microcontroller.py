@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +33,7 @@ import numpy as np
 from firmware_hardware import energies, hardware
 from firmware_networks import NETWORKS, Published, integers_of
 from tables import RESULTS
+from torch import nn
 
 import secateurs as sc
 from secateurs.integer.layers import Network, Numbers
@@ -53,12 +54,12 @@ def kept(name: str, make: Callable[[], Any], again: bool = False) -> Any:
     return json.loads(path.read_text())
 
 
-def firmware(about: Published, model: Any, tests: int = 8) -> dict[str, Any]:
-    """A network as C: what it takes, and whether C and reference agree (`export.c` raises where they do not)."""
+def firmware(about: Published, model: nn.Module, tests: int = 8) -> dict[str, Any]:
+    """A network as C: what it takes, and accuracies; `export.c` raises where C and reference differ in a bit."""
     chip = sc.targets.microcontroller(flash=1_000_000, sram=256_000)
     with TemporaryDirectory() as folder:
         found = sc.export.c(model, about.task.example, folder, calibration=about.calibration, target=chip, name="net", tests=tests)
-    return {
+    return accuracies(about, {"float": model, "int8": IntegerModel(found.program.network)}) | {
         "title": about.title,
         "data": about.data,
         "flash": found.flash,
@@ -76,20 +77,15 @@ def firmware(about: Published, model: Any, tests: int = 8) -> dict[str, Any]:
     }
 
 
-def accuracies(about: Published, model: Any) -> dict[str, float]:
-    """In per cent, of the model and of its int8 reference, on the words that chose and on those that are reported."""
-    small = IntegerModel(integers_of(Published(about.title, model, about.task, about.data))[0])
-    told = {}
-    for what, each in (("float", model), ("int8", small)):
-        for part, batches in (("chosen", about.task.validation), ("reported", about.task.test)):
-            if batches:
-                told[f"{what}, {part}"] = 100 * sc.evaluate(each, about.task, batches, show=False)
-    return told
-
-
-def both(about: Published, model: Any) -> dict[str, Any]:
-    """Accuracy, and what the C takes."""
-    return accuracies(about, model) | firmware(about, model)
+def accuracies(about: Published, models: Mapping[str, nn.Module]) -> dict[str, float]:
+    """In per cent, on the words that chose and on those that are reported, where there are any."""
+    parts = {"chosen": about.task.validation, "reported": about.task.test}
+    return {
+        f"{what}, {part}": 100 * sc.evaluate(model, about.task, batches, show=False)
+        for what, model in models.items()
+        for part, batches in parts.items()
+        if batches
+    }
 
 
 def ds_cnn(given: argparse.Namespace) -> None:
@@ -97,7 +93,7 @@ def ds_cnn(given: argparse.Namespace) -> None:
     about = networks.keywords()
     for way in pruning.WAYS:
         model = pruning.made(about, way)
-        kept(f"ds_cnn/{way.name}", partial(both, about, model), given.again)
+        kept(f"ds_cnn/{way.name}", partial(firmware, about, model), given.again)
 
 
 def tiny(given: argparse.Namespace) -> None:
@@ -105,7 +101,7 @@ def tiny(given: argparse.Namespace) -> None:
     for name, make in NETWORKS.items():
         if given.again or not (CELLS / f"tiny/{name}.json").exists():
             about = make()
-            kept(f"tiny/{name}", partial(both, about, about.model), True)
+            kept(f"tiny/{name}", partial(firmware, about, about.model), True)
 
 
 def beside_cmsis(given: argparse.Namespace) -> None:
