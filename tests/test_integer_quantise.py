@@ -372,3 +372,18 @@ def test_what_arrays_show_does_not_depend_on_how_samples_are_batched():
     one, two = seen_in(network, [inputs]), seen_in(network, inputs.split(7))
     for name, seen in one.items():
         assert (seen.low, seen.high, seen.total) == (two[name].low, two[name].high, two[name].total)
+
+
+class _Spoken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gates, self.fc = nn.GRU(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.gates(x)[0])
+
+
+def test_networks_with_recurrent_layers_are_chosen_too():
+    torch.manual_seed(0)
+    found = best(built(_Spoken().eval(), torch.randn(2, 6, 5)), [torch.randn(24, 6, 5)])
+    assert found.kept.corrected != "no" and found.kept.decibels > 25
