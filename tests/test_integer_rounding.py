@@ -19,7 +19,9 @@ from secateurs.types import SecateursError
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 EDGES = st.sampled_from([0, 1, -1, 2**31 - 1, -(2**31), 2**30, -(2**30), 3, -3, 2**20 + 1])
-MULTIPLIERS = st.one_of(st.just(0), st.integers(2**30, 2**31 - 1), st.sampled_from([2**30, 2**31 - 1, 0x7FFF0000, 0x7FFEFFFF, 0x7FFF8000]))
+MULTIPLIERS = st.one_of(
+    st.just(0), st.integers(2**30, 2**31 - 1), st.sampled_from([2**30, 2**31 - 1, 0x7FFF0000, 0x7FFEFFFF, 0x7FFF8000])
+)
 
 
 def doubling_high_product(a: int, b: int) -> int:
