@@ -118,7 +118,8 @@ def test_zeros_take_no_flash_where_a_format_leaves_them_out():
         masks = sc.prune_(model, pattern, sc.TopK(sc.magnitude()), sc.uniform(keep=keep), Task(example=x), only="*")
         promised = flash_bytes()(model, x, masks.plan)
         network, _ = calls_of(model, x, "int8")
-        least = CODE + sum(min(call.flash for call in choices(layer, "n")) for layer in network.layers if isinstance(layer, Conv))
+        layers = [layer for layer in network.layers if isinstance(layer, Conv)]
+        least = CODE + sum(min(call.flash for call in choices(layer, "n") if call.label != "Huffman") for layer in layers)
         assert least - CODE < 0.75 * (plain - CODE)
         assert flash_bytes()(model, x) == pytest.approx(least, abs=8)
         if not isinstance(pattern, sc.NofM):  # of which a plan does not tell where the weights are

@@ -68,8 +68,8 @@ def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
     """A network in integers, with what loses least of: ranges, equalisation, rounding and biases chosen by calibration inputs.
 
     Of the calibration inputs every fourth sample is held out; the others give ranges and corrections. Each method of `ranges` is tried
-    with and without `equalised`; then, with the two that answer most like float32, `unbiased`, alone and after `rounded_together`. Nothing
-    is random: the same inputs give the same network.
+    with and without `equalised`; then, with the two that answer most like float32, `unbiased`, alone and after `rounded_together`. What is
+    kept is made once more of all of them. Nothing is random: the same inputs give the same network.
 
     Raises `TaskError` with fewer than 8 samples, and what `calibrated` and `quantised` raise.
 
@@ -83,30 +83,39 @@ def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
     """
     if kind not in ("int8", "int16"):
         raise SecateursError(f"best: kind={kind!r} is neither 'int8' nor 'int16'; float32 needs no integers to be chosen")
-    part, held = _apart(network, batches)
-    wanted = run(network, held)
+    everything = _all(network, batches)
+    held = np.arange(len(everything.arrays[0])) % 4 == 3
+    part, others = Packed(tuple(each[~held] for each in everything.arrays)), [each[held][:_HELD] for each in everything.arrays]
+    wanted = run(network, others)
     variants = _variants(network, part)
     methods = {each.name: each for each in (minmax(), percentile(), least_error())}
-    made: list[tuple[Tried, Network]] = []
+    tried: list[Tried] = []
 
-    def attempt(method: str, how: str, fixed: str, changes: Sequence[Change]) -> None:
-        real, seen = variants[how]
+    def made(method: str, real: Network, seen: dict[str, Seen], fixed: str, by: Packed) -> Network:
         whole = quantised(real, ranges_of(seen, methods[method], kind), kind)
-        whole = corrected(whole, real, [part], changes) if changes else whole
-        made.append((Tried(method, how, fixed, decibels(whole, held, wanted)), whole))
+        return corrected(whole, real, [by], _CHANGES[fixed]) if _CHANGES[fixed] else whole
+
+    def attempt(method: str, how: str, fixed: str) -> None:
+        whole = made(method, *variants[how], fixed, part)
+        tried.append(Tried(method, how, fixed, decibels(whole, others, wanted)))
 
     for how in variants:
         for method in methods:
-            attempt(method, how, "no", ())
-    for way, _ in sorted(made, key=lambda each: -each[0].decibels)[:2]:
-        attempt(way.ranges, way.equalised, "biases", [unbiased])
-        attempt(way.ranges, way.equalised, "rounding and biases", [rounded_together, unbiased])
-    whole = max(made, key=lambda each: each[0].decibels)[1]
-    return Best(whole, tuple(way for way, _ in made), len(part.arrays[0]), len(held[0]))
+            attempt(method, how, "no")
+    for way in sorted(tried, key=lambda each: -each.decibels)[:2]:
+        attempt(way.ranges, way.equalised, "biases")
+        attempt(way.ranges, way.equalised, "rounding and biases")
+    kept = max(tried, key=lambda each: each.decibels)
+    again = _variants(network, everything, kept.equalised)[kept.equalised]
+    whole = made(kept.ranges, *again, kept.corrected, everything)
+    return Best(whole, tuple(tried), len(part.arrays[0]), len(others[0]))
 
 
-def _apart(network: Network, batches: Iterable[Any]) -> tuple[Packed, list[Numbers]]:
-    """Calibration inputs to choose by, and every fourth sample, by which choices are compared."""
+_CHANGES: dict[str, Sequence[Change]] = {"no": (), "biases": (unbiased,), "rounding and biases": (rounded_together, unbiased)}
+
+
+def _all(network: Network, batches: Iterable[Any]) -> Packed:
+    """Calibration inputs, as many as are looked at."""
     found: list[list[Numbers]] = []
     for inputs in packed_batches(network, batches):
         found.append(inputs)
@@ -118,13 +127,11 @@ def _apart(network: Network, batches: Iterable[Any]) -> tuple[Packed, list[Numbe
             f"best: {samples} calibration samples are too few to choose by some and compare by others: give at least {_LEAST}, better "
             "some hundred, or take calibrated and quantised, which choose nothing"
         )
-    inputs = [np.concatenate(parts)[:_MOST] for parts in zip(*found, strict=True)]
-    held = np.arange(len(inputs[0])) % 4 == 3
-    return Packed(tuple(each[~held] for each in inputs)), [each[held][:_HELD] for each in inputs]
+    return Packed(tuple(np.concatenate(parts)[:_MOST] for parts in zip(*found, strict=True)))
 
 
-def _variants(network: Network, part: Packed) -> dict[str, tuple[Network, dict[str, Seen]]]:
-    """The network as it is and equalised in each way, and what its arrays show."""
+def _variants(network: Network, part: Packed, only: str | None = None) -> dict[str, tuple[Network, dict[str, Seen]]]:
+    """The network as it is and equalised in each way (or in one alone), and what its arrays show."""
     reached = reaches(network, [part])
     found = {
         "no": network,
@@ -132,6 +139,8 @@ def _variants(network: Network, part: Packed) -> dict[str, tuple[Network, dict[s
         "by ranges, 0.25": equalised(network, reached, 0.25),
         "by ranges, 0.5": equalised(network, reached, 0.5),
     }
+    if only is not None:
+        return {only: (found[only], seen_in(network, [part]) if only == "no" else seen_of(found[only], [part]))}
     plain = seen_in(network, [part])
     same = {how for how, each in found.items() if all(one is two for one, two in zip(each.layers, network.layers, strict=True))}
     return {
