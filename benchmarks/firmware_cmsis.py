@@ -17,8 +17,8 @@ from secateurs.firmware.call import Constant
 from secateurs.firmware.emulator import CLOCK, M4, emulated
 from secateurs.firmware.source import declared
 from secateurs.firmware.trying import _SAY, told
-from secateurs.integer.layers import Add, Array, Conv, Mean, Network, Numbers, Pool, View, read
-from secateurs.integer.reference import values_of
+from secateurs.integers.layers import Add, Array, Conv, Mean, Network, Numbers, Pool, View, read
+from secateurs.integers.reference import values_of
 
 FOLDERS = (
     "BasicMathFunctions",

@@ -23,12 +23,12 @@ from secateurs.firmware.emulator import CLOCK, M0, M3, M4, M7, M55, Core, emulat
 from secateurs.firmware.formats import FORMATS, uncounted_call
 from secateurs.firmware.instructions import Size, features, kept_in, names, size_of
 from secateurs.firmware.trying import Trial, program, told
-from secateurs.integer.layers import Conv, Numbers
-from secateurs.integer.reference import answers
+from secateurs.integers.layers import Conv, Numbers
+from secateurs.integers.reference import answers
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from products_in_c import apart, conv, of_four, pruned  # noqa: E402
+from products_in_c import apart, conv, of_four, pruned  # noqa: E402  # type: ignore[import-not-found]  # in tests/
 
 FITTED = (M4, M55, M3, M0)
 SAME = (M7,)

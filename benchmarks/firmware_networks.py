@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 import secateurs as sc
-from secateurs.integer.build import built
-from secateurs.integer.layers import Network
-from secateurs.integer.quantise import quantised, to_integers
-from secateurs.integer.ranges import calibrated
+from secateurs.integers.build import built
+from secateurs.integers.layers import Network
+from secateurs.integers.quantise import quantised, to_integers
+from secateurs.integers.ranges import calibrated
 from secateurs.models import ds_cnn
 from secateurs.tasks import accuracy
 from secateurs.tasks.cifar10 import decode

@@ -19,10 +19,10 @@ from secateurs.firmware.emulator import CLOCK, M4, emulated
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import conv_call
 from secateurs.firmware.trying import Trial, program, told
-from secateurs.integer.build import built
-from secateurs.integer.layers import Array, Conv, Numbers
-from secateurs.integer.reference import answers, sums_of
-from secateurs.integer.rounding import rescale
+from secateurs.integers.build import built
+from secateurs.integers.layers import Array, Conv, Numbers
+from secateurs.integers.reference import answers, sums_of
+from secateurs.integers.rounding import rescale
 from secateurs.models import lenet_5, lenet_300_100
 
 LEVELS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95)

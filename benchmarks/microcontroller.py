@@ -36,8 +36,8 @@ from tables import RESULTS
 from torch import nn
 
 import secateurs as sc
-from secateurs.integer.layers import Network, Numbers
-from secateurs.integer.module import IntegerModel
+from secateurs.integers.layers import Network, Numbers
+from secateurs.integers.module import IntegerModel
 from secateurs.tasks.images import data_file
 
 CELLS = RESULTS / "microcontroller"

@@ -21,11 +21,11 @@ from secateurs.firmware.host import SANITIZED, on_host
 from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import TYPES, Program, planned
 from secateurs.firmware.source import declared, header, names_of, source
-from secateurs.integer.build import built
-from secateurs.integer.layers import Conv, Kind, Layer, Numbers
-from secateurs.integer.quantise import quantised, to_integers
-from secateurs.integer.ranges import calibrated
-from secateurs.integer.reference import run
+from secateurs.integers.build import built
+from secateurs.integers.layers import Conv, Kind, Layer, Numbers
+from secateurs.integers.quantise import quantised, to_integers
+from secateurs.integers.ranges import calibrated
+from secateurs.integers.reference import run
 
 Case = tuple[Program, list[Numbers], list[Numbers]]
 

@@ -12,8 +12,8 @@ from secateurs.firmware.emulator import CLOCK, Core, emulated
 from secateurs.firmware.host import SANITIZED, on_host
 from secateurs.firmware.program import TYPES, arrays_of
 from secateurs.firmware.source import KERNELS, declared, kernel
-from secateurs.integer.layers import Array, Numbers, Softmax, read, written
-from secateurs.integer.reference import answers
+from secateurs.integers.layers import Array, Numbers, Softmax, read, written
+from secateurs.integers.reference import answers
 
 _COMPARE = """
 static long differ_KIND(const KIND *found, const KIND *wanted, long count) {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from secateurs.firmware.call import Call
-from secateurs.integer.layers import Array, Conv
-from secateurs.integer.rounding import rescale
+from secateurs.integers.layers import Array, Conv
+from secateurs.integers.rounding import rescale
 
 Random = np.random.Generator
 

@@ -18,7 +18,7 @@ from secateurs.firmware.arena import Arena, Slot, Step, arena_of, lay_out, step_
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.packing import Box, most_alive, pack
-from secateurs.integer.layers import Array, Conv, Face, Network, Table, View
+from secateurs.integers.layers import Array, Conv, Face, Network, Table, View
 
 
 @st.composite
@@ -66,7 +66,7 @@ def may_overwrite(step, sizes, root, spans, moment, outputs):
     return [
         root[name]
         for name in step.in_place
-        if sizes[root[name]] == sizes[step.writes[0]]
+        if sizes[root[name]] >= sizes[step.writes[0]]
         and root[name] not in kept
         and spans[root[name]][1] == moment
         and read.count(root[name]) == 1
@@ -109,8 +109,8 @@ def can_be_smaller(steps, sizes, inputs, outputs, size):
                 whole = piece
                 while whole in lies_in:
                     whole = lies_in[whole]
-                old = boxes.get(whole, (sizes[piece], first, last))
-                boxes[whole] = (sizes[piece], min(old[1], first), max(old[2], last))
+                old = boxes.get(whole, (sizes[whole], first, last))
+                boxes[whole] = (sizes[whole], min(old[1], first), max(old[2], last))
             own = [(steps[n].scratch, moment, moment) for moment, n in enumerate(order) if steps[n].scratch]
             if fits_once(tuple(sorted([*boxes.values(), *own])), size):
                 return True

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from secateurs.firmware.emulator import missing
-from secateurs.integer.build import built
-from secateurs.integer.quantise import quantised, to_integers
-from secateurs.integer.ranges import calibrated
-from secateurs.integer.reference import values_of
+from secateurs.integers.build import built
+from secateurs.integers.quantise import quantised, to_integers
+from secateurs.integers.ranges import calibrated
+from secateurs.integers.reference import values_of
 
 ON_DATA = pytest.mark.skipif(
     "SECATEURS_DATA" not in os.environ, reason="SECATEURS_DATA is not set: it names the folder with the weights"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.choose import chosen
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Array, View
+from secateurs.integers.layers import Array, View
 
 _LAYER = View("layer", Array("x", (1, 1, 1)), Array("y", (1, 1, 1)))
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateurs import export
-from secateurs.integer.build import UnsupportedError
+from secateurs.integers.build import UnsupportedError
 from secateurs.types import SecateursError, TaskError
 
 pytest.importorskip("onnx")

@@ -20,9 +20,9 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.folder import write_folder
 from secateurs.firmware.host import compiler, on_host
 from secateurs.firmware.program import identifier
-from secateurs.integer.build import built
-from secateurs.integer.module import IntegerModel
-from secateurs.integer.quantise import quantised
+from secateurs.integers.build import built
+from secateurs.integers.module import IntegerModel
+from secateurs.integers.quantise import quantised
 from secateurs.types import SecateursError, WriteError
 
 sys.path.insert(0, str(Path(__file__).parent))

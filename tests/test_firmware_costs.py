@@ -16,9 +16,9 @@ from secateurs.firmware.formats import choices
 from secateurs.firmware.instructions import counted
 from secateurs.firmware.outline import ranges_of
 from secateurs.firmware.overwriting import overwriting
-from secateurs.integer.build import UnsupportedError, built
-from secateurs.integer.layers import Conv
-from secateurs.integer.quantise import quantised
+from secateurs.integers.build import UnsupportedError, built
+from secateurs.integers.layers import Conv
+from secateurs.integers.quantise import quantised
 from secateurs.testing import COUPLED, LAYERS, NETWORKS, check_cost
 from secateurs.types import PlanError, Task
 

@@ -12,7 +12,7 @@ import pytest
 from secateurs.firmware.emulator import M4, missing
 from secateurs.firmware.formats import FORMATS, conv_call
 from secateurs.firmware.instructions import Size, counted, features, instructions, names, size_of
-from secateurs.integer.layers import Conv
+from secateurs.integers.layers import Conv
 
 sys.path.insert(0, str(Path(__file__).parent))
 import firmware_trials as trials

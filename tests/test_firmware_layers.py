@@ -19,7 +19,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.host import compiler, on_host
 from secateurs.firmware.products import Place
 from secateurs.firmware.source import KERNELS, kernel
-from secateurs.integer.layers import (
+from secateurs.integers.layers import (
     Add,
     Array,
     Concat,
@@ -39,7 +39,7 @@ from secateurs.integer.layers import (
     read,
     written,
 )
-from secateurs.integer.quantise import quantised
+from secateurs.integers.quantise import quantised
 
 sys.path.insert(0, str(Path(__file__).parent))
 import firmware_trials as trials

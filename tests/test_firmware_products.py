@@ -18,7 +18,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import conv_call
 from secateurs.firmware.host import compiler
 from secateurs.firmware.products import Place, rows_of, whole
-from secateurs.integer.layers import Array, Conv
+from secateurs.integers.layers import Array, Conv
 
 sys.path.insert(0, str(Path(__file__).parent))
 import firmware_trials as trials

@@ -16,11 +16,11 @@ from torch import nn
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.emulator import M3, M4, missing
 from secateurs.firmware.host import compiler
-from secateurs.integer.build import UnsupportedError, built
-from secateurs.integer.layers import Array, Network, Recurrent
-from secateurs.integer.quantise import from_integers, quantised, to_integers
-from secateurs.integer.recurrent import GATE_BITS, STATE_BITS, TANH, sigmoid, tanh
-from secateurs.integer.reference import run, values_of
+from secateurs.integers.build import UnsupportedError, built
+from secateurs.integers.layers import Array, Network, Recurrent
+from secateurs.integers.quantise import from_integers, quantised, to_integers
+from secateurs.integers.recurrent import GATE_BITS, STATE_BITS, TANH, sigmoid, tanh
+from secateurs.integers.reference import run, values_of
 from secateurs.nested import tensors_in
 from secateurs.types import SecateursError
 

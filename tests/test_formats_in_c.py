@@ -18,7 +18,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.formats import FORMATS, choices, conv_call
 from secateurs.firmware.host import compiler
 from secateurs.firmware.sparse import gaps_of
-from secateurs.integer.layers import Conv
+from secateurs.integers.layers import Conv
 
 sys.path.insert(0, str(Path(__file__).parent))
 import firmware_trials as trials

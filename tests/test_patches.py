@@ -14,8 +14,8 @@ from secateurs.firmware.arena import arena_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.patches import chains, fitted, staged, trade_offs
-from secateurs.integer.layers import Add, Array, Conv, Face, Mean, Network, Pad, Pool, Table
-from secateurs.integer.reference import values_of
+from secateurs.integers.layers import Add, Array, Conv, Face, Mean, Network, Pad, Pool, Table
+from secateurs.integers.reference import values_of
 
 
 def one(part, read, write):

@@ -101,6 +101,7 @@ from .firmware.costs import instructions as instructions
 from .firmware.costs import sram_bytes as sram_bytes
 from .graph import Blocks as Blocks
 from .graph import blocks_of as blocks_of
+from .integers.fake import quantisation_aware as quantisation_aware
 from .masks import Dead as Dead
 from .masks import Masks as Masks
 from .masks import Origin as Origin

@@ -14,11 +14,11 @@ from secateurs.export.onnx_file import needed
 from secateurs.export.placing import placing
 from secateurs.export.program import Exported
 from secateurs.given import MODEL, require
-from secateurs.integer.best import best
-from secateurs.integer.build import built
-from secateurs.integer.layers import LIMITS, Kind
-from secateurs.integer.qdq import onnx_model, steps_apart
-from secateurs.integer.ranges import packed_batches
+from secateurs.integers.best import best
+from secateurs.integers.build import built
+from secateurs.integers.layers import LIMITS, Kind
+from secateurs.integers.qdq import onnx_model, steps_apart
+from secateurs.integers.ranges import packed_batches
 
 _APART = 0.1
 """By how much of the largest number that an output's integers hold onnxruntime may differ: it rounds in float32."""

@@ -7,16 +7,16 @@ tried, all of them in small networks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
-from math import ceil
+from itertools import cycle, islice, product
+from math import ceil, prod
 
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.order import Graph, Order, best_order, orders_below, peak
 from secateurs.firmware.packing import Box, pack
-from secateurs.integer.layers import Layer, Network, View, read, written
+from secateurs.integers.layers import Layer, Network, View, read, written
 
 MOVES, CHOICES = 4000, 64  # steps that are tried in other orders; ways to overwrite or not
 
@@ -25,7 +25,7 @@ MOVES, CHOICES = 4000, 64  # steps that are tried in other orders; ways to overw
 class Step:
     """A layer as the planner sees it: the names of the arrays that it reads and writes, and the bytes that it needs while it runs.
 
-    ``in_place`` names arrays that it reads and may overwrite with the first that it writes, if that has as many bytes, and nothing reads
+    ``in_place`` names arrays that it reads and may overwrite with the first that it writes, if that has no more bytes, and nothing reads
     them later. A ``view`` moves nothing: what it writes is what it reads first.
     """
 
@@ -197,11 +197,11 @@ def _graph(
 
 
 def _takes(step: Step, pieces: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The pieces that a step may overwrite: as large as what it makes first, and read under one name."""
+    """The pieces that a step may overwrite: no smaller than what it makes first, and read under one name."""
     if step.view or not step.writes:
         return ()
     read_as = [pieces[name] for name in dict.fromkeys(step.reads)]
-    found = dict.fromkeys(pieces[name] for name in step.in_place if sizes[name] == sizes[step.writes[0]])
+    found = dict.fromkeys(pieces[name] for name in step.in_place if sizes[name] >= sizes[step.writes[0]])
     return tuple(piece for piece in found if read_as.count(piece) == 1)
 
 
@@ -223,13 +223,52 @@ def _placed(graph: Graph, order: Order, enough: int) -> _Placed:
         taken = graph.taken(step, done)
         options.append([*((graph.makes[step][0], piece) for piece in taken), None] if taken else [None])
         done |= 1 << step
+
+    def packed(chosen: Sequence[tuple[int, int] | None]) -> _Placed:
+        return _packed(graph, order, spans, dict(each for each in chosen if each is not None), enough)
+
+    if prod(len(each) for each in options) <= CHOICES:
+        return _least((packed(chosen) for chosen in product(*options)), enough)
+    alike = [next((each for each in some if each is None or _alike(graph, *each)), None) for some in options]
+    starts: list[Sequence[tuple[int, int] | None]] = [[some[0] for some in options], alike, [None] * len(options)]
+    found = [packed(each) for each in starts]
+    best = min(range(len(found)), key=lambda each: found[each].bytes)
+    return _changed(starts[best], found[best], options, packed, enough)
+
+
+def _least(found: Iterable[_Placed], enough: int) -> _Placed:
+    """The smallest, or the first that is small enough."""
     best: _Placed | None = None
-    for chosen in islice(product(*options), CHOICES):
-        found = _packed(graph, order, spans, dict(each for each in chosen if each is not None), enough)
-        best = found if best is None or found.bytes < best.bytes else best
+    for each in found:
+        best = each if best is None or each.bytes < best.bytes else best
         if best.bytes <= enough:
             break
     assert best is not None
+    return best
+
+
+def _alike(graph: Graph, made: int, taken: int) -> bool:
+    """Whether one piece fills the place of another."""
+    return graph.sizes[made] == graph.sizes[taken]
+
+
+def _changed(
+    chosen: Sequence[tuple[int, int] | None],
+    best: _Placed,
+    options: Sequence[Sequence[tuple[int, int] | None]],
+    packed: Callable[[Sequence[tuple[int, int] | None]], _Placed],
+    enough: int,
+) -> _Placed:
+    """What single changes of a choice lead to, as long as they make it smaller; `CHOICES` are tried."""
+    changes = [(at, each) for at, some in enumerate(options) for each in some if len(some) > 1]
+    for at, each in islice(cycle(changes), CHOICES):
+        if best.bytes <= enough:
+            break
+        if each != chosen[at]:
+            other = [*chosen[:at], each, *chosen[at + 1 :]]
+            found = packed(other)
+            if found.bytes <= best.bytes:
+                chosen, best = other, found
     return best
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateurs.integer.layers import Layer, Numbers
+from secateurs.integers.layers import Layer, Numbers
 
 
 @dataclass(frozen=True, eq=False)

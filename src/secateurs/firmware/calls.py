@@ -14,7 +14,7 @@ from secateurs.firmware.products import Place
 from secateurs.firmware.program import view_call
 from secateurs.firmware.recurrent_calls import float_recurrent_call, recurrent_call
 from secateurs.firmware.simple_calls import add_call, mean_call, multiply_call, pool_call, softmax_call, table_call
-from secateurs.integer.layers import (
+from secateurs.integers.layers import (
     Add,
     Concat,
     Conv,
@@ -76,7 +76,7 @@ def call_of(layer: Layer, prefix: str, place: Place | None = None) -> Call:
     A `View` is no call: its array is the same memory. Raises `FirmwareError` where there is no kernel for the layer, or numbers in it
     do not fit the kernel.
 
-    >>> from secateurs.integer.layers import Array
+    >>> from secateurs.integers.layers import Array
     >>> x, y = Array("x", (4, 4, 8), "int8", 0.1), Array("y", (2, 2, 8), "int8", 0.1)
     >>> call_of(Pool("pool", x, y, average=False, window=(2, 2), stride=(2, 2)), "pool").statement
     'sec_maximum({x}, {y}, pool_shape, 4, 4, 32, 2, 2, 16, 0, 0);'

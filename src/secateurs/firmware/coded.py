@@ -8,7 +8,7 @@ from secateurs.coding.coders.prefix_code import lengths_of
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.dense import chunk_of, packed
 from secateurs.firmware.products import Place, flat, lines_of, rows_of, shape_of, statement, whole
-from secateurs.integer.layers import Conv, Numbers
+from secateurs.integers.layers import Conv, Numbers
 
 _PEEK = 16
 """Bits that the decoder looks at: no word is longer."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from secateurs.firmware.call import Constant
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Numbers, Rescale
+from secateurs.integers.layers import Numbers, Rescale
 
 
 def bytes_of(kind: str) -> int:

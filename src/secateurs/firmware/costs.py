@@ -24,7 +24,7 @@ from secateurs.firmware.instructions import USUAL, size_of
 from secateurs.firmware.instructions import instructions as predicted
 from secateurs.firmware.kept import TALL, formats_of, padded, taps
 from secateurs.firmware.outline import Outline, Sizes, outline, resized
-from secateurs.integer.layers import Conv, Cut, Kind, Layer, Pad, Recurrent, Reorder, with_arrays
+from secateurs.integers.layers import Conv, Cut, Kind, Layer, Pad, Recurrent, Reorder, with_arrays
 from secateurs.types import Cost, Plan, Prepared, Term
 
 CODE = 9_000

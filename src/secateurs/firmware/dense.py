@@ -7,7 +7,7 @@ import numpy as np
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place, flat, lines_of, rows_of, shape_of, statement, whole
-from secateurs.integer.layers import Conv, Numbers
+from secateurs.integers.layers import Conv, Numbers
 
 EXACT = 1 << 23
 """Sums of the odd row must stay below it, for 256 times that to fit a word."""

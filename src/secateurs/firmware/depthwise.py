@@ -6,7 +6,7 @@ import numpy as np
 
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.products import Place, rows_of, shape_of, statement, whole
-from secateurs.integer.layers import Conv, Numbers
+from secateurs.integers.layers import Conv, Numbers
 
 ROOM = 4096
 """Bytes that the planes of four channels may take, where so few rows of the result can be worked on at a time."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from secateurs.firmware.arena import Arena
 from secateurs.firmware.call import Call
 from secateurs.firmware.program import Program
-from secateurs.integer.layers import Conv, Layer
+from secateurs.integers.layers import Conv, Layer
 
 
 @dataclass(frozen=True)

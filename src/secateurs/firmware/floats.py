@@ -11,7 +11,7 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.constants import constant
 from secateurs.firmware.products import Place, whole
 from secateurs.firmware.simple_calls import conv_sizes, everywhere, period, pool_shape
-from secateurs.integer.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Softmax, Table
+from secateurs.integers.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Softmax, Table
 
 _FAR = 255
 """How many taps further the next weight can be; where it is more, a weight of 0 stands between."""

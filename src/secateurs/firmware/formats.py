@@ -10,7 +10,7 @@ from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.instructions import counted
 from secateurs.firmware.products import Place
 from secateurs.firmware.sparse import blocks_call, of_four_call, scattered_call
-from secateurs.integer.layers import Conv
+from secateurs.integers.layers import Conv
 
 FORMATS = ("dense", "depthwise", "blocks of 4", "blocks of 2 x 4", "blocks of 4 x 4", "1 of 4", "2 of 4", "CSR", "Huffman")
 """All formats of int8 weights. A block is four taps of as many rows of outputs; Huffman is dense, decoded each time the layer runs."""

@@ -11,7 +11,7 @@ from secateurs.firmware.call import Constant
 from secateurs.firmware.emulator import CLOCK, TOOLS, Core
 from secateurs.firmware.program import TYPES, Program
 from secateurs.firmware.source import declared, names_of
-from secateurs.integer.layers import Numbers
+from secateurs.integers.layers import Numbers
 
 TOLERANCE = 1e-4
 """What float32 may differ, as a part of the largest number of the output: sums in another order."""

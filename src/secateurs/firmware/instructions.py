@@ -16,7 +16,7 @@ from secateurs.firmware.call import Call
 from secateurs.firmware.dense import chunk_of
 from secateurs.firmware.depthwise import is_depthwise, is_turned, planes
 from secateurs.firmware.products import Place, flat, limits, lines_of, rows_of, whole
-from secateurs.integer.layers import Conv
+from secateurs.integers.layers import Conv
 
 USUAL = "cortex-m4"
 """The core whose coefficients are taken for those that have none."""

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from secateurs.costs.formats import fillers
 from secateurs.costs.workload import Work
-from secateurs.integer.layers import Kind
+from secateurs.integers.layers import Kind
 
 TALL = {"blocks of 4": 1, "blocks of 2 x 4": 2, "blocks of 4 x 4": 4}
 """Formats of blocks of four taps, by the rows that share them."""

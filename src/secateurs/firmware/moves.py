@@ -9,7 +9,7 @@ import numpy as np
 from secateurs.firmware.call import Call
 from secateurs.firmware.constants import bytes_of, constant, small
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Concat, Cut, Pad, Reorder
+from secateurs.integers.layers import Concat, Cut, Pad, Reorder
 
 _LOOPS = 8
 """As many loops as the kernel can count."""

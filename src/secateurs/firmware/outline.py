@@ -16,9 +16,9 @@ from secateurs.firmware.arena import Step, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.calls import call_of
 from secateurs.firmware.overwriting import overwriting
-from secateurs.integer.build import built
-from secateurs.integer.layers import Add, Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, read, written
-from secateurs.integer.quantise import quantised
+from secateurs.integers.build import built
+from secateurs.integers.layers import Add, Array, Concat, Conv, Kind, Layer, Network, Pad, Recurrent, Rescale, read, written
+from secateurs.integers.quantise import quantised
 from secateurs.types import Plan
 
 REACH = 8.0

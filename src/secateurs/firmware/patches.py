@@ -18,7 +18,7 @@ from secateurs.firmware.arena import Arena, Step, lay_out, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place
-from secateurs.integer.layers import Conv, Layer, Network, Pad, Pool, Table, read
+from secateurs.integers.layers import Conv, Layer, Network, Pad, Pool, Table, read
 
 Local = Conv | Pool | Table | Pad
 """Layers whose numbers depend on those near them, and on nothing else."""
@@ -143,7 +143,7 @@ def staged(layers: Sequence[Local], rows: int, columns: int) -> Stage:
 
     Raises `FirmwareError` where there are fewer rows or columns than patches, or a patch would read nothing but padding.
 
-    >>> from secateurs.integer.layers import Array
+    >>> from secateurs.integers.layers import Array
     >>> x, a, y = (Array(name, (8, 8, 2), "int8") for name in "xay")
     >>> conv = Conv("conv", x, a, np.zeros((2, 3, 3, 2), np.int8), np.zeros(2, np.int32), padding=(1, 1, 1, 1))
     >>> stage = staged([conv, Conv("next", a, y, conv.weight, conv.bias, padding=(1, 1, 1, 1))], 2, 2)

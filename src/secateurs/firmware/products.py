@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Conv, Numbers
+from secateurs.integers.layers import Conv, Numbers
 
 LARGEST = 1 << 30
 """Sums below it can be doubled in 32 bits."""

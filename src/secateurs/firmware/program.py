@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from secateurs.firmware.arena import Arena, Step, arena_of, step_of
 from secateurs.firmware.call import Call
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Array, Layer, Network, View
+from secateurs.integers.layers import Array, Layer, Network, View
 
 _KEYWORDS = frozenset(
     re.findall(

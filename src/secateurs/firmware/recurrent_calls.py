@@ -10,8 +10,8 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.constants import constant, factors
 from secateurs.firmware.dense import in_fours
 from secateurs.firmware.error import FirmwareError
-from secateurs.integer.layers import Numbers, Recurrent
-from secateurs.integer.recurrent_quantise import largest_gates
+from secateurs.integers.layers import Numbers, Recurrent
+from secateurs.integers.recurrent_quantise import largest_gates
 
 
 def recurrent_call(layer: Recurrent, prefix: str) -> Call:

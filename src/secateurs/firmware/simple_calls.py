@@ -1,4 +1,4 @@
-"""Layers in int8 that are no products, as calls of C kernels: they answer as `integer.reference` does, to the bit."""
+"""Layers in int8 that are no products, as calls of C kernels: they answer as `integers.reference` does, to the bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.constants import constant, factors, small
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place
-from secateurs.integer.layers import Add, Array, Conv, Mean, Multiply, Pool, Softmax, Table
+from secateurs.integers.layers import Add, Array, Conv, Mean, Multiply, Pool, Softmax, Table
 
 _HALF = 1 << 30
 """The multiplier of a half."""

@@ -9,7 +9,7 @@ from secateurs import __version__
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.program import TYPES, Program
 from secateurs.firmware.trying import KERNELS
-from secateurs.integer.layers import Face
+from secateurs.integers.layers import Face
 
 _WIDE = 118
 

@@ -8,7 +8,7 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.dense import EXACT, in_fours, mixed
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.products import Place, flat, lines_of, rows_of, shape_of, statement, whole
-from secateurs.integer.layers import Conv, Numbers
+from secateurs.integers.layers import Conv, Numbers
 
 
 def gaps_of(kept: Numbers) -> tuple[Numbers, Numbers, Numbers]:

@@ -13,7 +13,7 @@ from secateurs.firmware.patches import Local, Part, Patched, Stage, fitted, trad
 from secateurs.firmware.products import whole
 from secateurs.firmware.program import TYPES, Program, identifier
 from secateurs.firmware.simple_calls import everywhere
-from secateurs.integer.layers import Array, Conv, Network, Pool
+from secateurs.integers.layers import Array, Conv, Network, Pool
 
 
 @dataclass(frozen=True, eq=False)

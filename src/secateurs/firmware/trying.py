@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from secateurs.firmware.call import Call, Constant
-from secateurs.integer.layers import Numbers
+from secateurs.integers.layers import Numbers
 
 KERNELS: tuple[str, ...] = tuple((files("secateurs.firmware") / "c" / "ORDER").read_text("utf-8").split())
 """The files of C, in the order in which they build on each other: a new one gets its line in ``c/ORDER``."""

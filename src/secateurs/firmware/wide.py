@@ -1,4 +1,4 @@
-"""Layers of int16 arrays with weights of 8 bits as calls of C kernels: they answer as `integer.reference` does, to the bit."""
+"""Layers of int16 arrays with weights of 8 bits as calls of C kernels: they answer as `integers.reference` does, to the bit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from secateurs.firmware.simple_calls import (
     require_exponentials,
     require_sums,
 )
-from secateurs.integer.bounds import largest_sums
-from secateurs.integer.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Rescale, Softmax, Table
+from secateurs.integers.bounds import largest_sums
+from secateurs.integers.layers import Add, Conv, Mean, Multiply, Numbers, Pool, Rescale, Softmax, Table
 
 _ROOM = 1 << 47
 """Sums below it times a multiplier of 16 bits fit 64."""

@@ -28,13 +28,13 @@ from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, require
 from secateurs.given import Kind as Given
-from secateurs.integer.best import best
-from secateurs.integer.build import built
-from secateurs.integer.layers import LIMITS, Conv, Kind, Layer, Network, Numbers
-from secateurs.integer.module import IntegerModel
-from secateurs.integer.quantise import from_integers, quantised, to_integers
-from secateurs.integer.ranges import calibrated, packed_batches
-from secateurs.integer.reference import run
+from secateurs.integers.best import best
+from secateurs.integers.build import built
+from secateurs.integers.layers import LIMITS, Conv, Kind, Layer, Network, Numbers
+from secateurs.integers.module import IntegerModel
+from secateurs.integers.quantise import from_integers, quantised, to_integers
+from secateurs.integers.ranges import calibrated, packed_batches
+from secateurs.integers.reference import run
 from secateurs.recover import evaluate
 from secateurs.types import Task
 

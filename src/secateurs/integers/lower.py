@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateurs.integer.gru import gru
-from secateurs.integer.layers import (
+from secateurs.integers.gru import gru
+from secateurs.integers.layers import (
     Add,
     Array,
     Concat,
@@ -29,7 +29,7 @@ from secateurs.integer.layers import (
     Table,
     View,
 )
-from secateurs.integer.placed import Placed, columns, long, lying, natural, of_image
+from secateurs.integers.placed import Placed, columns, long, lying, natural, of_image
 from secateurs.nested import Value
 from secateurs.run.network import nodes
 from secateurs.run.network.nodes import Activation, Node, Torch
@@ -312,7 +312,7 @@ def _lstm(to: Building, node: nodes.Lstm) -> None:
 
 
 def _gru(to: Building, node: Torch) -> None:
-    """One layer of a GRU in one direction (`integer.gru`)."""
+    """One layer of a GRU in one direction (`integers.gru`)."""
     x, hidden, *given, backwards = node.args
     steps, samples, _ = x.shape
     if samples != 1:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.layers import Array, Conv, Layer, Mean, Network, Numbers, Pad, Pool, Recurrent, Reorder, Table, View, read
-from secateurs.integer.ranges import packed_batches
-from secateurs.integer.reference import values_of
+from secateurs.integers.layers import Array, Conv, Layer, Mean, Network, Numbers, Pad, Pool, Recurrent, Reorder, Table, View, read
+from secateurs.integers.ranges import packed_batches
+from secateurs.integers.reference import values_of
 from secateurs.types import SecateursError
 
 _ROUNDS = 20

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateurs import models
-from secateurs.integer.best import best, decibels
-from secateurs.integer.build import built
-from secateurs.integer.correct import Pair, corrected, rounded_together, unbiased
-from secateurs.integer.equalise import equalised, reaches
-from secateurs.integer.layers import Array, Conv, Network
-from secateurs.integer.quantise import quantised
-from secateurs.integer.ranges import Seen, calibrated, least_error, minmax, percentile, seen_in
-from secateurs.integer.reference import run
+from secateurs.integers.best import best, decibels
+from secateurs.integers.build import built
+from secateurs.integers.correct import Pair, corrected, rounded_together, unbiased
+from secateurs.integers.equalise import equalised, reaches
+from secateurs.integers.layers import Array, Conv, Network
+from secateurs.integers.quantise import quantised
+from secateurs.integers.ranges import Seen, calibrated, least_error, minmax, percentile, seen_in
+from secateurs.integers.reference import run
 from secateurs.types import NonFiniteError, SecateursError, TaskError
 
 # ---------------------------------------------------------------- what arrays show
@@ -80,7 +80,7 @@ def test_the_least_error_is_that_of_rounding_with_each_range(kind):
 
 
 def quantised_array(within, kind):
-    from secateurs.integer.quantise import of_range
+    from secateurs.integers.quantise import of_range
 
     return of_range(Array("x", (1, 1, 1)), within, kind)
 
@@ -282,7 +282,7 @@ def test_after_a_correction_of_biases_means_are_those_of_float32(kind):
     def looked(pair):
         made = unbiased(pair)
         for layer, errors in ((pair.whole, []), (made, [])):
-            from secateurs.integer.reference import sums_of
+            from secateurs.integers.reference import sums_of
 
             wanted = sums_of(pair.real, pair.real_x).mean((0, 1, 2))
             found = sums_of(layer, pair.whole_x).mean((0, 1, 2)) * pair.unit

@@ -13,13 +13,13 @@ from torch import nn
 
 from secateurs.answers import alike
 from secateurs.forward import describe, run_example
-from secateurs.integer.functions import function_of
-from secateurs.integer.gru import Whole
-from secateurs.integer.gru import refused as recurrent_refused
-from secateurs.integer.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
-from secateurs.integer.lower import Building, build
-from secateurs.integer.placed import lying
-from secateurs.integer.unrolled import joined
+from secateurs.integers.functions import function_of
+from secateurs.integers.gru import Whole
+from secateurs.integers.gru import refused as recurrent_refused
+from secateurs.integers.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
+from secateurs.integers.lower import Building, build
+from secateurs.integers.placed import lying
+from secateurs.integers.unrolled import joined
 from secateurs.nested import Value, changed, leaves, tensors_in
 from secateurs.run.lowering.lower import lower
 from secateurs.run.network import nodes

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateurs.integer.layers import Network
-from secateurs.integer.quantise import from_integers, to_integers
-from secateurs.integer.ranges import packed_batches
-from secateurs.integer.reference import run
+from secateurs.integers.layers import Network
+from secateurs.integers.quantise import from_integers, to_integers
+from secateurs.integers.ranges import packed_batches
+from secateurs.integers.reference import run
 
 
 class IntegerModel(nn.Module):
@@ -19,7 +19,7 @@ class IntegerModel(nn.Module):
 
     Several outputs come as a tuple, in the order of the network's. There is nothing to train.
 
-    >>> from secateurs.integer.build import built
+    >>> from secateurs.integers.build import built
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> tuple(IntegerModel(built(model, torch.ones(1, 2, 2)))(torch.ones(5, 2, 2)).shape)
     (5, 3)

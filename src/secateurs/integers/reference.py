@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.functions import function_of
-from secateurs.integer.layers import (
+from secateurs.integers.functions import function_of
+from secateurs.integers.layers import (
     LIMITS,
     Add,
     Array,
@@ -31,8 +31,8 @@ from secateurs.integer.layers import (
     read,
     written,
 )
-from secateurs.integer.recurrent import recurrent
-from secateurs.integer.rounding import requantised, requantised_wide
+from secateurs.integers.recurrent import recurrent
+from secateurs.integers.rounding import requantised, requantised_wide
 
 _AT_ONCE = 64
 """Samples that go through a network at one time: more would only take memory."""

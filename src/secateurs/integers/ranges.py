@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateurs.integer.layers import LIMITS, Array, Face, Kind, Network, Numbers, written
-from secateurs.integer.quantise import Range
-from secateurs.integer.reference import values_of
+from secateurs.integers.layers import LIMITS, Array, Face, Kind, Network, Numbers, written
+from secateurs.integers.quantise import Range
+from secateurs.integers.reference import values_of
 from secateurs.types import NonFiniteError, SecateursError, TaskError
 
 _AT_ONCE = 64
@@ -172,7 +172,7 @@ def calibrated(network: Network, batches: Iterable[Any], method: Method | None =
 
     Raises `TaskError` where there is no sample, or inputs that do not fit; `NonFiniteError` where a layer's numbers are not finite.
 
-    >>> from secateurs.integer.build import built
+    >>> from secateurs.integers.build import built
     >>> from torch import nn, ones
     >>> network = built(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), ones(1, 2, 2))
     >>> calibrated(network, [-ones(3, 2, 2), 2 * ones(3, 2, 2)])["input"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from secateurs.integer.layers import Array
+from secateurs.integers.layers import Array
 
 
 def long(shape: Sequence[int]) -> tuple[int, ...]:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateurs.integer.functions import FUNCTIONS
-from secateurs.integer.layers import LIMITS, Array, Numbers, Recurrent, Rescale
-from secateurs.integer.rounding import requantised
+from secateurs.integers.functions import FUNCTIONS
+from secateurs.integers.layers import LIMITS, Array, Numbers, Recurrent, Rescale
+from secateurs.integers.rounding import requantised
 
 _sigmoid = FUNCTIONS["sigmoid"]
 GATE_BITS, STATE_BITS = 12, 15

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.bounds import require_room
-from secateurs.integer.functions import function_of
-from secateurs.integer.layers import (
+from secateurs.integers.bounds import require_room
+from secateurs.integers.functions import function_of
+from secateurs.integers.layers import (
     LIMITS,
     Add,
     Array,
@@ -35,9 +35,9 @@ from secateurs.integer.layers import (
     with_layers,
     written,
 )
-from secateurs.integer.recurrent_quantise import in_integers, with_states_alike
-from secateurs.integer.reference import ADD_SHIFT
-from secateurs.integer.rounding import rescale
+from secateurs.integers.recurrent_quantise import in_integers, with_states_alike
+from secateurs.integers.reference import ADD_SHIFT
+from secateurs.integers.rounding import rescale
 from secateurs.types import SecateursError
 
 Range = tuple[float, float]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.layers import (
+from secateurs.integers.layers import (
     LIMITS,
     Add,
     Array,
@@ -32,8 +32,8 @@ from secateurs.integer.layers import (
     read,
     written,
 )
-from secateurs.integer.quantise import to_integers
-from secateurs.integer.reference import ends_of, run
+from secateurs.integers.quantise import to_integers
+from secateurs.integers.reference import ends_of, run
 from secateurs.types import SecateursError
 
 
@@ -50,8 +50,8 @@ def onnx_model(network: Network) -> Any:
 
     Raises `SecateursError` for LSTM and GRU, which have no such pairs inside, and where the package onnx is missing.
 
-    >>> from secateurs.integer.build import built
-    >>> from secateurs.integer.quantise import quantised
+    >>> from secateurs.integers.build import built
+    >>> from secateurs.integers.quantise import quantised
     >>> from torch import nn, randn
     >>> network = built(nn.Linear(3, 2), randn(1, 3))
     >>> model = onnx_model(quantised(network, {name: (-1.0, 1.0) for name in network.arrays}))

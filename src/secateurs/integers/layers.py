@@ -233,7 +233,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Factors of a recurrent layer in integers, as `integer.recurrent` applies them.
+    """Factors of a recurrent layer in integers, as `integers.recurrent` applies them.
 
     ``of_x`` and ``of_hidden`` (gates * units,) make sums of products steps of 2^-12; ``to_y`` makes numbers of ``y`` of an LSTM's result in
     steps of 2^-30, or of a GRU's in steps of 2^-15; ``start`` what it begins with: numbers of ``y`` of an LSTM's hidden state, steps of

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateurs.integer.layers import Array, Concat, Cut, Layer, Network, Recurrent, View, read, written
+from secateurs.integers.layers import Array, Concat, Cut, Layer, Network, Recurrent, View, read, written
 
 
 def joined(network: Network) -> Network:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.layers import Numbers, Rescale
+from secateurs.integers.layers import Numbers, Rescale
 
 
 def rescale(factors: Any) -> Rescale:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.correct import Change, corrected, rounded_together, unbiased
-from secateurs.integer.equalise import equalised, reaches
-from secateurs.integer.layers import Kind, Network, Numbers
-from secateurs.integer.quantise import from_integers, quantised, to_integers
-from secateurs.integer.ranges import Packed, Seen, least_error, minmax, packed_batches, percentile, ranges_of, seen_in, seen_of
-from secateurs.integer.reference import run
+from secateurs.integers.correct import Change, corrected, rounded_together, unbiased
+from secateurs.integers.equalise import equalised, reaches
+from secateurs.integers.layers import Kind, Network, Numbers
+from secateurs.integers.quantise import from_integers, quantised, to_integers
+from secateurs.integers.ranges import Packed, Seen, least_error, minmax, packed_batches, percentile, ranges_of, seen_in, seen_of
+from secateurs.integers.reference import run
 from secateurs.types import SecateursError, TaskError
 
 _LEAST = 8
@@ -74,7 +74,7 @@ def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
     Raises `TaskError` with fewer than 8 samples, and what `calibrated` and `quantised` raise.
 
     >>> import torch
-    >>> from secateurs.integer.build import built
+    >>> from secateurs.integers.build import built
     >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     >>> found = best(built(model, torch.randn(2, 8)), [torch.randn(64, 8)])

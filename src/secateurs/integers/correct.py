@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.bounds import require_room
-from secateurs.integer.layers import Conv, Network, Numbers, read, with_layers, written
-from secateurs.integer.quantise import from_integers, to_integers
-from secateurs.integer.ranges import packed_batches
-from secateurs.integer.reference import answers, sums_of, windows
-from secateurs.integer.rounding import rescale
+from secateurs.integers.bounds import require_room
+from secateurs.integers.layers import Conv, Network, Numbers, read, with_layers, written
+from secateurs.integers.quantise import from_integers, to_integers
+from secateurs.integers.ranges import packed_batches
+from secateurs.integers.reference import answers, sums_of, windows
+from secateurs.integers.rounding import rescale
 from secateurs.types import SecateursError, TaskError
 
 _AT_ONCE = 16
@@ -99,7 +99,7 @@ def _answers(layer: Any, values: dict[str, Numbers]) -> list[Numbers]:
 def unbiased(pair: Pair) -> Conv:
     """The layer with biases that make the mean of each output's sums what it is in float32 (Nagel et al. 2019, arXiv:1906.04721).
 
-    >>> from secateurs.integer.layers import Array
+    >>> from secateurs.integers.layers import Array
     >>> x, y = Array("x", (1, 1, 2)), Array("y", (1, 1, 1))
     >>> real = Conv("fc", x, y, np.full((1, 1, 1, 2), 0.3, np.float32), np.zeros(1, np.float32))
     >>> ones, none = np.ones((1, 1, 1, 2), np.int8), np.zeros(1, np.int32)

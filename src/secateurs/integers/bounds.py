@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateurs.integer.layers import LIMITS, Conv, Numbers
+from secateurs.integers.layers import LIMITS, Conv, Numbers
 from secateurs.types import SecateursError
 
 ROOM = {"int8": 2**31 - 1, "int16": 2**47}
@@ -29,7 +29,7 @@ def largest_sums(layer: Conv) -> Numbers:
 def require_room(layer: Conv) -> None:
     """Raise `SecateursError` where a sum could leave its accumulator.
 
-    >>> from secateurs.integer.layers import Array
+    >>> from secateurs.integers.layers import Array
     >>> x = Array("x", (1, 1, 200_000), "int8", 1.0, -128)
     >>> require_room(Conv("fc", x, x, np.full((1, 1, 1, 200_000), 127, np.int8), np.zeros(1, np.int32)))
     Traceback (most recent call last):

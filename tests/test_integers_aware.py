@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
-from secateurs.integer.best import decibels
-from secateurs.integer.build import built
-from secateurs.integer.fake import quantisation_aware, rounded_array, rounded_weight
-from secateurs.integer.layers import Conv
-from secateurs.integer.quantise import quantised
-from secateurs.integer.ranges import calibrated
-from secateurs.integer.reference import run as run_network
+from secateurs.integers.best import decibels
+from secateurs.integers.build import built
+from secateurs.integers.fake import quantisation_aware, rounded_array, rounded_weight
+from secateurs.integers.layers import Conv
+from secateurs.integers.quantise import quantised
+from secateurs.integers.ranges import calibrated
+from secateurs.integers.reference import run as run_network
 from secateurs.types import FileError, Hook, SecateursError
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from secateurs.integer.bounds import ROOM, largest_sums, require_room
-from secateurs.integer.layers import Array, Conv, Network, Rescale
-from secateurs.integer.quantise import quantised
-from secateurs.integer.reference import answers
-from secateurs.integer.rounding import requantised, requantised_wide, rescale
+from secateurs.integers.bounds import ROOM, largest_sums, require_room
+from secateurs.integers.layers import Array, Conv, Network, Rescale
+from secateurs.integers.quantise import quantised
+from secateurs.integers.reference import answers
+from secateurs.integers.rounding import requantised, requantised_wide, rescale
 from secateurs.types import SecateursError
 
 INT32 = st.integers(-(2**31), 2**31 - 1)

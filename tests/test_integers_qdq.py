@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateurs import models
-from secateurs.integer.build import built
-from secateurs.integer.layers import (
+from secateurs.integers.build import built
+from secateurs.integers.layers import (
     LIMITS,
     Add,
     Array,
@@ -32,10 +32,10 @@ from secateurs.integer.layers import (
     View,
     read,
 )
-from secateurs.integer.qdq import onnx_model, steps_apart
-from secateurs.integer.quantise import from_integers, quantised, to_integers
-from secateurs.integer.ranges import calibrated
-from secateurs.integer.reference import run, values_of
+from secateurs.integers.qdq import onnx_model, steps_apart
+from secateurs.integers.quantise import from_integers, quantised, to_integers
+from secateurs.integers.ranges import calibrated
+from secateurs.integers.reference import run, values_of
 from secateurs.types import SecateursError
 
 pytest.importorskip("onnxruntime", reason="ONNX files are checked in onnxruntime: pip install 'secateurs[onnx]'")

@@ -1,4 +1,4 @@
-"""Networks of integer/ in float32 against torch: models, and random chains of operations that move numbers."""
+"""Networks of integers/ in float32 against torch: models, and random chains of operations that move numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from secateurs import models
 from secateurs.forward import run_example
-from secateurs.integer.build import UnsupportedError, built
-from secateurs.integer.layers import Add, Concat, Conv, Network, Table
-from secateurs.integer.reference import run
+from secateurs.integers.build import UnsupportedError, built
+from secateurs.integers.layers import Add, Concat, Conv, Network, Table
+from secateurs.integers.reference import run
 from secateurs.nested import tensors_in
 
 

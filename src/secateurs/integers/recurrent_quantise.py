@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from secateurs.integer.layers import LIMITS, Array, Fixed, Network, Numbers, Recurrent
-from secateurs.integer.recurrent import GATE_BITS, STATE_BITS
-from secateurs.integer.rounding import rescale
+from secateurs.integers.layers import LIMITS, Array, Fixed, Network, Numbers, Recurrent
+from secateurs.integers.recurrent import GATE_BITS, STATE_BITS
+from secateurs.integers.rounding import rescale
 from secateurs.types import SecateursError
 
 _STATE = 2.0**-STATE_BITS
