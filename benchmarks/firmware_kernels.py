@@ -28,7 +28,7 @@ from secateurs.integers.reference import answers
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from products_in_c import apart, conv, of_four, pruned  # noqa: E402  # type: ignore[import-not-found]  # in tests/
+from products_in_c import apart, conv, of_four, pruned  # type: ignore[import-not-found]  # noqa: E402
 
 FITTED = (M4, M55, M3, M0)
 SAME = (M7,)
