@@ -7,6 +7,7 @@ from secateurs.integers.correct import corrected, rounded_together, unbiased
 from secateurs.integers.equalise import equalised, reaches
 from secateurs.integers.fake import quantisation_aware
 from secateurs.integers.layers import Network
+from secateurs.integers.module import IntegerModel
 from secateurs.integers.qdq import onnx_model, steps_apart
 from secateurs.integers.quantise import from_integers, quantised, to_integers
 from secateurs.integers.ranges import calibrated, least_error, minmax, percentile
@@ -14,6 +15,7 @@ from secateurs.integers.reference import run
 
 __all__ = [
     "Best",
+    "IntegerModel",
     "Network",
     "Tried",
     "UnsupportedError",
