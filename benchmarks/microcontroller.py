@@ -78,8 +78,9 @@ def firmware(about: Published, model: nn.Module, tests: int = 8) -> dict[str, An
 
 
 def accuracies(about: Published, models: Mapping[str, nn.Module]) -> dict[str, float]:
-    """In per cent, on the words that chose and on those that are reported, where there are any."""
-    parts = {"chosen": about.task.validation, "reported": about.task.test}
+    """In per cent, on what chooses, on what is kept back, and on both together: all that does not calibrate."""
+    some, rest = about.task.validation or (), about.task.test or ()
+    parts = {"choosing": [*some], "kept back": [*rest], "reported": [*some, *rest]}
     return {
         f"{what}, {part}": 100 * sc.evaluate(model, about.task, batches, show=False)
         for what, model in models.items()

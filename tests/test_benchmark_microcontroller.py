@@ -137,7 +137,7 @@ def test_varied_words_are_words():
 
 
 def cell(accuracy: float, instructions: float, flash: int) -> dict[str, Any]:
-    told = {f"{kind}, {part}": accuracy for kind in ("float", "int8") for part in ("chosen", "reported")}
+    told = {f"{kind}, {part}": accuracy for kind in ("float", "int8") for part in ("choosing", "kept back", "reported")}
     steps = [["pw", "dense", 0.0, instructions]]
     return told | {"instructions": instructions, "flash": flash, "sram": 10, "macs": 5, "steps": steps}
 
@@ -165,4 +165,4 @@ def test_the_smallest_that_keeps_the_floor_is_chosen(tmp_path: Path, monkeypatch
     monkeypatch.setattr(page, "DOCS", tmp_path)
     page.report(tmp_path)
     assert (tmp_path / "microcontroller.png").exists()
-    assert any("channels 0.60 | 90.00 | 90 | 10 | 60" in part for part in written)
+    assert any("channels 0.60 | 90.00 | 90.00 | 90 | 10 | 60" in part for part in written)
