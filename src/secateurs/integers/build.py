@@ -13,11 +13,12 @@ from torch import nn
 
 from secateurs.answers import alike
 from secateurs.forward import describe, run_example
+from secateurs.integers.building import Building
 from secateurs.integers.functions import function_of
 from secateurs.integers.gru import Whole
 from secateurs.integers.gru import refused as recurrent_refused
 from secateurs.integers.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
-from secateurs.integers.lower import Building, build
+from secateurs.integers.operations import build
 from secateurs.integers.placed import lying
 from secateurs.integers.unrolled import joined
 from secateurs.nested import Value, changed, leaves, tensors_in
