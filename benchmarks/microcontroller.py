@@ -36,7 +36,7 @@ from tables import RESULTS
 from torch import nn
 
 import secateurs as sc
-from secateurs.integers.layers import Network, Numbers
+from secateurs.integers.layers import Conv, Network, Numbers
 from secateurs.integers.module import IntegerModel
 from secateurs.tasks.images import data_file
 
@@ -73,8 +73,15 @@ def firmware(about: Published, model: nn.Module, tests: int = 8) -> dict[str, An
         "checked": list(found.checked),
         "tests": tests,
         "macs": sc.macs(model, about.task.example),
+        "zeros": zeros_in(found.program.network),
         "steps": [[step.name, step.format, step.sparsity, step.instructions] for step in found.steps],
     }
+
+
+def zeros_in(network: Network) -> float:
+    """The fraction of the integer weights of convolutions and linear layers that is 0."""
+    weights = [layer.weight for layer in network.layers if isinstance(layer, Conv)]
+    return float(sum((each == 0).sum() for each in weights) / sum(each.size for each in weights))
 
 
 def accuracies(about: Published, models: Mapping[str, nn.Module]) -> dict[str, float]:
