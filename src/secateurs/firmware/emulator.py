@@ -32,20 +32,21 @@ CLOCK = """
 
 @dataclass(frozen=True)
 class Core:
-    """A Cortex-M that the emulator has: board, compiler flags, where its memory lies, and instructions in a tick of its timer."""
+    """A Cortex-M that the emulator has: board, compiler flags, bytes of its memory, instructions in a tick of its timer, bytes of flash."""
 
     name: str
     machine: str
     flags: tuple[str, ...]
     memory: int
     tick: float
+    flash: int = 4 << 20
 
 
-M0 = Core("cortex-m0", "microbit", ("-mcpu=cortex-m0",), 16 << 10, 62.5)
+M0 = Core("cortex-m0", "microbit", ("-mcpu=cortex-m0",), 16 << 10, 62.5, 256 << 10)
 M3 = Core("cortex-m3", "mps2-an385", ("-mcpu=cortex-m3",), 4 << 20, 40.0)
 M4 = Core("cortex-m4", "mps2-an386", ("-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"), 4 << 20, 40.0)
 M7 = Core("cortex-m7", "mps2-an500", ("-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16"), 4 << 20, 40.0)
-M55 = Core("cortex-m55", "mps3-an547", ("-mcpu=cortex-m55", "-mfloat-abi=hard"), 512 << 10, 31.25)
+M55 = Core("cortex-m55", "mps3-an547", ("-mcpu=cortex-m55", "-mfloat-abi=hard"), 512 << 10, 31.25, 512 << 10)
 CORES = (M0, M3, M4, M7, M55)
 """All of them."""
 
@@ -89,6 +90,7 @@ def _built(folder: Path, names: list[str], core: Core, flags: tuple[str, ...]) -
         command += [
             "-Wl,--defsym=_data_at=0x20000000",
             f"-Wl,--defsym=_data_size={core.memory}",
+            f"-Wl,--defsym=_code_size={core.flash}",
             "-lm",
             "-lc",
             "-lgcc",

@@ -95,7 +95,7 @@ class Firmware:
         yield (
             f"the C ran and was right: {', '.join(self.checked)}"
             if self.checked
-            else "the C was not run: there is no compiler here"
+            else "the C was not run: check=False, or there is no compiler here"
         )
         yield from self.notes
 

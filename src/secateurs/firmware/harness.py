@@ -10,7 +10,7 @@ import numpy as np
 from secateurs.firmware.call import Constant
 from secateurs.firmware.emulator import CLOCK, TOOLS, Core
 from secateurs.firmware.program import TYPES, Program
-from secateurs.firmware.source import declared, names_of
+from secateurs.firmware.source import declared, filled, names_of
 from secateurs.integers.layers import Numbers
 
 TOLERANCE = 1e-4
@@ -27,6 +27,11 @@ class Vector:
     @property
     def samples(self) -> int:
         return len(self.inputs[0])
+
+    @property
+    def bytes(self) -> int:
+        """What all of them take in flash."""
+        return sum(each.nbytes for each in (*self.inputs, *self.outputs))
 
 
 def vectors(program: Program, vector: Vector) -> str:
@@ -57,16 +62,11 @@ def main(program: Program) -> str:
         for face in program.network.outputs
     ]
     kinds = sorted({TYPES[face.array.kind] for face in program.network.outputs})
-    compare = "\n\n".join(_FLOATS if kind == "float" else _WHOLE.replace("KIND", kind) for kind in kinds)
-    return (
-        _MAIN.replace("COMPARE", compare)
-        .replace("COPIES", "\n".join(copies))
-        .replace("CHECKS", "\n".join(checks))
-        .replace("CLOCK", CLOCK.strip("\n"))
-        .replace("TOLERANCE", f"{TOLERANCE!r}f")
-        .replace("NAME", name)
-        .replace("UPPER", upper)
+    compare = "\n\n".join(
+        _FLOATS.replace("TOLERANCE", f"{TOLERANCE!r}f") if kind == "float" else _WHOLE.replace("KIND", kind) for kind in kinds
     )
+    parts = {"COMPARE": compare, "COPIES": "\n".join(copies), "CHECKS": "\n".join(checks), "CLOCK": CLOCK.strip("\n")}
+    return filled(_MAIN, {**parts, "NAME": name, "UPPER": upper})
 
 
 _WHOLE = """static unsigned long differ_KIND(const KIND *found, const KIND *wanted, long count) {
@@ -175,15 +175,15 @@ int main(void) {
 
 def makefile(program: Program, core: Core) -> str:
     """How to build and run it: on the host, in the emulator, and as an object for a project of one's own."""
-    return (
-        _MAKEFILE.replace("NAME", program.name)
-        .replace("CORE", core.name)
-        .replace("PACKAGES", " ".join(TOOLS.values()))
-        .replace("FLAGS", " ".join((*core.flags, "-mthumb")))
-        .replace("MACHINE", core.machine)
-        .replace("MEMORY", str(core.memory))
-        .replace("TICK", str(round(core.tick * 1000)))
-    )
+    chip = {
+        "CORE": core.name,
+        "FLAGS": " ".join((*core.flags, "-mthumb")),
+        "MACHINE": core.machine,
+        "MEMORY": str(core.memory),
+        "ROOM": str(core.flash),
+    }
+    rest = {"NAME": program.name, "PACKAGES": " ".join(TOOLS.values()), "TICK": str(round(core.tick * 1000))}
+    return filled(_MAKEFILE, {**chip, **rest})
 
 
 _MAKEFILE = """# make: build for this machine and run the test vectors. make run: the same on an emulated CORE.
@@ -206,7 +206,7 @@ run: NAME.elf
 NAME.elf: main.c NAME.c start.c link.ld NAME.h NAME_test.h
 \t@command -v $(CROSS)gcc > /dev/null || { echo "on Debian: apt-get install PACKAGES"; exit 1; }
 \t$(CROSS)gcc $(CHIP) $(STRICT) -DSEC_BOARD=TICKul -nostartfiles -nostdlib main.c NAME.c start.c -T link.ld \\
-\t  -Wl,--gc-sections -Wl,--defsym=_data_at=0x20000000 -Wl,--defsym=_data_size=MEMORY -lm -lc -lgcc -o $@
+\t  -Wl,--gc-sections -Wl,--defsym=_data_at=0x20000000 -Wl,--defsym=_data_size=MEMORY -Wl,--defsym=_code_size=ROOM -lm -lc -lgcc -o $@
 
 NAME.o: NAME.c NAME.h
 \t$(CROSS)gcc $(CHIP) $(STRICT) -c -o $@ NAME.c

@@ -18,6 +18,8 @@ _KEYWORDS = frozenset(
         return short signed sizeof static struct switch typedef union unsigned void volatile while main""",
     )
 )
+_FILES = ("main", "start")
+"""Names of the C files that are there for each network; some systems do not tell capitals apart."""
 TYPES = {"int8": "int8_t", "int16": "int16_t", "float32": "float"}
 
 
@@ -93,10 +95,16 @@ def identifier(name: str) -> str:
     >>> identifier("kws")
     'kws'
     """
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name) and name not in _KEYWORDS and not name.startswith("sec_"):
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name) and _is_free(name):
         return name
-    would = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:40]
-    would = would if would[:1].isalpha() and would not in _KEYWORDS and not would.startswith("sec_") else f"net_{would}".rstrip("_")
+    would = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:36]
+    would = would if would[:1].isalpha() and _is_free(would) else f"net_{would}".rstrip("_")
     raise FirmwareError(
-        f"name={name!r} cannot begin names in C: letters, digits and underscores, a letter first, no word of C; {would!r} would do"
+        f"name={name!r} cannot begin names in C: letters, digits and underscores, a letter first, no word of C, and "
+        f"neither main nor start, whose files are in the folder; {would!r} would do"
     )
+
+
+def _is_free(name: str) -> bool:
+    """Whether neither C, nor kernels, nor files of ours are called so."""
+    return name not in _KEYWORDS and not name.startswith("sec_") and name.lower() not in _FILES

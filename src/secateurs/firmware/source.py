@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from secateurs import __version__
@@ -29,6 +30,10 @@ def header(program: Program) -> str:
         "",
         "#include <stdint.h>",
         "",
+        "#ifdef __cplusplus",
+        'extern "C" {',
+        "#endif",
+        "",
         "/* Bytes of memory that a run needs, aligned to eight: nothing is kept in it between runs, and nothing anywhere else. */",
         f"#define {upper}_ARENA_BYTES {program.arena.bytes}",
         f"#define {upper}_STEPS {len(program.steps)}",
@@ -43,6 +48,10 @@ def header(program: Program) -> str:
         "/* One of its steps, in order from 0 on, for those who want to measure them or to do something in between. */",
         f"void {name}_step(void *memory, int step);",
         "",
+        "#ifdef __cplusplus",
+        "}",
+        "#endif",
+        "",
         f"#endif /* {upper}_H */",
         "",
     ]
@@ -51,7 +60,7 @@ def header(program: Program) -> str:
 
 def names_of(face: Face) -> str:
     """What a face is called in C: the name without the signs that C has not."""
-    return "".join(sign if sign.isalnum() else "_" for sign in face.name)
+    return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in face.name)
 
 
 def _face(program: Program, face: Face) -> Iterator[str]:
@@ -141,10 +150,19 @@ def _places(program: Program) -> Iterator[str]:
         )
 
 
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """A text with words in it replaced, all at once: what is put in may have these words in it.
+
+    >>> filled("NAME_run(COUNT)", {"NAME": "COUNTER", "COUNT": "3"})
+    'COUNTER_run(3)'
+    """
+    return re.sub("|".join(sorted(parts, key=len, reverse=True)), lambda found: parts[found[0]], text)
+
+
 def _runs(program: Program) -> str:
     steps = "".join(f"{program.name}_step_{number}, " for number in range(len(program.steps))).removesuffix(", ")
     text = _NONE if not program.steps else _RUN
-    return text.replace("COUNT", str(len(program.steps))).replace("STEPS", steps).replace("NAME", program.name)
+    return filled(text, {"COUNT": str(len(program.steps)), "STEPS": steps, "NAME": program.name})
 
 
 _RUN = """static void (*const NAME_steps[COUNT])(uint8_t *arena) = {STEPS};

@@ -26,21 +26,23 @@ from secateurs.firmware.instructions import counted
 from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import Program, identifier, planned
 from secateurs.firmware.staged import in_patches
-from secateurs.given import COUNT, MODEL, require
+from secateurs.given import COUNT, MODEL, PATH, TASK, require
 from secateurs.given import Kind as Given
 from secateurs.integers.best import best
-from secateurs.integers.build import built
+from secateurs.integers.build import built, require_finite
 from secateurs.integers.layers import LIMITS, Conv, Kind, Layer, Network, Numbers
 from secateurs.integers.module import IntegerModel
 from secateurs.integers.quantise import from_integers, quantised, to_integers
-from secateurs.integers.ranges import calibrated, packed_batches
+from secateurs.integers.ranges import Packed, calibrated, packed_batches
 from secateurs.integers.reference import run
 from secateurs.recover import evaluate
-from secateurs.types import Task
+from secateurs.types import NonFiniteError, Task
 
 CHIP = Given("a chip, for example targets.microcontroller(flash=256_000, sram=64_000)", lambda value: isinstance(value, Chip))
 _FEW = 16
 """So few samples leave none to compare ways to quantise by: ranges are taken as they were seen."""
+_REST = 8192
+"""Bytes of the emulated board's flash, and of its memory, that the program around a network may take."""
 _PICOJOULES = 12.0
 """What an instruction of a Cortex-M4 takes, in picojoules: about 12 µW/MHz in 40 nm low power (Arm's figure for the core alone)."""
 
@@ -75,18 +77,22 @@ def c(
     `TaskError` and `NonFiniteError` for calibration inputs that do not fit or on which the model is not sound; `WriteError`. Nothing is
     written then.
     """
-    _require(model, target, kind, name, tests)
+    _require(model, folder, target, kind, name, task, tests)
     network = built(model, example)
+    require_finite(network)
     samples = _samples(network, calibration, example, kind)
     integers, how = _integers(network, samples, kind, search)
     core = core_of(target.cpu)
     program = fitting(integers, name, target)
     answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
+    _require_sound(integers, answers)
     vector = _vector(integers, samples, answers, tests)
     sources = sources_of(program, core, vector)
-    proof = _proof(program, sources, core) if check else _Proof((), None, {})
-    stayed = write_folder(folder, sources)
+    proof = _proof(program, sources, core, vector.bytes) if check else _Proof((), None, {})
+    _require_room(program, target, proof.flash)
     difference, agreement = _beside(network, integers, samples, answers)
+    accuracy = None if task is None else _accuracy(model, integers, task)
+    stayed = write_folder(folder, sources)
     steps = step_reports(program, proof.instructions)
     return Firmware(
         Path(folder),
@@ -100,24 +106,39 @@ def c(
         sum(step.instructions for step in steps) * _PICOJOULES * 1e-12,
         difference,
         agreement,
-        None
-        if task is None
-        else (evaluate(model, task, task.test, show=False), evaluate(IntegerModel(integers), task, task.test, show=False)),
+        accuracy,
         steps,
         proof.where,
         (target.flash, target.sram),
-        (*how, *(f"{each} was changed since it was written, and stays as it is" for each in stayed)),
+        (*how, *proof.notes, *(f"{each} was changed since it was written, and stays as it is" for each in stayed)),
     )
 
 
-def _require(model: nn.Module, target: Any, kind: Any, name: Any, tests: Any) -> None:
+def _require(model: nn.Module, folder: Any, target: Any, kind: Any, name: Any, task: Any, tests: Any) -> None:
     require("export.c", "model", model, MODEL)
     require("export.c", "target", target, CHIP)
+    require("export.c", "folder", folder, PATH)
     require("export.c", "tests", tests, COUNT)
+    if task is not None:
+        require("export.c", "task", task, TASK)
+    if tests < 1:
+        raise FirmwareError(f"export.c: tests={tests}, but at least one sample is the test vector")
+    if not isinstance(name, str):
+        raise FirmwareError(f"export.c: name={name!r}, but must be a text, for example 'network'")
     if kind not in (*LIMITS, "float32"):
         raise FirmwareError(f"export.c: kind={kind!r}, but must be 'int8', 'int16' or 'float32'")
     identifier(name)
     core_of(target.cpu)
+
+
+def _require_sound(network: Network, answers: list[Numbers]) -> None:
+    """Raise `NonFiniteError` where outputs for calibration inputs, which are the test vector, are not numbers to compare."""
+    for face, each in zip(network.outputs, answers, strict=True):
+        if wrong := each.size - int(np.isfinite(each).sum()):
+            raise NonFiniteError(
+                f"{face.name}: {wrong} of {each.size} numbers are NaN or infinite for the calibration inputs; give inputs with which the "
+                "model is sound"
+            )
 
 
 def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, kind: Kind) -> list[Numbers]:
@@ -138,7 +159,7 @@ def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool
     """The network in integers, and how they were chosen."""
     if kind == "float32":
         return network, ()
-    batch = {face.name: face.unpacked(each) for face, each in zip(network.inputs, samples, strict=True)}
+    batch = Packed(tuple(samples))
     if not search or len(samples[0]) < _FEW:
         return quantised(network, calibrated(network, [batch], kind=kind), kind), ()
     found = best(network, [batch], kind)
@@ -174,6 +195,11 @@ def _options(layer: Layer, name: str, cpu: str) -> list[Call]:
     return [call_of(layer, name)]
 
 
+def _accuracy(model: nn.Module, integers: Network, task: Task) -> tuple[float, float]:
+    """The metric of the float model and of the integers on the test data."""
+    return evaluate(model, task, task.test, show=False), evaluate(IntegerModel(integers), task, task.test, show=False)
+
+
 def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], tests: int) -> Vector:
     """Some samples, spread over all, and what must come of them."""
     count = len(samples[0])
@@ -182,14 +208,20 @@ def _vector(network: Network, samples: list[Numbers], answers: list[Numbers], te
     return Vector(inputs, [each[places] for each in answers])
 
 
-def _require_room(program: Program, target: Chip) -> None:
-    """Raise `FirmwareError` where weights or arena are larger than what the chip has."""
-    flash, sram = program.constants + CODE, program.arena.bytes + STACK
+def _require_room(program: Program, target: Chip, measured: int | None = None) -> None:
+    """Raise `FirmwareError` where weights and code (as they were measured, if they were) or the arena are larger than what the chip has."""
+    flash, sram = program.constants + CODE if measured is None else measured, program.arena.bytes + STACK
     if flash > target.flash:
         large = max(program.calls, key=lambda call: call.flash)
-        keep = max(0.0, (target.flash - CODE) / max(1, program.constants))
+        code, about = flash - program.constants, "about " if measured is None else ""
+        keep = max(0.0, (target.flash - code) / max(1, program.constants))
+        if target.flash <= code:
+            raise FirmwareError(
+                f"{program.name}: the kernels' code alone takes {about}{code:,} bytes of flash, and "
+                f"{target.name} has {target.flash:,}: give a chip with more, or a network of fewer kinds of layers"
+            )
         raise FirmwareError(
-            f"{program.name} needs about {flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of "
+            f"{program.name} needs {about}{flash:,} bytes of flash, {flash - target.flash:,} more than the {target.flash:,} of "
             f"{target.name}: its largest weight is that of {large.layer.name} ({large.flash:,} bytes); with {keep:.0%} of the weights it "
             "would fit: prune with sc.Budget(sc.flash_bytes(), limit=...), or search with sc.smallest"
         )
@@ -210,24 +242,28 @@ class _Proof:
     where: tuple[str, ...]
     flash: int | None
     instructions: dict[int, float]
+    notes: tuple[str, ...] = ()
 
 
-def _proof(program: Program, sources: dict[str, str], core: Core) -> _Proof:
-    """Build and run the C, here and on the emulated core, as far as there are tools for it."""
+def _proof(program: Program, sources: dict[str, str], core: Core, inputs: int) -> _Proof:
+    """Build and run the C, here and on the emulated core, as far as there are tools for it; ``inputs`` are the bytes of test vectors."""
     code = {name: text for name, text in sources.items() if name.endswith((".c", ".h")) and name != "start.c"}
-    where, flash, counted = [], None, {}
+    where, flash, counted, notes = [], None, {}, []
     if compiler() is not None:
         on_host(code)
         where.append("this machine")
     if not missing():
         network = {name: text for name, text in code.items() if name in (f"{program.name}.c", f"{program.name}.h")}
         flash = flash_of(network, core)
-        room = core.memory - 8192
-        if program.arena.bytes <= room:
+        if program.arena.bytes > core.memory - _REST or flash + inputs > core.flash - _REST:
+            notes.append(
+                f"it was not run in the emulator: its {core.name} has {core.flash:,} bytes of flash and {core.memory:,} of memory"
+            )
+        else:
             said = emulated(code, core, ("-O2", f"-DSEC_BOARD={round(core.tick * 1000)}ul"))
             counted = dict(_counted(said))
             where.append(f"an emulated {core.name}")
-    return _Proof(tuple(where), flash, counted)
+    return _Proof(tuple(where), flash, counted, tuple(notes))
 
 
 def _counted(said: str) -> Iterator[tuple[int, float]]:

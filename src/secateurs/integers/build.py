@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,21 @@ from secateurs.integers.building import Building
 from secateurs.integers.functions import function_of
 from secateurs.integers.gru import Whole
 from secateurs.integers.gru import refused as recurrent_refused
-from secateurs.integers.layers import Add, Array, Conv, Face, Layer, Network, Pad, Table, View, read, with_layers, written
+from secateurs.integers.layers import (
+    Add,
+    Array,
+    Conv,
+    Face,
+    Layer,
+    Network,
+    Pad,
+    Recurrent,
+    Table,
+    View,
+    read,
+    with_layers,
+    written,
+)
 from secateurs.integers.operations import build
 from secateurs.integers.placed import lying
 from secateurs.integers.unrolled import joined
@@ -26,7 +41,7 @@ from secateurs.run.lowering.lower import lower
 from secateurs.run.network import nodes
 from secateurs.run.network.nodes import Torch, inputs_of
 from secateurs.run.recording.one_call import network_of
-from secateurs.types import SecateursError
+from secateurs.types import NonFiniteError, SecateursError
 from secateurs.watch import untouched
 
 
@@ -53,9 +68,12 @@ def built(model: nn.Module, example: Any) -> Network:
         recorded = lower(network_of(model, sample))
     _require_floats(recorded)
     to = Building(constants=recorded.constants)
-    inputs = tuple(_input(to, recorded, value, name, batched) for name, value in _named(recorded.example, "input"))
+    known: set[str] = set()
+    inputs = tuple(
+        _input(to, recorded, value, name, batched) for name, value in _apart(_named(recorded.example, "input"), "input", known)
+    )
     _require_kernels(model, build(to, recorded.nodes))
-    outputs = tuple(_output(to, value, name, batched) for name, value in _named(recorded.result, "output"))
+    outputs = tuple(_output(to, value, name, batched) for name, value in _apart(_named(recorded.result, "output"), "output", known))
     return _tidy(joined(Network(inputs, outputs, tuple(to.layers))))
 
 
@@ -97,10 +115,38 @@ def one_sample(model: nn.Module, example: Any) -> tuple[Any, bool]:
     return example, False
 
 
+def require_finite(network: Network) -> None:
+    """Raise `NonFiniteError` where a weight or bias of a layer is NaN or infinite."""
+    for layer in network.layers:
+        if isinstance(layer, (Conv, Recurrent)):
+            for what in ("weight", "bias", "recurrent", "recurrent_bias"):
+                numbers = getattr(layer, what, None)
+                if numbers is not None and (wrong := numbers.size - int(np.isfinite(numbers).sum())):
+                    raise NonFiniteError(
+                        f"{layer.name}: {wrong} of {numbers.size} numbers of its {what} (batch normalisation folded in) are NaN or "
+                        "infinite; load other weights, or look where training went astray"
+                    )
+
+
+_TAKEN = re.compile(r"run|steps?|step_[0-9]+|arena_bytes")
+"""What C calls other things by than inputs and outputs."""
+
+
+def _apart(named: Iterable[tuple[str, Value]], what: str, known: set[str]) -> Iterator[tuple[str, Value]]:
+    """The same with names that are told apart without capitals, from each other, the ``known`` ones and what C has anyway."""
+    for name, value in named:
+        wanted = f"{what}_{name}" if name.lower() in known or _TAKEN.fullmatch(name.lower()) else name
+        found, number = wanted, 2
+        while found.lower() in known:
+            found, number = f"{wanted}_{number}", number + 1
+        known.add(found.lower())
+        yield found, value
+
+
 def _named(nest: Any, what: str) -> Iterator[tuple[str, Value]]:
     found = [(path, value) for path, value in leaves(nest) if isinstance(value, Value)]
     for path, value in found:
-        tail = "".join(sign if sign.isalnum() else "_" for sign in str(path)).strip("_")
+        tail = "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in str(path)).strip("_")
         yield (what if len(found) == 1 or not tail else f"{what}_{tail}" if tail[0].isdigit() else tail), value
 
 

@@ -265,8 +265,9 @@ def _packed(face: Face, tensor: Any, number: int) -> Numbers:
 
 def _inputs_of(network: Network, batch: Any, number: int) -> Sequence[Any]:
     """The inputs of a batch in the order of the network's."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not isinstance(batch, np.ndarray):
-        batch = batch[0]  # (inputs, target)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        both = len(network.inputs) == 2 and isinstance(batch[0], (Tensor, np.ndarray))
+        batch = batch if both else batch[0]  # (inputs, target), but two tensors are the inputs of a network that has two
     if isinstance(batch, Mapping):
         missing = [face.name for face in network.inputs if face.name not in batch]
         if not missing:
