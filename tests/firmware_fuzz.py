@@ -6,12 +6,13 @@ python tests/firmware_fuzz.py --networks 2000 --kind int8
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from small_networks import small_network
 
 from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.calls import call_of
@@ -26,6 +27,10 @@ from secateurs.integers.layers import Conv, Kind, Layer, Numbers
 from secateurs.integers.quantise import quantised, to_integers
 from secateurs.integers.ranges import calibrated
 from secateurs.integers.reference import run
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from small_networks import small_network
 
 Case = tuple[Program, list[Numbers], list[Numbers]]
 

@@ -22,6 +22,7 @@ from rich.console import Console
 import secateurs as sc
 from secateurs import session
 from secateurs.cli import commands as cli
+from secateurs.cli import exported
 from secateurs.report import read_record
 from secateurs.run.clock.timing import Timing
 from secateurs.run.explain import Explanation, LayerReport
@@ -279,7 +280,7 @@ OPTIONS = {
     "prune": "--pattern --criterion --solver --sparsity --keep-macs --rounds --lr --seed --only --skip --threads --out --resume",
     "report": "--out",
     "bench": "--model --threads --batch --input-shape --seconds",
-    "export": "--input-shape --dynamic --opset --sparse",
+    "export": "--input-shape --dynamic --opset --sparse --target --flash --sram --kind --name --calibration --samples",
 }
 
 
@@ -305,7 +306,7 @@ def test_no_words_end_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, s
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place)
         patched.setattr(sys, "path", [*sys.path])
-        for module, name in ((session, "begin"), (cli.bench, "race"), (cli.export, "onnx")):
+        for module, name in ((session, "begin"), (cli.bench, "race"), (exported.export, "onnx"), (exported.export, "c")):
             patched.setattr(module, name, stop)
         for arguments in several:
             status, _, err = called(*arguments)

@@ -21,7 +21,7 @@ def literal(number: float) -> str:
     """A float32 as C has it.
 
     >>> literal(0.1), literal(6), literal(-np.inf)
-    ('0.1f', '6.0f', '-INFINITY')
+    ('0.100000001f', '6.0f', '-INFINITY')
     """
     if isinf(number):
         return "INFINITY" if number > 0 else "-INFINITY"

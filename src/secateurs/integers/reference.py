@@ -36,6 +36,8 @@ from secateurs.integers.rounding import requantised, requantised_wide
 
 _AT_ONCE = 64
 """Samples that go through a network at one time: more would only take memory."""
+_LARGEST = 1 << 24
+"""Of the numbers that all places of a convolution read, so many lie in memory at one time, 128 MB."""
 
 
 def run(network: Network, inputs: Sequence[Numbers]) -> list[Numbers]:
@@ -112,6 +114,10 @@ def _padded(x: Numbers, padding: Sequence[int], value: float) -> Numbers:
 
 def sums_of(layer: Conv, x: Numbers) -> Numbers:
     """What a convolution adds up, bias included, before it is rescaled: exact whole numbers, or float64 of floats."""
+    read = layer.y.shape[0] * layer.y.shape[1] * layer.kernel[0] * layer.kernel[1] * layer.x.shape[2]
+    some = max(1, _LARGEST // max(1, read))
+    if len(x) > some:
+        return np.concatenate([sums_of(layer, x[start : start + some]) for start in range(0, len(x), some)])
     centred = _padded(x.astype(np.float64) - (layer.x.zero if layer.x.kind != "float32" else 0), layer.padding, 0.0)
     seen = windows(centred, layer.kernel, layer.stride, layer.dilation, layer.y.shape[:2])
     weight = layer.weight.astype(np.float64)
