@@ -45,7 +45,7 @@ WAYS = (
     Way(),
     *(Way(channels=keep / 100) for keep in range(90, 39, -5)),
     *(Way(blocks=keep / 100) for keep in range(95, 54, -5)),
-    *(Way(keep / 100, taught=True) for keep in (55, 50, 45, 40)),
+    *(Way(keep / 100, taught=True) for keep in (65, 60, 55, 50, 45, 40)),
     *(Way(blocks=keep / 100, taught=True) for keep in (60, 50)),
     *(Way(channels / 100, blocks / 100, True) for channels, blocks in ((50, 80), (50, 60), (45, 60))),
 )
