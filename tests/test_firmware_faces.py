@@ -145,6 +145,19 @@ def test_what_is_larger_than_the_emulated_board_is_not_run_there(tmp_path: Path)
         emulated({"main.c": large}, M0)
 
 
+@needs_emulator
+def test_steps_of_many_instructions_are_counted_whole(tmp_path: Path) -> None:
+    """A step beyond 2^32 / 1000 instructions: as many times more than a smaller one as it multiplies more."""
+    chip, counts = sc.targets.microcontroller(flash=100_000, sram=400_000), []
+    for size in (16, 96):
+        image = torch.randn(8, 4, size, size)
+        made = write(
+            nn.Conv2d(4, 16, 5, padding=2), tmp_path / str(size), target=chip, example=image[:1], calibration=[image], tests=1
+        )
+        counts.append(made.instructions / size**2)
+    assert counts[0] * 96**2 > 2**32 / 1000 and counts[1] == pytest.approx(counts[0], rel=0.2)
+
+
 # ---------------------------------------------------------------- calibration
 
 

@@ -131,7 +131,7 @@ static void say(const char *before, unsigned long number, const char *after) {
 }
 
 static uint64_t memory[(UPPER_ARENA_BYTES + 7) / 8 + 1];
-static unsigned long instructions[UPPER_STEPS + 1];
+static uint64_t instructions[UPPER_STEPS + 1];
 
 COMPARE
 
@@ -142,7 +142,7 @@ COPIES
         const uint32_t before = ticks();
         NAME_step(memory, step);
 #ifdef SEC_BOARD
-        instructions[step] += (unsigned long)((ticks() - before) & 0xFFFFFFu) * SEC_BOARD / 1000;
+        instructions[step] += (uint64_t)((ticks() - before) & 0xFFFFFFu) * SEC_BOARD / 1000u;
 #else
         (void)before;
 #endif
@@ -161,8 +161,8 @@ int main(void) {
     for (int step = 0; step < UPPER_STEPS; step++) {
         if (instructions[step]) {
             say("step ", (unsigned long)step, ": ");
-            say("", instructions[step] / UPPER_TESTS, " instructions\\n");
-            all += instructions[step] / UPPER_TESTS;
+            say("", (unsigned long)(instructions[step] / UPPER_TESTS), " instructions\\n");
+            all += (unsigned long)(instructions[step] / UPPER_TESTS);
         }
     }
     if (all) {
