@@ -60,6 +60,7 @@ def c(
     tests: int = 4,
     search: bool = True,
     check: bool = True,
+    show: bool = True,
 ) -> Firmware:
     """Write a model as C for a microcontroller, run that against the integer reference, and tell what it takes there.
 
@@ -71,7 +72,7 @@ def c(
     layer gets the format that is fastest there, as far as all fit into flash. With a ``task`` its metric is told on its test data.
     ``tests`` samples of the calibration become the test vector. ``search=False`` takes ranges as they were seen, where else those,
     equalisation, rounding and biases are tried and what answers most like the model is kept. ``check=False`` runs no compiler and no
-    emulator.
+    emulator. ``show``: a bar tells how far it is.
 
     Raises `UnsupportedError` for layers without kernels; `FirmwareError` where it does not fit the target, or a name is none of C's;
     `TaskError` and `NonFiniteError` for calibration inputs that do not fit or on which the model is not sound; `WriteError`. Nothing is
@@ -81,7 +82,7 @@ def c(
     network = built(model, example)
     require_finite(network)
     samples = _samples(network, calibration, example, kind)
-    integers, how = _integers(network, samples, kind, search)
+    integers, how = _integers(network, samples, kind, search, show)
     core = core_of(target.cpu)
     program = fitting(integers, name, target)
     answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
@@ -155,14 +156,14 @@ def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, 
     return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
-def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool) -> tuple[Network, tuple[str, ...]]:
+def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool, show: bool) -> tuple[Network, tuple[str, ...]]:
     """The network in integers, and how they were chosen."""
     if kind == "float32":
         return network, ()
     batch = Packed(tuple(samples))
     if not search or len(samples[0]) < _FEW:
         return quantised(network, calibrated(network, [batch], kind=kind), kind), ()
-    found = best(network, [batch], kind)
+    found = best(network, [batch], kind, show)
     kept = found.kept
     told = f"ranges by {kept.ranges}, equalised: {kept.equalised}, corrected: {kept.corrected}; {kept.decibels:.1f} dB of signal to noise"
     return found.network, (told,)

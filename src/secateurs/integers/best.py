@@ -14,6 +14,7 @@ from secateurs.integers.layers import Kind, Network, Numbers
 from secateurs.integers.quantise import from_integers, quantised, to_integers
 from secateurs.integers.ranges import Packed, Seen, least_error, minmax, packed_batches, percentile, ranges_of, seen_in, seen_of
 from secateurs.integers.reference import run
+from secateurs.progress import track
 from secateurs.types import SecateursError, TaskError
 
 _LEAST = 8
@@ -64,14 +65,14 @@ class Best:
         return "\n".join([*lines, f"ranges from {self.samples} samples, decibels on {self.held_out} others"])
 
 
-def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
+def best(network: Network, batches: Iterable[Any], kind: Kind = "int8", show: bool = True) -> Best:
     """A network in integers, with what loses least of: ranges, equalisation, rounding and biases chosen by calibration inputs.
 
     Of the calibration inputs every fourth sample is held out; the others give ranges and corrections. Each method of `ranges` is tried
     with and without `equalised`; then, with the two that answer most like float32, `unbiased`, alone and after `rounded_together`. What is
     kept is made once more of all of them. Nothing is random: the same inputs give the same network.
 
-    Raises `TaskError` with fewer than 8 samples, and what `calibrated` and `quantised` raise.
+    ``show``: a bar tells how far it is. Raises `TaskError` with fewer than 8 samples, and what `calibrated` and `quantised` raise.
 
     >>> import torch
     >>> from secateurs.integers.build import built
@@ -99,9 +100,8 @@ def best(network: Network, batches: Iterable[Any], kind: Kind = "int8") -> Best:
         whole = made(method, *variants[how], fixed, part)
         tried.append(Tried(method, how, fixed, decibels(whole, others, wanted)))
 
-    for how in variants:
-        for method in methods:
-            attempt(method, how, "no")
+    for how, method in track([(how, method) for how in variants for method in methods], "choosing how to quantise", show=show):
+        attempt(method, how, "no")
     for way in sorted(tried, key=lambda each: -each.decibels)[:2]:
         attempt(way.ranges, way.equalised, "biases")
         attempt(way.ranges, way.equalised, "rounding and biases")
