@@ -77,6 +77,14 @@ def c(
     Raises `UnsupportedError` for layers without kernels; `FirmwareError` where it does not fit the target, or a name is none of C's;
     `TaskError` and `NonFiniteError` for calibration inputs that do not fit or on which the model is not sound; `WriteError`. Nothing is
     written then.
+
+    >>> import tempfile, torch
+    >>> from secateurs.targets import microcontroller
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     inputs, chip = torch.randn(32, 8), microcontroller(flash=64_000, sram=16_000)
+    ...     made = c(nn.Linear(8, 3), inputs, folder, calibration=[inputs], target=chip, check=False, show=False)
+    >>> made.program.network.kind, made.arena.bytes < 200, made.steps[0].what
+    ('int8', True, 'linear -> 3')
     """
     _require(model, folder, target, kind, name, task, tests)
     network = built(model, example)
