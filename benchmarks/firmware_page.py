@@ -95,7 +95,11 @@ def _ds_cnn(folder: Path) -> Iterable[str]:
         rows.append(
             ["int8, MLPerf's file (another training run)", f"{cell['reported']:.2f}", "", f"{cell['bytes']:,} (file)", "", "", ""]
         )
-    rows += [_row(f"{what}: {name}", found[name]) for what, name in picked.items()]
+    for name in dict.fromkeys(picked.values()):
+        whats = [what for what, each in picked.items() if each == name]
+        rows.append(
+            _row(f"{' and '.join(what.partition(',')[0] for what in whats)}, {whats[0].partition(', ')[2]}: {name}", found[name])
+        )
     for what, name in lucky(found).items():
         rows.append(_row(f"{what}: {name}", found[name]))
     of_theirs = {f"{each['instructions']:,.0f}": each["instructions"] / theirs for each in found.values()} if theirs else {}

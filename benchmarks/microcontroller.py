@@ -175,7 +175,7 @@ def patterns(given: argparse.Namespace) -> None:
 def energy(given: argparse.Namespace) -> None:
     """DS-CNN before and after, and the other networks."""
     about = networks.keywords()
-    for name in dict.fromkeys(["dense", *page.chosen(CELLS).values()]):
+    for name in dict.fromkeys(["dense", *page.chosen(CELLS).values(), *page.lucky(page.ways(CELLS)).values()]):
         way = next(way for way in pruning.WAYS if way.name == name)
         kept(f"energy/{name}", partial(energies, pruning.made(about, way), about.task.example), given.again)
     for name, make in NETWORKS.items():
