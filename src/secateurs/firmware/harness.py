@@ -13,7 +13,7 @@ from secateurs.firmware.program import TYPES, Program
 from secateurs.firmware.source import declared, filled, names_of
 from secateurs.integers.layers import Numbers
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 """What float32 may differ, as a part of the largest number of the output: sums in another order."""
 
 

@@ -42,12 +42,17 @@ def on_host(sources: Mapping[str, str], flags: Sequence[str] = ("-O2",), seconds
     return done.stdout
 
 
+def has_compiler() -> bool:
+    """Whether there is a compiler for Cortex-M here."""
+    return shutil.which("arm-none-eabi-gcc") is not None and shutil.which("arm-none-eabi-size") is not None
+
+
 def flash_of(sources: Mapping[str, str], core: Core, flags: Sequence[str] = ("-O2",)) -> int:
     """Bytes that files of C take in flash, code and constants, built for a core; what they call of the C library is not in it.
 
     Raises `FirmwareError` where arm-none-eabi-gcc is not installed or the C does not compile.
     """
-    if shutil.which("arm-none-eabi-gcc") is None or shutil.which("arm-none-eabi-size") is None:
+    if not has_compiler():
         raise FirmwareError("sizes on a chip need its compiler: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi")
     with TemporaryDirectory() as folder:
         _written(folder, sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ from secateurs.firmware.firmware import Firmware, step_reports
 from secateurs.firmware.folder import sources_of, write_folder
 from secateurs.firmware.formats import choices
 from secateurs.firmware.harness import Vector
-from secateurs.firmware.host import compiler, flash_of, on_host
+from secateurs.firmware.host import compiler, flash_of, has_compiler, on_host
 from secateurs.firmware.instructions import counted
 from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import Program, identifier, planned
+from secateurs.firmware.source import header, source
 from secateurs.firmware.staged import in_patches
 from secateurs.given import COUNT, MODEL, PATH, TASK, require
 from secateurs.given import Kind as Given
@@ -43,6 +45,9 @@ _FEW = 16
 """So few samples leave none to compare ways to quantise by: ranges are taken as they were seen."""
 _REST = 8192
 """Bytes of the emulated board's flash, and of its memory, that the program around a network may take."""
+_MOST = 1024
+"""So many calibration samples are looked at."""
+_UNLIKE, _TRIES = 0.5, 3
 _PICOJOULES = 12.0
 """What an instruction of a Cortex-M4 takes, in picojoules: about 12 µW/MHz in 40 nm low power (Arm's figure for the core alone)."""
 
@@ -92,7 +97,7 @@ def c(
     samples = _samples(network, calibration, example, kind)
     integers, how = _integers(network, samples, kind, search, show)
     core = core_of(target.cpu)
-    program = fitting(integers, name, target)
+    program = _fitted(integers, name, target, core if check and has_compiler() else None)
     answers = run(integers, [to_integers(each, face.array) for each, face in zip(samples, integers.inputs, strict=True)])
     _require_sound(integers, answers)
     vector = _vector(integers, samples, answers, tests)
@@ -100,6 +105,7 @@ def c(
     proof = _proof(program, sources, core, vector.bytes) if check else _Proof((), None, {})
     _require_room(program, target, proof.flash)
     difference, agreement = _beside(network, integers, samples, answers)
+    _warn_of(difference)
     accuracy = None if task is None else _accuracy(model, integers, task)
     stayed = write_folder(folder, sources)
     steps = step_reports(program, proof.instructions)
@@ -151,17 +157,31 @@ def _require_sound(network: Network, answers: list[Numbers]) -> None:
 
 
 def _samples(network: Network, calibration: Iterable[Any] | None, example: Any, kind: Kind) -> list[Numbers]:
-    """All calibration inputs as the network takes them."""
+    """The calibration inputs as the network takes them, the first 1,024."""
     if calibration is None:
         if kind != "float32":
             raise FirmwareError(
                 f"export.c: the ranges of {kind} numbers come from calibration inputs: give calibration=, some hundred samples in batches"
             )
         calibration = [example]
-    parts = list(packed_batches(network, calibration))
+    parts: list[list[Numbers]] = []
+    for batch in packed_batches(network, calibration):
+        parts.append(batch)
+        if sum(len(each[0]) for each in parts) >= _MOST:
+            break
     if not parts:
         raise FirmwareError("export.c: the calibration has no batches; give some hundred samples")
-    return [np.concatenate(each) for each in zip(*parts, strict=True)]
+    return [np.concatenate(each)[:_MOST] for each in zip(*parts, strict=True)]
+
+
+def _warn_of(difference: float) -> None:
+    """Warn where the integers answer unlike the model, which an export that succeeds would hide."""
+    if difference > _UNLIKE:
+        warnings.warn(
+            f"the integers answer unlike the model: outputs differ by up to {difference:.0%} of the largest one on the calibration inputs; "
+            "calibrate on inputs like those that will come, look for layers with very large or small weights, or give kind='int16'",
+            stacklevel=3,
+        )
 
 
 def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool, show: bool) -> tuple[Network, tuple[str, ...]]:
@@ -179,23 +199,46 @@ def _integers(network: Network, samples: list[Numbers], kind: Kind, search: bool
 
 def fitting(network: Network, name: str, target: Chip) -> Program:
     """A network as calls in an arena, in the formats that are fastest of those that fit the chip; its first layers go patch by patch
-    where its arrays do not fit otherwise.
+    where its arrays do not fit otherwise. 9,000 bytes are reckoned for code.
 
     Raises `FirmwareError` where nothing fits.
     """
-    calls = _calls(network, name, target)
-    program = planned(network, calls, name)
-    if program.arena.bytes + STACK > target.sram:
-        program = in_patches(network, calls, name, target.sram - STACK) or program
+    program = _planned(network, name, target, CODE)
     _require_room(program, target)
     return program
 
 
-def _calls(network: Network, name: str, target: Chip) -> list[Call]:
-    """A call for each layer, in the format that is fastest of those that fit together; the smallest ones where nothing fits."""
+def _fitted(network: Network, name: str, target: Chip, core: Core | None) -> Program:
+    """The same, with the code as large as a compiler for the core makes it, where there is one.
+
+    Code depends on which formats are taken: those that would be fastest are tried first, then what their code leaves room for.
+    """
+    if core is None:
+        return fitting(network, name, target)
+    code = 0
+    for _ in range(_TRIES):
+        program = _planned(network, name, target, code)
+        measured = flash_of({f"{name}.h": header(program), f"{name}.c": source(program)}, core)
+        if measured <= target.flash:
+            break
+        code = max(code, measured - program.constants)
+    _require_room(program, target, measured)
+    return program
+
+
+def _planned(network: Network, name: str, target: Chip, code: int) -> Program:
+    calls = _calls(network, name, target, code)
+    program = planned(network, calls, name)
+    if program.arena.bytes + STACK > target.sram:
+        program = in_patches(network, calls, name, target.sram - STACK) or program
+    return program
+
+
+def _calls(network: Network, name: str, target: Chip, code: int) -> list[Call]:
+    """A call for each layer, in the format that is fastest of those that fit beside the code; the smallest ones where nothing fits."""
     options = [_options(layer, f"{name}_{number}", target.cpu) for number, layer in enumerate(network.layers)]
     least = sum(min(call.flash for call in each) for each in options)
-    return chosen(options, max(least, target.flash - CODE))
+    return chosen(options, max(least, target.flash - code))
 
 
 def _options(layer: Layer, name: str, cpu: str) -> list[Call]:
