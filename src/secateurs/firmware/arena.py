@@ -229,9 +229,11 @@ def _placed(graph: Graph, order: Order, enough: int) -> _Placed:
 
     if prod(len(each) for each in options) <= CHOICES:
         return _least((packed(chosen) for chosen in product(*options)), enough)
-    alike = [next((each for each in some if each is None or _alike(graph, *each)), None) for some in options]
-    first, none = [some[0] for some in options], list[tuple[int, int] | None]([None] * len(options))
-    starts: list[Sequence[tuple[int, int] | None]] = [first, alike, none][:CHOICES]
+    alike: Sequence[tuple[int, int] | None] = [
+        next((each for each in some if each is None or _alike(graph, *each)), None) for some in options
+    ]
+    first: Sequence[tuple[int, int] | None] = [some[0] for some in options]
+    starts = [first, alike, [None] * len(options)][:CHOICES]
     found = [packed(each) for each in starts]
     best = min(range(len(found)), key=lambda each: found[each].bytes)
     return _changed(starts[best], found[best], options, packed, enough)
