@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,55 @@ def test_bounds_of_a_clamp_are_told_to_the_bit():
 def test_what_has_no_kernels_is_told():
     with pytest.raises(UnsupportedError, match="no kernels for"):
         built(nn.Sequential(nn.Conv2d(1, 1, 3), nn.LayerNorm(3)), torch.randn(1, 1, 5, 5))
+
+
+# ---------------------------------------------------------------- fixed numbers
+
+
+class Applied(nn.Module):
+    """A function of the input, and buffers ``a`` and ``b``."""
+
+    def __init__(self, function: Callable[..., Tensor], *sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        for name, size in zip("ab", sizes, strict=False):
+            self.register_buffer(name, torch.rand(size, generator=torch.Generator().manual_seed(ord(name))) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.buffers())
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes", "shape"),
+    [
+        (lambda x, a, b: (x - a) / b, [(1, 3, 1, 1), (3, 1, 1)], (2, 3, 4, 5)),
+        (lambda x, a, b: a * x + b, [(), (1,)], (2, 3, 4, 5)),
+        (lambda x, a, b: (a - x) * b, [(3, 1, 1), (1, 1, 4, 1)], (2, 3, 4, 5)),
+        (lambda x, a, b: x.mean(1) * a + b, [(4, 5), (5,)], (2, 3, 4, 5)),
+        (lambda x, a: x * a, [(3, 4, 5)], (2, 3, 4, 5)),
+        (lambda x, a, b: x * a + b, [(4,), (1, 4)], (2, 4)),
+        (lambda x, a, b: a + x.reshape(-1, 3, 4).permute(0, 2, 1) / b, [(1, 4, 3), (3,)], (2, 12)),
+        (lambda x, a: x + a, [(1, 5, 4)], (2, 5, 4)),
+        (lambda x, a: F.conv2d(x, torch.ones(2, 3, 1, 1)).flatten(1) + a, [(40,)], (2, 3, 4, 5)),
+    ],
+)
+def test_fixed_numbers_are_operands(function, sizes, shape):
+    torch.manual_seed(0)
+    answered(Applied(function, *sizes), torch.randn(shape))
+
+
+def test_normalised_inputs_move_nothing():
+    network = built(Applied(lambda x, a, b: (x - a) / b, (1, 3, 1, 1), (1, 3, 1, 1)), torch.randn(2, 3, 4, 5))
+    assert [(type(layer), layer.is_depthwise) for layer in network.layers] == [(Conv, True)] * 2
+
+
+def test_fixed_numbers_that_do_not_fit_are_told():
+    with pytest.raises(UnsupportedError, match=r"operand \(1, 1, 4\) that a constant of the shape \(3, 4\) makes larger"):
+        built(Applied(lambda x, a: x * a, (3, 4)), torch.randn(2, 1, 4))
+    with pytest.raises(UnsupportedError, match="a number divided by a tensor"):
+        built(Applied(lambda x, a: a / x, (4,)), torch.randn(2, 4))
+    with pytest.raises(UnsupportedError, match=r"a constant tensor \(1, 6\) that belongs to no layer"):
+        built(Applied(lambda x, a: torch.cat([x, a.reshape(1, 6)], 1), (2, 3)), torch.randn(1, 4))
 
 
 # ---------------------------------------------------------------- random chains of moves

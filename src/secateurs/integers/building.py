@@ -43,7 +43,7 @@ class Building:
         if not isinstance(value, Value):
             raise Unsupported("an operand is no tensor")
         if value in self.constants:
-            raise Unsupported("an operand is a constant tensor that belongs to no layer")
+            raise Unsupported(f"an operand is a constant tensor {tuple(value.shape)} that belongs to no layer")
         if value not in self.places:
             raise Unsupported("an operand comes from an operation that is not supported")
         return self.places[value]

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from secateurs.integers.building import Building, Unsupported
@@ -97,12 +98,52 @@ def alike(to: Building, x: Placed, other: Placed) -> tuple[Placed, Array, Array]
 
 
 def _add(to: Building, node: nodes.Add) -> None:
+    value, constant = (node.y, node.x) if node.x in to.constants else (node.x, node.y)
+    if constant in to.constants:
+        with_fixed(to, node, value, 1.0, to.constants[constant])
+        return
     placed = sum_of(to, node.name or "add", to.of(node.x), to.of(node.y))
     to.places[node.out] = activated(to, placed, node.activation)
 
 
 def _multiply(to: Building, node: nodes.Multiply) -> None:
+    value, constant = (node.y, node.x) if node.x in to.constants else (node.x, node.y)
+    if constant in to.constants:
+        with_fixed(to, node, value, to.constants[constant], 0.0)
+        return
     product(to, node.name, to.of(node.x), to.of(node.y), node.out)
+
+
+def with_fixed(to: Building, node: Any, value: Value, scale: Tensor | float, shift: Tensor | float) -> None:
+    """``scale * x + shift`` with fixed numbers, one for all or one for each index of some dimensions, which lie as channels then."""
+    placed, (scale, shift) = to.of(value), (torch.as_tensor(each).detach().float().cpu() for each in (scale, shift))
+    sizes, count = torch.broadcast_shapes(scale.shape, shift.shape), len(value.shape)
+    if torch.broadcast_shapes(sizes, value.shape) != torch.Size(value.shape):
+        raise Unsupported(f"an operand {tuple(value.shape)} that a constant of the shape {tuple(sizes)} makes larger")
+    varied = [dim for dim, size in enumerate(sizes, count - len(sizes)) if size > 1]
+    order = [*range(count)] if placed.dims is None else [*placed.dims]
+    channels = [dim for dim in order if dim in varied]
+    if not varied:
+        array, order = placed.array, []
+    elif channels == [1] and count == 4 and value.shape[0] == 1:
+        array, order = to.image(value), [0, 2, 3, 1]
+    else:
+        order = [*(dim for dim in order if dim not in varied), *channels]
+        size = prod(value.shape[dim] for dim in channels)
+        array = to.ordered(value, order, (1, prod(value.shape) // size, size))
+
+    def numbers(fixed: Tensor) -> Any:
+        seen = fixed.expand([value.shape[dim] if dim in varied else 1 for dim in range(count)]) if varied else fixed.reshape(1)
+        return (seen.permute(order) if varied else seen.expand(array.shape[2])).reshape(-1).numpy().copy()
+
+    by_channel(
+        to,
+        node,
+        array,
+        numbers(scale),
+        numbers(shift),
+        lambda y, shape: lying(y, shape, order) if varied else replace(placed, array=y),
+    )
 
 
 def product(to: Building, name: str, x: Placed, other: Placed, out: Value) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 
 from secateurs.integers.building import Building, Unsupported
 from secateurs.integers.gru import gru
 from secateurs.integers.layers import Array, Concat, Cut, Mean, Pad, Pool, Recurrent, Softmax
-from secateurs.integers.lower import LAYERS, Rule, by_channel, numbers_of, one_after_another, product, start_of, sum_of
+from secateurs.integers.lower import LAYERS, Rule, numbers_of, one_after_another, product, start_of, sum_of, with_fixed
 from secateurs.integers.placed import Placed, lying, natural, of_image
 from secateurs.nested import Value
 from secateurs.run.network.nodes import Node, Torch
@@ -193,32 +191,36 @@ def _stack(to: Building, node: Torch) -> None:
 
 
 def _arithmetic(to: Building, node: Torch) -> None:
-    """Sums, differences and products of two tensors, or of one and a number."""
+    """Sums, differences and products of two tensors, or of one and fixed numbers; quotients by fixed numbers."""
     packet, (out,) = node.function.overloadpacket, node.outputs
     x, other = node.args[:2]
     if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode") or len(node.args) > 2:
         raise Unsupported(f"{called(node)} with {dict(node.kwargs) or node.args[2:]}")
-    if isinstance(x, Value) and isinstance(other, Value) and packet is not aten.div and packet is not aten.rsub:
+    tensors = [each for each in (x, other) if isinstance(each, Value) and each not in to.constants]
+    if len(tensors) == 2:
         if packet is aten.mul:
             product(to, node.name, to.of(x), to.of(other), out)
-        else:
+        elif packet in (aten.add, aten.sub):
             to.places[out] = sum_of(to, node.name or "add", to.of(x), to.of(other), 1 if packet is aten.add else -1)
+        else:
+            raise Unsupported(f"{called(node)} of two tensors")
         return
-    number = other if isinstance(x, Value) else x
-    value = x if isinstance(x, Value) else other
-    if isinstance(number, Value):
-        raise Unsupported(f"{called(node)} of two tensors")
-    turned = packet is aten.rsub or not isinstance(x, Value)
-    factor = {aten.mul: number, aten.div: 1 / number if number else np.inf}.get(
-        packet, -1.0 if packet in (aten.sub, aten.rsub) and turned else 1.0
-    )
-    if packet is aten.div and turned:
+    if not tensors:
+        raise Unsupported(f"{called(node)} of two constants")
+    x, other = (other, x) if packet is aten.rsub else (x, other)
+    turned = tensors[0] is not x
+    number = x if turned else other
+    fixed = to.constants[number].double() if isinstance(number, Value) else torch.tensor(float(number), dtype=torch.float64)
+    if packet is aten.mul:
+        with_fixed(to, node, tensors[0], fixed, 0.0)
+    elif packet is aten.div and turned:
         raise Unsupported("a number divided by a tensor")
-    shift = 0.0 if packet in (aten.mul, aten.div) else -number if packet is aten.sub and not turned else number
-    placed = to.of(value)
-    channels = placed.array.shape[2]
-    scale, offset = np.full(channels, factor, np.float32), np.full(channels, shift, np.float32)
-    by_channel(to, node, placed.array, scale, offset, lambda array, shape: replace(placed, array=array))
+    elif packet is aten.div:
+        with_fixed(to, node, tensors[0], 1 / fixed, 0.0)
+    elif packet is aten.add:
+        with_fixed(to, node, tensors[0], 1.0, fixed)
+    else:
+        with_fixed(to, node, tensors[0], -1.0 if turned else 1.0, fixed if turned else -fixed)
 
 
 def _all_of_one_size(to: Building, node: Torch) -> None:
