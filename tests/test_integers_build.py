@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateurs import models
+from secateurs import export, models, targets
 from secateurs.forward import run_example
 from secateurs.integers.build import UnsupportedError, built
 from secateurs.integers.layers import Add, Concat, Conv, Network, Table
+from secateurs.integers.module import IntegerModel
+from secateurs.integers.qdq import onnx_model, steps_apart
 from secateurs.integers.reference import run
 from secateurs.nested import tensors_in
 
@@ -153,6 +156,64 @@ def test_fixed_numbers_that_do_not_fit_are_told():
         built(Applied(lambda x, a: a / x, (4,)), torch.randn(2, 4))
     with pytest.raises(UnsupportedError, match=r"a constant tensor \(1, 6\) that belongs to no layer"):
         built(Applied(lambda x, a: torch.cat([x, a.reshape(1, 6)], 1), (2, 3)), torch.randn(1, 4))
+
+
+# ---------------------------------------------------------------- functions of single numbers
+
+EACH = [
+    nn.LeakyReLU(0.2),
+    nn.ELU(0.7),
+    nn.SELU(),
+    nn.CELU(0.5),
+    nn.Softplus(),
+    nn.Softplus(2.0, 5.0),
+    nn.Mish(),
+    nn.Softsign(),
+    nn.LogSigmoid(),
+    nn.Hardtanh(-0.3, 2),
+    nn.PReLU(init=-0.4),
+    Applied(lambda x: -x.abs()),
+    Applied(torch.exp),
+    Applied(lambda x: x**2),
+]
+
+
+@pytest.mark.parametrize("function", EACH, ids=lambda each: repr(each).split("\n")[0])
+def test_functions_of_single_numbers(function):
+    inputs = 4 * torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(3))
+    inputs[0, 0, 0, 0], inputs[0, 0, 0, 1] = 30.0, -30.0
+    answered(function, inputs.clamp(max=8) if function is EACH[-2] else inputs)
+
+
+def test_softsign_is_one_table_and_no_other_quotient_is():
+    assert [layer.function for layer in built(nn.Softsign(), torch.randn(2, 4)).layers] == ["softsign"]
+    for function in (lambda x: x / (x.abs() + 2), lambda x: x / (1 + (-x).abs()), lambda x: x / (1 + x)):
+        with pytest.raises(UnsupportedError, match="div of two tensors"):
+            built(Applied(function), torch.randn(2, 4))
+
+
+def test_functions_without_kernels_are_told():
+    with pytest.raises(UnsupportedError, match=r"a PReLU with 2 slopes, where one for all channels, PReLU\(\), has a kernel"):
+        built(nn.PReLU(2), torch.randn(2, 2, 4, 5))
+    with pytest.raises(UnsupportedError, match="the power 3 of a tensor, where its square has a kernel"):
+        built(Applied(lambda x: x**3), torch.randn(2, 4))
+
+
+def test_functions_in_integers_and_as_c(tmp_path):
+    """All of them one after the other, in each kind of number, in C and in ONNX."""
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(5))
+    model = Applied(lambda x: torch.cat([function(x) for function in EACH], 1))
+    for kind in ("int8", "int16", "float32"):
+        chip = targets.microcontroller()
+        made = export.c(model, inputs, tmp_path / kind, calibration=[inputs], target=chip, kind=kind, search=False, show=False)
+        network = made.program.network
+        if kind != "float32":
+            meant = IntegerModel(network)(inputs)
+            steps = (meant - model(inputs)).abs().max() / network.outputs[0].array.scale
+            assert steps < (2 if kind == "int8" else 40), kind
+        if importlib.util.find_spec("onnxruntime"):
+            apart = steps_apart(network, onnx_model(network), [inputs.numpy()])
+            assert apart <= {"int8": 1, "int16": 8, "float32": 1e-4}[kind]  # int16: lines between 513 numbers
 
 
 # ---------------------------------------------------------------- random chains of moves

@@ -16,6 +16,9 @@ from secateurs.integers.layers import Add, Conv, Mean, Multiply, Numbers, Pool, 
 _FAR = 255
 """How many taps further the next weight can be; where it is more, a weight of 0 stands between."""
 
+_CHEAP = ("hard_swish", "hard_sigmoid", "leaky_relu", "softsign", "abs", "square")
+"""Functions without exp and the like."""
+
 
 def literal(number: float) -> str:
     """A float32 as C has it.
@@ -124,9 +127,14 @@ def table_call(layer: Table, prefix: str) -> Call:
         low, high = map(float, layer.function.split()[1:])
         statement = f"sec_float_clamp({{x}}, {{y}}, {layer.y.size}, {literal(low)}, {literal(high)});"
         return Call(layer, ("float_clamp.c",), (), statement, in_place="x", instructions=20 + 12 * layer.y.size)
-    statement = f"sec_float_each({{x}}, {{y}}, {layer.y.size}, sec_{layer.function});"
-    cost = 20 + layer.y.size * (25 if layer.function.startswith("hard") else 120)
-    return Call(layer, ("float_functions.c", "float_each.c"), (), statement, in_place="x", instructions=cost)
+    kind, *given = layer.function.split()
+    cost = 20 + layer.y.size * (25 if kind in _CHEAP else 120)
+    kernels, statement = ("float_functions.c", "float_each.c"), f"sec_float_each({{x}}, {{y}}, {layer.y.size}, sec_{kind});"
+    if given:
+        numbers = ", ".join([*map(literal, map(float, given)), *["0.0f"] * (3 - len(given))])
+        statement = f"sec_float_shaped({{x}}, {{y}}, {layer.y.size}, sec_{kind}, {numbers});"
+        kernels = ("float_functions.c", "float_shaped.c")
+    return Call(layer, kernels, (), statement, in_place="x", instructions=cost)
 
 
 def softmax_call(layer: Softmax, prefix: str) -> Call:

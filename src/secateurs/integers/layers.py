@@ -163,7 +163,7 @@ class Concat:
 class Table:
     """A function of single numbers. int8: ``table[q + 128]``. int16: 513 numbers and a line between each two. float32: ``function``.
 
-    ``function`` is one of `FUNCTIONS`.
+    ``function`` is one of `FUNCTIONS`, or of `SHAPED` with its numbers behind it.
     """
 
     name: str

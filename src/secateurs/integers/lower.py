@@ -69,9 +69,14 @@ def activated(to: Building, placed: Placed, activation: Activation | None) -> Pl
     """A tensor after an activation: a clamp of the layer that made it, or a table."""
     if activation is None:
         return placed
-    y = to.array(f"{placed.array.name}.{activation.kind}", placed.array.shape)
-    function = f"clamp {activation.low:.9g} {activation.high:.9g}" if activation.kind == "clamp" else activation.kind
-    to.layers.append(Table(y.name, placed.array, y, function))
+    bounds = (activation.low, activation.high) if activation.kind == "clamp" else ()
+    return each(to, placed, activation.kind, *bounds)
+
+
+def each(to: Building, placed: Placed, function: str, *numbers: float) -> Placed:
+    """A tensor after a function of single numbers, one of `functions.FUNCTIONS`, or of `SHAPED` with its numbers."""
+    y = to.array(f"{placed.array.name}.{function}", placed.array.shape)
+    to.layers.append(Table(y.name, placed.array, y, " ".join([function, *(f"{number:.9g}" for number in numbers)])))
     return replace(placed, array=y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from secateurs.integers.building import Building, Unsupported
 from secateurs.integers.gru import gru
-from secateurs.integers.layers import Array, Concat, Cut, Mean, Pad, Pool, Recurrent, Softmax
-from secateurs.integers.lower import LAYERS, Rule, numbers_of, one_after_another, product, start_of, sum_of, with_fixed
+from secateurs.integers.layers import Array, Concat, Conv, Cut, Mean, Pad, Pool, Recurrent, Softmax, Table
+from secateurs.integers.lower import LAYERS, Rule, each, numbers_of, one_after_another, product, start_of, sum_of, with_fixed
 from secateurs.integers.placed import Placed, lying, natural, of_image
 from secateurs.nested import Value
 from secateurs.run.network.nodes import Node, Torch
@@ -202,6 +203,8 @@ def _arithmetic(to: Building, node: Torch) -> None:
             product(to, node.name, to.of(x), to.of(other), out)
         elif packet in (aten.add, aten.sub):
             to.places[out] = sum_of(to, node.name or "add", to.of(x), to.of(other), 1 if packet is aten.add else -1)
+        elif packet is aten.div and (found := _softsign(to, to.of(x), to.of(other))) is not None:
+            to.places[out] = found
         else:
             raise Unsupported(f"{called(node)} of two tensors")
         return
@@ -221,6 +224,54 @@ def _arithmetic(to: Building, node: Torch) -> None:
         with_fixed(to, node, tensors[0], 1.0, fixed)
     else:
         with_fixed(to, node, tensors[0], -1.0 if turned else 1.0, fixed if turned else -fixed)
+
+
+def _softsign(to: Building, x: Placed, other: Placed) -> Placed | None:
+    """x / (1 + |x|), as torch records softsign; None where the divisor is another."""
+    made = {layer.y.name: layer for layer in to.layers}
+    more = made.get(other.array.name)
+    if (
+        not isinstance(more, Conv)
+        or more.weight.size != more.y.shape[2]
+        or not (more.weight == 1).all()
+        or not (more.bias == 1).all()
+    ):
+        return None
+    size = made.get(more.x.name)
+    same = isinstance(size, Table) and size.function == "abs" and replace(other, array=size.x) == x
+    return each(to, x, "softsign") if same else None
+
+
+def _of_each(function: str, *defaults: float) -> Rule:
+    """A function of single numbers; ``defaults`` stand for those of its numbers that are not given."""
+
+    def rule(to: Building, node: Torch) -> None:
+        given = [float(number) for number in node.args[1:]]
+        to.places[node.outputs[0]] = each(to, to.of(node.args[0]), function, *given, *defaults[len(given) :])
+
+    return rule
+
+
+def _celu(to: Building, node: Torch) -> None:
+    alpha = float(node.args[1]) if len(node.args) > 1 else 1.0
+    to.places[node.outputs[0]] = each(to, to.of(node.args[0]), "elu", alpha, 1.0, 1 / alpha)
+
+
+def _prelu(to: Building, node: Torch) -> None:
+    x, slope = node.args
+    if slope not in to.constants or to.constants[slope].numel() != 1:
+        raise Unsupported(f"a PReLU with {prod(slope.shape)} slopes, where one for all channels, PReLU(), has a kernel")
+    to.places[node.outputs[0]] = each(to, to.of(x), "leaky_relu", float(to.constants[slope]))
+
+
+def _pow(to: Building, node: Torch) -> None:
+    if node.args[1] != 2:
+        raise Unsupported(f"the power {node.args[1]} of a tensor, where its square has a kernel")
+    to.places[node.outputs[0]] = each(to, to.of(node.args[0]), "square")
+
+
+def _neg(to: Building, node: Torch) -> None:
+    with_fixed(to, node, node.args[0], -1.0, 0.0)
 
 
 def _all_of_one_size(to: Building, node: Torch) -> None:
@@ -245,6 +296,17 @@ _RULES: dict[Any, Rule] = {
     aten.unbind: _unbind,
     aten.stack: _stack,
     **dict.fromkeys((aten.add, aten.sub, aten.rsub, aten.mul, aten.div), _arithmetic),
+    aten.leaky_relu: _of_each("leaky_relu", 0.01),
+    aten.elu: _of_each("elu", 1.0, 1.0, 1.0),
+    aten.celu: _celu,
+    aten.softplus: _of_each("softplus", 1.0, 20.0),
+    aten.mish: _of_each("mish"),
+    aten.log_sigmoid_forward: _of_each("log_sigmoid"),
+    aten._prelu_kernel: _prelu,
+    aten.abs: _of_each("abs"),
+    aten.exp: _of_each("exp"),
+    aten.pow: _pow,
+    aten.neg: _neg,
     gru._opoverload.overloadpacket: _gru,
 }
 

@@ -32,6 +32,7 @@ from secateurs.integers.layers import (
     read,
     written,
 )
+from secateurs.integers.qdq_functions import table
 from secateurs.integers.quantise import to_integers
 from secateurs.integers.reference import ends_of, run
 from secateurs.types import SecateursError
@@ -64,7 +65,7 @@ def onnx_model(network: Network) -> Any:
             f"{', '.join(refused)}: LSTM and GRU in integers have no like in ONNX's pairs of QuantizeLinear and DequantizeLinear; "
             "write the model in float32 with secateurs.export.onnx, or as C"
         )
-    graph = _Graph(_needed("onnx"))
+    graph = Graph(_needed("onnx"))
     for face in network.inputs:
         _into(graph, face)
     for layer in network.layers:
@@ -99,7 +100,7 @@ def _needed(name: str) -> Any:
 
 
 @dataclass
-class _Graph:
+class Graph:
     """Nodes and constants while they are written; every array is (samples, channels, height, width)."""
 
     onnx: Any
@@ -153,7 +154,7 @@ def _shape(face: Face) -> list[Any]:
     return ["samples", *face.shape[1:]] if face.batched else list(face.shape)
 
 
-def _into(graph: _Graph, face: Face) -> None:
+def _into(graph: Graph, face: Face) -> None:
     float32 = graph.onnx.TensorProto.FLOAT
     graph.inputs.append(graph.onnx.helper.make_tensor_value_info(face.name, float32, _shape(face)))
     now = face.name
@@ -164,7 +165,7 @@ def _into(graph: _Graph, face: Face) -> None:
     graph.rounded(now, face.array)
 
 
-def _out_of(graph: _Graph, face: Face) -> None:
+def _out_of(graph: Graph, face: Face) -> None:
     now, name = _value(face.array), face.name
     if name in {each.name for each in graph.inputs}:
         name = f"{name}.out"
@@ -177,18 +178,18 @@ def _out_of(graph: _Graph, face: Face) -> None:
     graph.outputs.append(graph.onnx.helper.make_tensor_value_info(name, graph.onnx.TensorProto.FLOAT, _shape(face)))
 
 
-def _turned(graph: _Graph, x: str, order: Sequence[int], name: str) -> str:
+def _turned(graph: Graph, x: str, order: Sequence[int], name: str) -> str:
     return x if list(order) == sorted(order) else graph.node("Transpose", [x], name, perm=list(order))
 
 
-def _reshaped(graph: _Graph, x: str, shape: Sequence[int], name: str) -> str:
+def _reshaped(graph: Graph, x: str, shape: Sequence[int], name: str) -> str:
     return graph.node("Reshape", [x, graph.constant(f"{name}.shape", np.array(shape, np.int64))], name)
 
 
 # ---------------------------------------------------------------- layers
 
 
-def _conv(graph: _Graph, layer: Conv, inputs: Sequence[str], output: str) -> None:
+def _conv(graph: Graph, layer: Conv, inputs: Sequence[str], output: str) -> None:
     weight = graph.constant(f"{layer.name}.weight", np.ascontiguousarray(layer.weight.transpose(0, 3, 1, 2)))
     bias: Numbers = layer.bias
     if layer.weight_scale is not None:
@@ -210,7 +211,7 @@ def _conv(graph: _Graph, layer: Conv, inputs: Sequence[str], output: str) -> Non
     _clamped(graph, layer, output, lambda to: graph.node("Conv", [*inputs, weight, biases], to, group=layer.groups, **sizes))
 
 
-def _clamped(graph: _Graph, layer: Conv | Add, output: str, write: Callable[[str], str]) -> None:
+def _clamped(graph: Graph, layer: Conv | Add, output: str, write: Callable[[str], str]) -> None:
     """Sums, and the bounds of a layer that those of its numbers do not imply."""
     y, (least, most) = layer.y, LIMITS.get(layer.y.kind, (-np.inf, np.inf))
     low, high = (layer.low - y.zero) * y.scale, (layer.high - y.zero) * y.scale
@@ -226,7 +227,7 @@ def _clamped(graph: _Graph, layer: Conv | Add, output: str, write: Callable[[str
         graph.node("Clip", [write(f"{output}.sums"), *bounds], output)
 
 
-def _pool(graph: _Graph, layer: Pool, inputs: Sequence[str], output: str) -> None:
+def _pool(graph: Graph, layer: Pool, inputs: Sequence[str], output: str) -> None:
     top, bottom, left, right = ends_of(layer)
     given: dict[str, Any] = {"kernel_shape": layer.window, "strides": layer.stride, "pads": (top, left, bottom, right)}
     if layer.dilation != (1, 1):
@@ -238,88 +239,41 @@ def _pool(graph: _Graph, layer: Pool, inputs: Sequence[str], output: str) -> Non
         graph.node("MaxPool", inputs, output, **given)
 
 
-def _mean(graph: _Graph, layer: Mean, inputs: Sequence[str], output: str) -> None:
+def _mean(graph: Graph, layer: Mean, inputs: Sequence[str], output: str) -> None:
     graph.node("GlobalAveragePool", inputs, output)
 
 
-def _add(graph: _Graph, layer: Add, inputs: Sequence[str], output: str) -> None:
+def _add(graph: Graph, layer: Add, inputs: Sequence[str], output: str) -> None:
     _clamped(graph, layer, output, lambda to: graph.node("Add" if layer.sign > 0 else "Sub", inputs, to))
 
 
-def _multiply(graph: _Graph, layer: Multiply, inputs: Sequence[str], output: str) -> None:
+def _multiply(graph: Graph, layer: Multiply, inputs: Sequence[str], output: str) -> None:
     graph.node("Mul", inputs, output)
 
 
-def _concat(graph: _Graph, layer: Concat, inputs: Sequence[str], output: str) -> None:
+def _concat(graph: Graph, layer: Concat, inputs: Sequence[str], output: str) -> None:
     graph.node("Concat", inputs, output, axis=1)
 
 
-def _table(graph: _Graph, layer: Table, inputs: Sequence[str], output: str) -> None:
-    if layer.function.startswith("clamp "):
-        bounds = [float(bound) for bound in layer.function.split()[1:]]
-        named = zip(("low", "high"), bounds, strict=True)
-        graph.node("Clip", [*inputs, *(graph.constant(f"{output}.{name}", np.float32(bound)) for name, bound in named)], output)
-    else:
-        _FUNCTIONS[layer.function](graph, inputs[0], output)
-
-
-def _silu(graph: _Graph, x: str, output: str) -> None:
-    graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{output}.sigmoid")], output)
-
-
-def _gelu(graph: _Graph, x: str, output: str) -> None:
-    """x / 2 * (1 + erf(x / sqrt 2))."""
-    root = graph.constant(f"{output}.root", np.float32(2**-0.5))
-    erf = graph.node("Erf", [graph.node("Mul", [x, root], f"{output}.scaled")], f"{output}.erf")
-    _half_of_one_and(graph, x, erf, output)
-
-
-def _gelu_tanh(graph: _Graph, x: str, output: str) -> None:
-    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) = x / 2 * (1 + tanh(x * (a + b x^2)))."""
-    a = float(np.sqrt(2 / np.pi))
-    square = graph.node("Mul", [x, x], f"{output}.square")
-    part = graph.node("Mul", [square, graph.constant(f"{output}.b", np.float32(0.044715 * a))], f"{output}.part")
-    factor = graph.node("Add", [part, graph.constant(f"{output}.a", np.float32(a))], f"{output}.factor")
-    tanh = graph.node("Tanh", [graph.node("Mul", [x, factor], f"{output}.inner")], f"{output}.tanh")
-    _half_of_one_and(graph, x, tanh, output)
-
-
-def _half_of_one_and(graph: _Graph, x: str, other: str, output: str) -> None:
-    more = graph.node("Add", [other, graph.constant(f"{output}.one", np.float32(1))], f"{output}.more")
-    half = graph.node("Mul", [x, graph.constant(f"{output}.half", np.float32(0.5))], f"{output}.halved")
-    graph.node("Mul", [half, more], output)
-
-
-_FUNCTIONS: dict[str, Callable[[_Graph, str, str], Any]] = {
-    "hard_swish": lambda graph, x, output: graph.node("HardSwish", [x], output),
-    "hard_sigmoid": lambda graph, x, output: graph.node("HardSigmoid", [x], output, alpha=1 / 6, beta=0.5),
-    "sigmoid": lambda graph, x, output: graph.node("Sigmoid", [x], output),
-    "tanh": lambda graph, x, output: graph.node("Tanh", [x], output),
-    "silu": _silu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-}
-
-
-def _softmax(graph: _Graph, layer: Softmax, inputs: Sequence[str], output: str) -> None:
+def _softmax(graph: Graph, layer: Softmax, inputs: Sequence[str], output: str) -> None:
     graph.node("Softmax", inputs, output, axis=1)
 
 
-def _pad(graph: _Graph, layer: Pad, inputs: Sequence[str], output: str) -> None:
+def _pad(graph: Graph, layer: Pad, inputs: Sequence[str], output: str) -> None:
     (top, bottom, left, right), (before, after) = layer.padding, layer.channels
     pads = graph.constant(f"{output}.pads", np.array([0, before, top, left, 0, after, bottom, right], np.int64))
     value = graph.constant(f"{output}.value", np.float32((layer.value - layer.x.zero) * layer.x.scale))
     graph.node("Pad", [*inputs, pads, value], output)
 
 
-def _cut(graph: _Graph, layer: Cut, inputs: Sequence[str], output: str) -> None:
+def _cut(graph: Graph, layer: Cut, inputs: Sequence[str], output: str) -> None:
     start, step = np.array(layer.start, np.int64), np.array(layer.step, np.int64)
     end = start + step * (np.array(layer.y.shape, np.int64) - 1) + 1
     parts = {"start": start, "end": end, "axes": np.array([2, 3, 1], np.int64), "step": step}
     graph.node("Slice", [*inputs, *(graph.constant(f"{output}.{name}", each) for name, each in parts.items())], output)
 
 
-def _reorder(graph: _Graph, layer: Reorder, inputs: Sequence[str], output: str) -> None:
+def _reorder(graph: Graph, layer: Reorder, inputs: Sequence[str], output: str) -> None:
     now = _turned(graph, inputs[0], _FROM_IMAGE, f"{output}.rows")
     now = _reshaped(graph, now, (-1, *layer.sizes), f"{output}.sizes")
     now = _turned(graph, now, (0, *(place + 1 for place in layer.order)), f"{output}.ordered")
@@ -327,20 +281,20 @@ def _reorder(graph: _Graph, layer: Reorder, inputs: Sequence[str], output: str) 
     graph.node("Transpose", [f"{output}.after"], output, perm=_TO_IMAGE)
 
 
-def _view(graph: _Graph, layer: View, inputs: Sequence[str], output: str) -> None:
+def _view(graph: Graph, layer: View, inputs: Sequence[str], output: str) -> None:
     now = _turned(graph, inputs[0], _FROM_IMAGE, f"{output}.rows")
     _reshaped(graph, now, (-1, *layer.y.shape), f"{output}.after")
     graph.node("Transpose", [f"{output}.after"], output, perm=_TO_IMAGE)
 
 
-_RULES: dict[type[Layer], Callable[[_Graph, Any, Sequence[str], str], None]] = {
+_RULES: dict[type[Layer], Callable[[Graph, Any, Sequence[str], str], None]] = {
     Conv: _conv,
     Pool: _pool,
     Mean: _mean,
     Add: _add,
     Multiply: _multiply,
     Concat: _concat,
-    Table: _table,
+    Table: table,
     Softmax: _softmax,
     Pad: _pad,
     Cut: _cut,
