@@ -158,7 +158,39 @@ def test_steps_of_many_instructions_are_counted_whole(tmp_path: Path) -> None:
     assert counts[0] * 96**2 > 2**32 / 1000 and counts[1] == pytest.approx(counts[0], rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (nn.ConvTranspose2d(3, 2, 2), (2, 3, 4, 4), "the model itself: a transposed convolution"),
+        (nn.Sequential(nn.Conv3d(3, 2, 2)), (2, 3, 4, 4, 4), "0: a convolution in three dimensions"),
+        (nn.LSTM(3, 4), (5, 2, 3), "an LSTM over 2 sequences at a time: give an example of one sample"),
+        (nn.Sequential(nn.Conv1d(3, 2, 2), nn.MaxPool1d(2)), (3, 9), r"1: a tensor .* with a batch dimension, x\[None\]"),
+        (nn.Linear(4, 2).double(), (2, 4), r"input is float64 .* call model.float\(\), and .float\(\) of the example$"),
+        (nn.Linear(4, 2).half(), (2, 4), r"input is float16 .* call model.float\(\), and .float\(\) of the example$"),
+        (nn.Embedding(4, 2), (2, 4), r"input is int64 .* call .float\(\) of the example, or leave out .* embeddings"),
+    ],
+)
+def test_layers_without_kernels_are_named(model: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    kind = torch.int64 if isinstance(model, nn.Embedding) else next(model.parameters()).dtype
+    with pytest.raises(SecateursError, match=message):
+        built(model, torch.zeros(shape, dtype=kind))
+
+
+@pytest.mark.parametrize("given", [{"flash": "x"}, {"sram": None}, {"mhz": "4"}, {"flash": True}, {"bits": 0}, {"lanes": "2"}])
+def test_sizes_that_are_none_are_named(given: dict[str, Any]) -> None:
+    with pytest.raises(SecateursError, match=rf"targets.microcontroller: {next(iter(given))}\b.* but must be "):
+        sc.targets.microcontroller(**given)
+
+
 # ---------------------------------------------------------------- calibration
+
+
+def test_calibration_that_is_no_batches_is_told(tmp_path: Path) -> None:
+    inputs = torch.randn(12, 4)
+    with pytest.raises(SecateursError, match=r"calibration is one mapping, .*: \[\{'input': …\}\]$"):
+        write(nn.Linear(4, 3), tmp_path / "f", calibration={"input": inputs})
+    with pytest.raises(SecateursError, match=r"\(12, 4\), but .* for \(4\); .* the example needs a batch dimension too, x\[None\]"):
+        write(nn.Linear(4, 3), tmp_path / "f", example=inputs[0], calibration=[inputs])
 
 
 class Two(nn.Module):

@@ -153,9 +153,14 @@ def _named(nest: Any, what: str) -> Iterator[tuple[str, Value]]:
 def _require_floats(recorded: nodes.Network) -> None:
     for name, value in _named(recorded.example, "input"):
         if value.dtype != torch.float32:
+            way = (
+                "call model.float(), and .float() of the example"
+                if value.dtype.is_floating_point
+                else "call .float() of the example, or leave out what looks whole numbers up, embeddings for example"
+            )
             raise UnsupportedError(
                 f"the {name} is {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}: a small machine takes float32, which it "
-                "quantises; leave out what looks whole numbers up, embeddings for example, or call model.float()"
+                f"quantises; {way}"
             )
 
 

@@ -81,7 +81,10 @@ class Building:
         """A tensor (1, channels, height, width) as an array."""
         shape = value.shape
         if len(shape) != 4 or shape[0] != 1:
-            raise Unsupported(f"a tensor {tuple(shape)} where one sample (1, channels, height, width) is needed")
+            raise Unsupported(
+                f"a tensor {tuple(shape)} where one sample (1, channels, height, width) is needed: give an example "
+                "of one sample with a batch dimension, x[None]"
+            )
         return self.ordered(value, (0, 2, 3, 1), (shape[2], shape[3], shape[1]))
 
     def rows(self, value: Any) -> Array:

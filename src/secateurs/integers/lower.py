@@ -239,7 +239,7 @@ def one_after_another(to: Building, name: str, tensors: Sequence[Value], out: Va
 def _lstm(to: Building, node: nodes.Lstm) -> None:
     steps, samples, _ = node.x.shape
     if samples != 1:
-        raise Unsupported(f"an LSTM over {samples} sequences at a time, where one sample is needed")
+        raise Unsupported(f"an LSTM over {samples} sequences at a time: give an example of one sample")
     x, units = to.rows(node.x), node.recurrent.shape[1]
     y = to.array(node.name or "lstm", (1, steps, units))
     last = tuple(to.array(f"{y.name}.{which}", (1, 1, units)) for which in ("hidden", "cell"))

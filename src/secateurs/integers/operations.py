@@ -47,7 +47,7 @@ def _gru(to: Building, node: Torch) -> None:
     x, hidden, *given, backwards = node.args
     steps, samples, _ = x.shape
     if samples != 1:
-        raise Unsupported(f"a GRU over {samples} sequences at a time, where one sample is needed")
+        raise Unsupported(f"a GRU over {samples} sequences at a time: give an example of one sample")
     if any(each not in to.constants for each in given):
         raise Unsupported("a GRU whose weights depend on the inputs")
     weight, recurrent, bias, recurrent_bias = (numbers_of(to.constants[each], 0) for each in given)
@@ -264,6 +264,18 @@ def _prelu(to: Building, node: Torch) -> None:
     to.places[node.outputs[0]] = each(to, to.of(x), "leaky_relu", float(to.constants[slope]))
 
 
+def _convolution(to: Building, node: Torch) -> None:
+    """Those that the recording left as they are: none has a kernel."""
+    weight, transposed = node.args[1], bool(node.args[6])
+    if transposed:
+        raise Unsupported("a transposed convolution")
+    if len(weight.shape) == 5:
+        raise Unsupported("a convolution in three dimensions")
+    raise Unsupported(
+        "a convolution whose weights depend on the inputs" if weight not in to.constants else "the operation convolution"
+    )
+
+
 def _pow(to: Building, node: Torch) -> None:
     if node.args[1] != 2:
         raise Unsupported(f"the power {node.args[1]} of a tensor, where its square has a kernel")
@@ -307,6 +319,7 @@ _RULES: dict[Any, Rule] = {
     aten.exp: _of_each("exp"),
     aten.pow: _pow,
     aten.neg: _neg,
+    aten.convolution: _convolution,
     gru._opoverload.overloadpacket: _gru,
 }
 

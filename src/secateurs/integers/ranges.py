@@ -239,6 +239,9 @@ def packed_batches(network: Network, batches: Iterable[Any]) -> Iterator[list[Nu
     if isinstance(batches, (Tensor, np.ndarray, str)) or not isinstance(batches, Iterable):
         what = f"one tensor {tuple(batches.shape)}" if isinstance(batches, (Tensor, np.ndarray)) else repr(batches)
         raise TaskError(f"calibration is {what}, but must be batches, one after the other: [inputs] for example")
+    if isinstance(batches, Mapping):
+        names = ", ".join(f"{face.name!r}: …" for face in network.inputs)
+        raise TaskError(f"calibration is one mapping, but must be batches, one after the other: [{{{names}}}]")
     for number, batch in enumerate(batches, 1):
         if isinstance(batch, Packed):
             yield list(batch.arrays)
@@ -257,8 +260,10 @@ def _packed(face: Face, tensor: Any, number: int) -> Numbers:
     )
     if not fits:
         wanted = ("samples", *face.shape[1:]) if face.batched else face.shape
+        more = numbers.ndim == len(face.shape) + 1
         raise TaskError(
             f"batch {number}: the {face.name} is {numbers.shape}, but the network was built for ({', '.join(map(str, wanted))})"
+            + ("; for batches of many samples the example needs a batch dimension too, x[None]" if more else "")
         )
     return face.packed(numbers)
 

@@ -12,6 +12,7 @@ from secateurs.costs.accelerators import Scalar, TensorCores
 from secateurs.costs.elements import times
 from secateurs.costs.formats import Format
 from secateurs.firmware.cores import core_of
+from secateurs.given import COUNT, NUMBER, require
 from secateurs.patterns import Block, Channel, Element, NofM, Vector
 from secateurs.run.forecast.latency import latency
 from secateurs.run.kernels.machine import instruction_set
@@ -60,8 +61,10 @@ class Microcontroller:
 
     def __post_init__(self) -> None:
         for name in ("flash", "sram", "bits", "mhz"):
-            if not getattr(self, name) > 0:
-                raise SecateursError(f"targets.microcontroller: {name}={getattr(self, name)!r}, but must be above 0")
+            value = getattr(self, name)
+            require("targets.microcontroller", name, value, NUMBER)
+            if not value > 0:
+                raise SecateursError(f"targets.microcontroller: {name}={value!r}, but must be above 0")
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -180,6 +183,7 @@ def microcontroller(
     >>> microcontroller(lanes=4).group
     Vector('inputs', length=4, tail='keep')
     """
+    require("targets.microcontroller", "lanes", lanes, COUNT)
     if lanes < 1:
         raise SecateursError(f"targets.microcontroller: lanes={lanes}, but must be at least 1")
     core_of(cpu)
