@@ -15,7 +15,7 @@ import numpy as np
 
 from secateurs.firmware.call import Constant
 from secateurs.firmware.emulator import CLOCK, M4, emulated
-from secateurs.firmware.source import declared
+from secateurs.firmware.text import declared
 from secateurs.firmware.trying import _SAY, told
 from secateurs.integers.layers import Add, Array, Conv, Mean, Network, Numbers, Pool, View, read
 from secateurs.integers.reference import values_of

@@ -21,7 +21,8 @@ from secateurs.firmware.formats import choices
 from secateurs.firmware.host import SANITIZED, on_host
 from secateurs.firmware.overwriting import overwriting
 from secateurs.firmware.program import TYPES, Program, planned
-from secateurs.firmware.source import declared, header, names_of, source
+from secateurs.firmware.source import header, names_of, source
+from secateurs.firmware.text import declared
 from secateurs.integers.build import built
 from secateurs.integers.layers import Conv, Kind, Layer, Numbers
 from secateurs.integers.quantise import quantised, to_integers

@@ -11,7 +11,7 @@ from secateurs.firmware.call import Call, Constant
 from secateurs.firmware.emulator import CLOCK, Core, emulated
 from secateurs.firmware.host import SANITIZED, on_host
 from secateurs.firmware.program import TYPES, arrays_of
-from secateurs.firmware.source import KERNELS, declared, kernel
+from secateurs.firmware.text import KERNELS, declared, kernel
 from secateurs.integers.layers import Array, Numbers, Softmax, read, written
 from secateurs.integers.reference import answers
 

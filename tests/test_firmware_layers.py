@@ -18,7 +18,7 @@ from secateurs.firmware.emulator import M0, M3, M4, missing
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.host import compiler, on_host
 from secateurs.firmware.products import Place
-from secateurs.firmware.source import KERNELS, kernel
+from secateurs.firmware.text import KERNELS, kernel
 from secateurs.integers.layers import (
     Add,
     Array,

@@ -12,7 +12,8 @@ from secateurs.firmware.emulator import Core
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.harness import Vector, main, makefile, vectors
 from secateurs.firmware.program import Program
-from secateurs.firmware.source import header, kernel, source
+from secateurs.firmware.source import header, source
+from secateurs.firmware.text import kernel
 from secateurs.replacing import beside
 from secateurs.types import WriteError
 

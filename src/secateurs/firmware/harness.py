@@ -10,7 +10,8 @@ import numpy as np
 from secateurs.firmware.call import Constant
 from secateurs.firmware.emulator import CLOCK, TOOLS, Core
 from secateurs.firmware.program import TYPES, Program
-from secateurs.firmware.source import declared, filled, names_of
+from secateurs.firmware.source import filled, names_of
+from secateurs.firmware.text import declared
 from secateurs.integers.layers import Numbers
 
 TOLERANCE = 1e-3

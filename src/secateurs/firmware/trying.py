@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from secateurs.firmware.call import Call, Constant
+from secateurs.firmware.text import KERNELS, declared, kernel
 from secateurs.integers.layers import Numbers
 
-KERNELS: tuple[str, ...] = tuple((files("secateurs.firmware") / "c" / "ORDER").read_text("utf-8").split())
-"""The files of C, in the order in which they build on each other: a new one gets its line in ``c/ORDER``."""
 _TYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t", "float32": "float"}
 _SAY = """
 #ifdef __arm__
@@ -38,23 +36,6 @@ class Trial:
     call: Call
     x: Numbers
     y: Numbers
-
-
-def kernel(name: str) -> str:
-    """A file of C that comes with the package."""
-    return (files("secateurs.firmware") / "c" / name).read_text("utf-8")
-
-
-def declared(constant: Constant) -> str:
-    """A constant as C.
-
-    >>> import numpy as np
-    >>> print(declared(Constant("a", "int8_t", np.array([1, -2], np.int8))))
-    static const int8_t a[2] __attribute__((aligned(4))) = {1, -2};
-    """
-    numbers = constant.numbers.ravel().tolist()
-    listed = [f"({each + 1} - 1)" if each == -(1 << 31) else str(each) for each in numbers]
-    return f"static const {constant.ctype} {constant.name}[{len(listed)}] __attribute__((aligned(4))) = {{{', '.join(listed)}}};"
 
 
 def program(trials: Sequence[Trial], clock: str = "return 0;") -> str:
