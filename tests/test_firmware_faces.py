@@ -209,6 +209,16 @@ def test_a_pair_of_tensors_is_both_inputs(target: bool, tmp_path: Path) -> None:
     assert made.program.network.inputs[1].array.size == 6
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_what_is_always_0_is_warned_of_at_the_line_of_the_user(search: bool, tmp_path: Path) -> None:
+    first = nn.Linear(4, 3)
+    nn.init.constant_(first.bias, -1e3)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="nothing but 0 in 0") as told:
+        write(model, tmp_path, calibration=[torch.randn(40, 4)], search=search, check=False)
+    assert {each.filename for each in told} == {__file__}
+
+
 def test_examples_without_a_batch_are_calibrated_one_by_one(tmp_path: Path) -> None:
     batches = [torch.full((4,), float(number)) for number in range(20)]
     made = write(nn.Linear(4, 3), tmp_path, example=torch.zeros(4), calibration=batches, check=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from secateurs.integers.layers import LIMITS, Array, Face, Kind, Network, Number
 from secateurs.integers.quantise import Range
 from secateurs.integers.reference import values_of
 from secateurs.types import NonFiniteError, SecateursError, TaskError
+from secateurs.watch.lines import is_users
 
 _AT_ONCE = 64
 _BINS = 4096
@@ -194,9 +197,18 @@ def seen_in(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
         warnings.warn(
             f"calibration saw nothing but 0 in {', '.join(still)}: anything else that comes there later is clipped to about "
             "0; calibrate on more inputs, or leave out what does nothing",
-            stacklevel=3,
+            stacklevel=_to_the_user(),
         )
     return found
+
+
+def _to_the_user() -> int:
+    """How many calls up from the caller the first line is that is not ours, as `warnings.warn` counts."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and not is_users(frame):
+        frame, level = frame.f_back, level + 1
+    return level if frame is not None else 1
 
 
 def seen_of(network: Network, batches: Iterable[Any]) -> dict[str, Seen]:
