@@ -14,20 +14,23 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.firmware.calls import call_of
 from secateurs.firmware.cores import core_of
 from secateurs.firmware.emulator import missing
 from secateurs.firmware.error import FirmwareError
 from secateurs.firmware.folder import write_folder
-from secateurs.firmware.host import compiler, on_host
-from secateurs.firmware.program import identifier
+from secateurs.firmware.host import SANITIZED, compiler, on_host
+from secateurs.firmware.program import identifier, planned
 from secateurs.integers.build import built
+from secateurs.integers.layers import Conv
 from secateurs.integers.module import IntegerModel
 from secateurs.integers.quantise import quantised
+from secateurs.integers.reference import run
 from secateurs.types import SecateursError, WriteError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from firmware_fuzz import wrong
+from firmware_fuzz import program_of, wrong
 
 CHIP = sc.targets.microcontroller(flash=64_000, sram=16_000)
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler on this machine")
@@ -269,3 +272,18 @@ def test_the_page(written: tuple[Path, Any], tmp_path: Path) -> None:
     text = sc.report.write_firmware_html(made, tmp_path / "tiny.html").read_text()
     assert "<title>tiny: int8 on a cortex-m4</title>" in text and text.count("<svg") == 2 and "depthwise 3x3" in text
     assert "<script" not in text
+
+
+@needs_compiler
+def test_sums_that_a_shift_to_the_left_would_carry_beyond_32_bits_saturate() -> None:
+    """Outputs whose range was tiny when it was seen, and inputs at their ends: factors are above 1, sums far above what they fit."""
+    torch.manual_seed(0)
+    floats = built(nn.Linear(4000, 3).eval(), torch.zeros(1, 4000))
+    network_ = quantised(floats, {"input": (-1.0, 1.0), floats.outputs[0].array.name: (-1e-9, 1e-9)}, "int8")
+    [layer] = network_.layers
+    assert isinstance(layer, Conv) and layer.rescale is not None and layer.rescale.shift.max() > 1
+    ends = np.sign(layer.weight.astype(int)).reshape(3, 1, 1, 4000) * 127
+    inputs = [np.concatenate([ends, -ends]).astype(np.int8)]
+    calls = [call_of(each, f"left_{number}") for number, each in enumerate(network_.layers)]
+    case = planned(network_, calls, "left"), inputs, run(network_, inputs)
+    assert on_host(program_of([case]), ("-O1", *SANITIZED)).split() == ["left", "0"]

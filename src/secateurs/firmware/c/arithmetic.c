@@ -94,8 +94,11 @@ static inline int32_t sec_easy(int32_t doubled, int32_t multiplier, int32_t shif
 
 /* The same for any shift and any bounds. */
 static int32_t sec_scaled(int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high) {
-    int64_t product = (int64_t)sum * ((int64_t)1 << (shift > 0 ? shift : 0)) * multiplier;
-    int64_t scaled = (product + ((int64_t)1 << 30)) >> 31;
+    if (shift > 0) { /* what would leave 32 bits saturates before it is shifted */
+        const int32_t most = INT32_MAX >> shift;
+        sum = (sum > most ? most : sum < -most - 1 ? -most - 1 : sum) * (1 << shift);
+    }
+    int64_t scaled = ((int64_t)sum * multiplier + ((int64_t)1 << 30)) >> 31;
     if (shift < 0) {
         scaled = (scaled + ((int64_t)1 << (-shift - 1)) - (scaled < 0)) >> -shift;
     }
